@@ -1,0 +1,61 @@
+"""The facts that more than one place needs, each written once.
+
+Ports, paths, names and limits that the Pulumi program, the user data, the nodes' scripts and the lab have to agree
+on. Nothing here computes and nothing here imports Pulumi.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROJECT: Final = "openquake-cluster"
+
+# --- ports: the seed's three on the master, and what the nodes themselves need to reach -------------------------------
+AMQP_PORT: Final = 5672
+DBSERVER_PORT: Final = 1999
+WEBUI_PORT: Final = 8800
+NFS_PORT: Final = 2049
+HTTPS_PORT: Final = 443
+HTTP_PORT: Final = 80
+
+# --- users: ids are pinned because data volumes and NFS outlive the images that created the users ---------------------
+OPENQUAKE_USER: Final = "openquake"
+OPENQUAKE_ID: Final = 600
+RABBITMQ_USER: Final = "rabbitmq"
+RABBITMQ_ID: Final = 601
+
+# --- paths on every node ----------------------------------------------------------------------------------------------
+OPENQUAKE_CFG: Final = "/etc/openquake/openquake.cfg"
+NFS_DIR: Final = "/srv/openquake"
+SHARED_DIR: Final = f"{NFS_DIR}/oqdata"
+ENGINE_IMAGE_DIR: Final = f"{NFS_DIR}/engine"
+ENGINE_DIR: Final = "/opt/openquake"
+DBSERVER_DIR: Final = "/var/lib/openquake"
+RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
+NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
+
+# Where the master's three data volumes are mounted (the seed: separate partitions for /home, /var and RabbitMQ).
+HOME_MOUNT: Final = "/home"
+VAR_MOUNT: Final = "/var"
+VOLUME_MOUNTS: Final = (HOME_MOUNT, VAR_MOUNT, RABBITMQ_DIR)
+
+# udev's name for an EBS volume on a Nitro instance is this prefix and the volume id without its dash: the NVMe serial.
+# https://docs.aws.amazon.com/ebs/latest/userguide/identify-nvme-ebs-device.html
+EBS_DEVICE_PREFIX: Final = "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_"
+
+# --- systemd units ----------------------------------------------------------------------------------------------------
+RABBITMQ_UNIT: Final = "rabbitmq-server.service"
+DBSERVER_UNIT: Final = "openquake-dbserver.service"
+WEBUI_UNIT: Final = "openquake-webui.service"
+CELERY_UNIT: Final = "openquake-celery.service"
+
+# --- RabbitMQ and Celery ----------------------------------------------------------------------------------------------
+AMQP_USER: Final = "openquake"
+AMQP_VHOST: Final = "openquake"
+CELERY_QUEUE: Final = "celery"  # the seed's name
+# The seed's engines ask for 2 GB of memory per core (OpenQuake's hardware advice), so a worker starts no more processes.
+MEMORY_PER_PROCESS_MB: Final = 2048
+
+# --- user data --------------------------------------------------------------------------------------------------------
+# AWS refuses more than 16 KB before base64: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/user-data.html
+USER_DATA_LIMIT: Final = 16 * 1024
