@@ -1,0 +1,56 @@
+# The project's commands. `make help` lists them.
+# Everything they need is installed by the targets themselves: Debian packages (root), two virtual environments.
+
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3.11
+VENV := .venv
+ENGINE_VENV := .venv-engine
+UV := $(VENV)/bin/uv
+UV_SYNC := VIRTUAL_ENV= $(UV) pip sync --quiet --require-hashes
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit transport lab check lock host-packages clean
+
+help: ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them
+	$(VENV)/bin/python -m lab demo
+
+test: unit transport lab ## all three tiers of tests
+
+unit: $(VENV)/.done ## the program under mocks: seconds, no root
+	$(VENV)/bin/python -m pytest tests/unit
+
+transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against a real RabbitMQ
+	$(VENV)/bin/python -m pytest tests/transport
+
+lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
+	$(VENV)/bin/python -m pytest tests/lab
+
+check: $(VENV)/.done ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in files
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-dev.in -o requirements-dev.txt
+
+# Debian packages of the lab and the transport tests; without root the tiers that need them say so and are skipped.
+host-packages:
+	@lab/install-host-packages
+
+$(VENV)/.done: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*.py)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENGINE_VENV)
+	$(UV) pip sync --quiet --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
+	$(UV) pip install --quiet --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine
+	@touch $@
+
+clean: ## remove what the commands above made, and the lab's cache
+	rm -rf $(VENV) $(ENGINE_VENV) .cache out
