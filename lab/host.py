@@ -1,0 +1,230 @@
+"""This machine: its commands, its processes, and whether a lab can run on it.
+
+Everything that a lab starts or makes carries the lab's name: namespaces and directories by their names, processes by
+an environment variable that their children inherit. So a lab can be found and taken down without any record of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MARKER = "OQLAB_PROCESS"
+"""Environment variable of every process of a lab: the lab's name."""
+
+
+class LabError(Exception):
+    """Something that the user can act on; printed without a traceback."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a lab keeps its things.
+
+    :ivar name: the lab's name, the prefix of all it makes: ``oqlab`` or ``oqlab`` and a few letters or digits
+    :ivar cache: what is worth keeping between labs (base images, engine images, apt archives)
+    """
+
+    name: str
+    cache: Path
+
+    @property
+    def state(self) -> Path:
+        """The lab's own directory: disks, keys, state; removed by ``down``."""
+        return Path("/var/lib") / self.name
+
+    def netns(self, short: str) -> str:
+        """The name of one of the lab's network namespaces."""
+        return f"{self.name}-{short}"
+
+
+def lab_paths() -> Paths:
+    """Paths from the environment: OQLAB_NAME (a second lab beside the first) and OQLAB_CACHE."""
+    name = os.environ.get("OQLAB_NAME", "oqlab")
+    if not re.fullmatch(r"oqlab[a-z0-9]{0,8}", name):
+        raise LabError(f"OQLAB_NAME={name}: must be 'oqlab' and at most 8 letters or digits")
+    return Paths(name, Path(os.environ.get("OQLAB_CACHE", REPOSITORY / ".cache")).resolve())
+
+
+def run(command: Sequence[str | Path], *, check: bool = True, stdin: str | None = None) -> str:
+    """Run a command, return what it wrote; LabError with its own words when it fails."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, input=stdin, check=False
+    )
+    if check and done.returncode != 0:
+        words = " ".join(str(word) for word in command)
+        raise LabError(f"{words}: exit {done.returncode}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def in_netns(namespace: str, command: Sequence[str]) -> list[str]:
+    """The command line that runs ``command`` in a network namespace."""
+    return ["nsenter", f"--net=/run/netns/{namespace}", "--", *command]
+
+
+def start(paths: Paths, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a background process of the lab, in its own session, writing to a log file."""
+    environment = {**os.environ, MARKER: paths.name, "PYTHONPATH": str(REPOSITORY)}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=REPOSITORY,
+            start_new_session=True,
+        )
+
+
+def processes(paths: Paths) -> list[int]:
+    """The processes that carry the lab's marker, and those inside its namespaces."""
+    wanted = f"{MARKER}={paths.name}".encode()
+    found = set()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if wanted in environ.read_bytes().split(b"\0"):
+                found.add(int(environ.parent.name))
+        except OSError:  # it ended, or it is the kernel's
+            continue
+    for namespace in namespaces(paths):
+        found.update(int(pid) for pid in run(["ip", "netns", "pids", namespace], check=False).split())
+    return sorted(found - {os.getpid()})
+
+
+def namespaces(paths: Paths) -> list[str]:
+    """The lab's network namespaces that exist."""
+    directory = Path("/run/netns")
+    return sorted(path.name for path in directory.glob(f"{paths.name}-*")) if directory.exists() else []
+
+
+def kill(pids: Iterable[int], timeout: float = 10) -> None:
+    """SIGKILL processes and wait until they are gone; LabError if one stays."""
+    waiting = list(pids)
+    for pid in waiting:
+        signal_quietly(pid, signal.SIGKILL)
+    deadline = time.monotonic() + timeout
+    while waiting := [pid for pid in waiting if is_alive(pid)]:
+        if time.monotonic() > deadline:
+            raise LabError(f"processes do not die: {waiting}")
+        time.sleep(0.05)
+
+
+def signal_quietly(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_until(what: str, ready: object, timeout: float) -> None:
+    """Call ``ready()`` until it is true; LabError naming ``what`` after ``timeout`` seconds."""
+    assert callable(ready)
+    deadline = time.monotonic() + timeout
+    while not ready():
+        if time.monotonic() > deadline:
+            raise LabError(f"{what}: not after {timeout:.0f} s")
+        time.sleep(0.1)
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points at or below a directory, deepest first."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].replace("\\040", " ")
+        if Path(point).is_relative_to(directory):
+            found.append(point)
+    return sorted(found, key=len, reverse=True)
+
+
+COMMANDS = {
+    "systemd-nspawn": "systemd-container",
+    "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "slirp4netns": "slirp4netns",
+    "dnsmasq": "dnsmasq-base",
+    "nsenter": "util-linux",
+    "losetup": "mount",
+    "mkfs.ext4": "e2fsprogs",
+}
+"""What the lab calls, and the Debian package it is in."""
+
+
+def missing(paths: Paths) -> list[str]:
+    """What this machine lacks to run a lab; empty when nothing."""
+    if sys.platform != "linux":
+        return ["Linux"]
+    if os.geteuid() != 0:
+        return ["root (try sudo)"]
+    lacks = [f"{command} ({package})" for command, package in COMMANDS.items() if not shutil.which(command)]
+    filesystems = Path("/proc/filesystems").read_text().split()
+    for name in ("overlay", "squashfs"):
+        # A filesystem may be a module that is not loaded yet: loading it is what tells.
+        if (
+            name not in filesystems
+            and subprocess.run(["modprobe", "-q", name], capture_output=True, check=False).returncode
+        ):
+            lacks.append(f"the kernel's {name}")
+    lacks += [f"{node}" for node in ("/dev/loop-control", "/dev/net/tun") if not Path(node).exists()]
+    if not lacks:
+        lacks += _missing_features(paths)
+    return lacks
+
+
+def _missing_features(paths: Paths) -> list[str]:
+    """Kernel features that only trying tells: namespaces, nftables in one, overlay on the lab's disk."""
+    lacks = []
+    ruleset = "table ip oqlab { chain c { type nat hook postrouting priority 100; masquerade; }; }"
+    probe = subprocess.run(
+        ["unshare", "--net", "nft", "-f", "-"], input=ruleset, capture_output=True, text=True, check=False
+    )
+    if probe.returncode:
+        lacks.append(f"nftables in a network namespace ({probe.stderr.strip().splitlines()[0]})")
+    scratch = paths.state.with_name(f"{paths.name}.probe")
+    try:
+        for name in ("lower", "upper", "work", "root"):
+            (scratch / name).mkdir(parents=True, exist_ok=True)
+        options = f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
+        probe = subprocess.run(
+            ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, f"{scratch}/root"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if probe.returncode:
+            lacks.append(f"an overlay over {scratch.parent} ({probe.stderr.strip()})")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return lacks
+
+
+def require_host(paths: Paths) -> None:
+    """LabError in one line when a lab cannot run here."""
+    if lacks := missing(paths):
+        raise LabError(f"this machine cannot run the lab; missing: {', '.join(lacks)}")

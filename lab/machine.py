@@ -1,0 +1,199 @@
+"""An instance: a container that systemd boots on an overlay of an image, inside one of the lab's network namespaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from lab import volumes
+from lab.host import Paths, in_netns, is_alive, kill, run, start, wait_until
+
+REBOOT = 133
+"""systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One instance of the lab.
+
+    :ivar name: ``master``, ``worker-1`` …; also its network namespace's name
+    :ivar cpus: the cores of this machine that it may use: its vCPUs
+    """
+
+    paths: Paths
+    name: str
+    address: IPv4Address
+    cpus: tuple[int, ...]
+    binds: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """Where its disk and its console log are."""
+        return self.paths.state / "nodes" / self.name
+
+    @property
+    def root(self) -> Path:
+        """Its root file system, mounted while it exists."""
+        return self.directory / "root"
+
+    @property
+    def by_id(self) -> Path:
+        """The directory that it sees as /dev/disk/by-id."""
+        return self.directory / "by-id"
+
+    def create(self, image: Path, resolver: IPv4Address, authority: str) -> None:
+        """Make its disk: an overlay of the image, and what DHCP and the lab's own API need in it.
+
+        :param authority: PEM certificate that the lab's AWS API is signed with
+        """
+        for name in ("root", "upper", "work", "by-id"):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        options = f"lowerdir={image},upperdir={self.directory}/upper,workdir={self.directory}/work"
+        run(["mount", "-t", "overlay", "overlay", "-o", options, self.root])
+        etc = self.root / "etc"
+        (etc / "resolv.conf").write_text(f"nameserver {resolver}\n")
+        (self.root / "usr/local/share/ca-certificates/oqlab.crt").write_text(authority)
+        with (etc / "ssl/certs/ca-certificates.crt").open("a") as bundle:
+            bundle.write(authority)
+
+    def power_on(self) -> None:
+        """Start it, and keep it started over its own reboots."""
+        # A name per instance and its own directory of certificates: nothing is shared but what is bound.
+        binds = [f"--bind={source}:{target}" for source, target in self.binds.items()]
+        binds += [f"--bind={node}:/dev/{node.name}" for node in volumes.loop_nodes(self.paths)]
+        command = [
+            "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={self.root}",
+            f"--machine={self.paths.netns(self.name)}", f"--hostname={self.name}",
+            f"--network-namespace-path=/run/netns/{self.paths.netns(self.name)}",
+            f"--cpu-affinity={','.join(map(str, self.cpus))}",
+            "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only",
+            "--bind=/dev/loop-control", f"--bind={self.by_id}:/dev/disk/by-id", *binds,
+        ]  # fmt: skip
+        start(self.paths, [*_scope(self), sys.executable, "-m", "lab.machine", *command], self.console)
+
+    @property
+    def console(self) -> Path:
+        """The file with what it wrote to its console."""
+        return self.directory / "console.log"
+
+    def pids(self) -> list[int]:
+        """Its supervisor, its container's monitor and all that runs in it."""
+        wanted = f"--machine={self.paths.netns(self.name)}".encode()
+        found = []
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if wanted in cmdline.read_bytes().split(b"\0"):
+                    found.append(int(cmdline.parent.name))
+            except OSError:  # it ended
+                continue
+        inside = run(["ip", "netns", "pids", self.paths.netns(self.name)], check=False)
+        return found + [int(pid) for pid in inside.split()]
+
+    def init(self) -> int | None:
+        """The process id, on this machine, of its process 1; None when it is off."""
+        for pid in run(["ip", "netns", "pids", self.paths.netns(self.name)], check=False).split():
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            if next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:][1:] == [
+                "1"
+            ]:
+                return int(pid)
+        return None
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The command line that runs ``words`` inside it, as root, on its cores."""
+        pid = self.init()
+        if pid is None:
+            return ["sh", "-c", f"echo {self.name} is off >&2; exit 255"]
+        environment = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
+        cpus = ",".join(map(str, self.cpus))
+        namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
+        return [
+            "taskset", "--cpu-list", cpus, "nsenter", f"--target={pid}", *namespaces, "--",
+            "env", "-i", *environment, *words,
+        ]  # fmt: skip
+
+    def execute(self, words: Sequence[str], timeout: float | None = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command inside it and wait for it."""
+        return subprocess.run(
+            self.command(words),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        """Cut its power: SIGKILL to all of it at once."""
+        # The supervisor first, lest it takes the death for a reboot; the kernel kills the rest with process 1.
+        kill(self.pids())
+
+    def power_off(self, timeout: float = 20) -> None:
+        """Shut it down as the console's power button does, and cut the power if it takes too long."""
+        pid = self.init()
+        if pid is not None:
+            os.kill(pid, signal.SIGRTMIN + 4)  # systemd(1): start poweroff.target
+            try:
+                wait_until("power-off", lambda: not is_alive(pid), timeout)
+            except Exception:
+                self.kill()
+        self.kill()
+
+    def remove(self) -> None:
+        """Take its disk away."""
+        run(["umount", "--lazy", self.root], check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def answers(paths: Paths, namespace: str, address: IPv4Address, port: int, timeout: float = 1.0) -> bool:
+    """Whether a TCP connection from one of the lab's namespaces to an address of the lab opens."""
+    program = f"import socket; socket.create_connection(('{address}', {port}), {timeout}).close()"
+    command = in_netns(paths.netns(namespace), [sys.executable, "-c", program])
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _scope(machine: Machine) -> list[str]:
+    """On a machine that systemd runs, a scope of its own, whose control groups the container may manage."""
+    if not Path("/run/systemd/system").is_dir():
+        return []
+    name = machine.paths.netns(machine.name)
+    return [
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "--scope",
+        f"--unit={name}",
+        "--property=Delegate=yes",
+        "--",
+    ]
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run systemd-nspawn, again after each reboot of the system in it; its last exit code."""
+    environment = dict(os.environ)
+    if Path("/sys/fs/cgroup/unified").is_dir():
+        # A hybrid control group tree: the container's systemd gets the legacy one (the unified one hangs at power-off).
+        environment["SYSTEMD_NSPAWN_UNIFIED_HIERARCHY"] = "0"
+    while (code := subprocess.run(command, env=environment, check=False).returncode) == REBOOT:
+        continue
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(sys.argv[1:]))

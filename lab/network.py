@@ -1,0 +1,250 @@
+"""The VPC: network namespaces, their links, the security groups, and the resolver.
+
+Namespaces of a lab (``oqlab-…``)::
+
+    master, worker-1 …   instances, each with one interface
+    client               an address of the VPC that belongs to no security group
+    aws                  EFS mount targets and AWS's API, at the endpoints' addresses
+    world                the internet: an address that answers, and this machine's way out by slirp4netns
+    vpc                  the router between them all
+
+Every link is point to point into ``vpc``, so each packet passes its forward chain, where the security groups are.
+Nothing of this machine's own network is changed: slirp4netns carries what leaves through ordinary sockets.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from lab.cloud import Interface, Plan, Rule
+from lab.host import LabError, Paths, in_netns, run, start, wait_until
+
+IMDS = IPv4Address("169.254.169.254")
+# The lab's internet is in the block that RFC 2544 sets aside for benchmarks, which no real network has.
+WORLD_LINK = IPv4Address(
+    "198.19.0.1"
+)  # the router's end of the link to the world: the NAT gateway's public address
+WORLD = IPv4Address("198.19.0.10")  # answers HTTP to whoever gets there
+PUBLIC_API = IPv4Address("198.19.0.20")  # AWS's API as the internet sees it
+S3 = IPv4Address("198.19.0.30")  # S3, as its gateway endpoint routes to it
+SLIRP_NETWORK = IPv4Network("198.18.0.0/24")
+SLIRP_GATEWAY = IPv4Address("198.18.0.2")  # slirp4netns's own places in the network it is given
+SLIRP_RESOLVER = IPv4Address("198.18.0.3")
+DEVICE = "ens5"  # an instance's interface, named as on Nitro instances
+
+
+def router_address(network: IPv4Network) -> IPv4Address:
+    """A subnet's gateway: AWS reserves the address after the network's."""
+    return network.network_address + 1
+
+
+def resolver_address(vpc: IPv4Network) -> IPv4Address:
+    """The VPC's resolver: the VPC's base plus two, says AWS."""
+    return vpc.network_address + 2
+
+
+def mac_address(address: IPv4Address) -> str:
+    """A locally administered MAC address made of the IP address."""
+    return "02:00:" + ":".join(f"{byte:02x}" for byte in address.packed)
+
+
+def link_name(name: str) -> str:
+    """The router's end of the link to a namespace."""
+    return f"to-{name}"
+
+
+def create(paths: Paths, plan: Plan, logs: Path) -> None:
+    """Make the namespaces that are there before any instance, and start their resolver and way out."""
+    vpc = paths.netns("vpc")
+    _namespace(vpc)
+    # Strict reverse paths are AWS's source check; there is no IPv6 in the VPC, so none passes beside the rules.
+    _sysctl(vpc, "ipv4/ip_forward=1", "ipv4/conf/all/rp_filter=1", "ipv6/conf/all/disable_ipv6=1")
+    gateways = {router_address(subnet.cidr) for subnet in plan.subnets.values()}
+    for address in sorted({*gateways, resolver_address(plan.vpc), IMDS}):
+        _ip(vpc, "address", "add", f"{address}/32", "dev", "lo")
+    _ip(vpc, "route", "add", "blackhole", str(plan.vpc))
+
+    inside = [interface.address for endpoint in plan.endpoints for interface in endpoint.interfaces]
+    inside += [target.address for target in plan.mount_targets]
+    connect(paths, "aws", [*inside, PUBLIC_API, S3], router_address(plan.vpc))
+    world = paths.netns("world")
+    connect(paths, "world", [WORLD], WORLD_LINK)
+    _ip(vpc, "address", "add", f"{WORLD_LINK}/32", "dev", link_name("world"))
+    _ip(vpc, "route", "add", "default", "dev", link_name("world"), "via", str(WORLD), "onlink")
+    _sysctl(world, "ipv4/ip_forward=1")
+    _nft(
+        world,
+        "table ip world { chain out { type nat hook postrouting priority 100; oifname tap0 masquerade; }; }",
+    )
+    _start_slirp(paths, world, logs)
+    apply_rules(paths, plan, {})
+    _start_resolver(paths, plan, logs)
+
+
+def connect(paths: Paths, name: str, addresses: Sequence[IPv4Address], gateway: IPv4Address) -> None:
+    """Make a namespace with these addresses, linked to the router."""
+    vpc, namespace = paths.netns("vpc"), paths.netns(name)
+    _namespace(namespace)
+    run([
+        "ip", "-n", vpc, "link", "add", link_name(name), "type", "veth",
+        "peer", "name", DEVICE, "address", mac_address(addresses[0]), "netns", namespace,
+    ])  # fmt: skip
+    _ip(vpc, "link", "set", link_name(name), "up")
+    _ip(namespace, "link", "set", DEVICE, "up")
+    for address in addresses:
+        _ip(namespace, "address", "add", f"{address}/32", "dev", DEVICE)
+        _ip(vpc, "route", "add", f"{address}/32", "dev", link_name(name))
+    # Every address of the VPC is behind the router, on the same subnet too: no neighbour is reached around it.
+    _ip(namespace, "route", "add", f"{gateway}/32", "dev", DEVICE, "scope", "link", "src", str(addresses[0]))
+    _ip(
+        namespace, "route", "replace", "default", "via", str(gateway), "dev", DEVICE, "src", str(addresses[0])
+    )
+
+
+def disconnect(paths: Paths, name: str) -> None:
+    """Remove a namespace; its link goes with it."""
+    run(["ip", "netns", "delete", paths.netns(name)], check=False)
+
+
+def apply_rules(paths: Paths, plan: Plan, instances: Mapping[str, Interface]) -> None:
+    """Load the security groups and routes as they are for these instances, in one atomic change."""
+    _nft(paths.netns("vpc"), ruleset(plan, instances.values()))
+
+
+def ruleset(plan: Plan, instances: Iterable[Interface]) -> str:
+    """The router's nftables rules: routes out of the VPC, then egress of the source and ingress of the destination.
+
+    What has an interface with security groups is refused what no rule allows; what has none (the client) is not asked.
+    """
+    interfaces = [*instances, *plan.mount_targets]
+    interfaces += [interface for endpoint in plan.endpoints for interface in endpoint.interfaces]
+    members: dict[str, list[IPv4Address]] = {}
+    for rule in plan.rules:
+        members.setdefault(rule.group, [])
+        if rule.peer.startswith("sg-"):
+            members.setdefault(rule.peer, [])
+    for interface in interfaces:
+        for group in interface.groups:
+            members.setdefault(group, []).append(interface.address)
+    sets = {_set_name(group): addresses for group, addresses in members.items()}
+    sets["guarded"] = [interface.address for interface in interfaces]
+    nat = [subnet.cidr for subnet in plan.subnets.values() if subnet.nat]
+    s3 = [subnet.cidr for subnet in plan.subnets.values() if subnet.s3]
+    resolver = resolver_address(plan.vpc)
+    return "\n".join(
+        [
+            "table ip vpc",
+            "delete table ip vpc",
+            "table ip vpc {",
+            *(_set(name, addresses) for name, addresses in sets.items()),
+            _set("nat_subnets", nat),
+            _set("s3_subnets", s3),
+            "chain input { type filter hook input priority 0; policy drop;",
+            "  ct state established,related accept",
+            '  iifname "lo" accept',
+            f"  ip daddr {IMDS} tcp dport 80 accept",
+            f"  ip daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept",
+            "}",
+            "chain forward { type filter hook forward priority 0; policy drop;",
+            "  ct state established,related accept",
+            '  iifname "to-world" drop',
+            f"  ip daddr {S3} ip saddr != @s3_subnets drop",
+            f"  ip daddr {PUBLIC_API} ip saddr != @nat_subnets drop",
+            '  oifname "to-world" ip saddr != @nat_subnets drop',
+            "  ip saddr @guarded jump egress",
+            "  ip daddr @guarded jump ingress",
+            "  accept",
+            "}",
+            "chain egress {",
+            *(line for rule in plan.rules if rule.direction == "egress" for line in _rule(rule, plan)),
+            "  drop",
+            "}",
+            "chain ingress {",
+            *(line for rule in plan.rules if rule.direction == "ingress" for line in _rule(rule, plan)),
+            "  drop",
+            "}",
+            "chain nat { type nat hook postrouting priority 100;",
+            '  oifname "to-world" masquerade',
+            "}",
+            "}",
+            "",
+        ]
+    )
+
+
+def _rule(rule: Rule, plan: Plan) -> list[str]:
+    """One rule of a security group as a line of the ingress or egress chain."""
+    own, other = ("saddr", "daddr") if rule.direction == "egress" else ("daddr", "saddr")
+    if rule.peer.startswith("sg-"):
+        peer = f"@{_set_name(rule.peer)}"
+    else:
+        peer = str(plan.prefix_lists.get(rule.peer, rule.peer))
+    if rule.protocol == "-1":
+        service = ""
+    elif rule.ports is None:
+        service = f"meta l4proto {rule.protocol} "
+    else:
+        service = f"{rule.protocol} dport {rule.ports[0]}-{rule.ports[1]} "
+    return [f"  ip {own} @{_set_name(rule.group)} ip {other} {peer} {service}return"]
+
+
+def _set_name(group: str) -> str:
+    return group.replace("-", "_")
+
+
+def _set(name: str, elements: Sequence[IPv4Address | IPv4Network]) -> str:
+    inside = f"elements = {{ {', '.join(map(str, elements))} }}" if elements else ""
+    return f"set {name} {{ type ipv4_addr; flags interval; auto-merge; {inside}; }}"
+
+
+def _start_slirp(paths: Paths, world: str, logs: Path) -> None:
+    start(
+        paths,
+        [
+            "slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", f"--cidr={SLIRP_NETWORK}",
+            "--netns-type=path", f"/run/netns/{world}", "tap0",
+        ],
+        logs / "slirp4netns.log",
+    )  # fmt: skip
+    wait_until("slirp4netns's interface", lambda: "tap0" in run(["ip", "-n", world, "link"]), 10)
+    wait_until("slirp4netns's address", lambda: "198.18" in run(["ip", "-n", world, "address"]), 10)
+    # slirp4netns made itself the default route of the world; the VPC's addresses are behind the router, never there.
+    _ip(world, "route", "replace", "default", "via", str(SLIRP_GATEWAY), "dev", "tap0")
+
+
+def _start_resolver(paths: Paths, plan: Plan, logs: Path) -> None:
+    """dnsmasq as the VPC's resolver: the endpoints' private names, S3 and AWS's other names, and this machine's DNS."""
+    domain = f"{plan.region}.amazonaws.com"
+    names = [f"--address=/amazonaws.com/{PUBLIC_API}", f"--address=/s3.{domain}/{S3}"]
+    for endpoint in plan.endpoints:
+        names += [f"--address=/{endpoint.name}/{interface.address}" for interface in endpoint.interfaces]
+    resolver = resolver_address(plan.vpc)
+    command = [
+        "dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--bind-interfaces", "--conf-file=/dev/null",
+        "--pid-file=", "--user=root", f"--listen-address={resolver}", f"--server={SLIRP_RESOLVER}", *names,
+    ]  # fmt: skip
+    start(paths, in_netns(paths.netns("vpc"), command), logs / "dnsmasq.log")
+
+
+def _namespace(name: str) -> None:
+    run(["ip", "netns", "add", name])
+    _ip(name, "link", "set", "lo", "up")
+
+
+def _ip(namespace: str, *words: str) -> None:
+    run(["ip", "-n", namespace, *words])
+
+
+def _sysctl(namespace: str, *settings: str) -> None:
+    run(in_netns(namespace, ["sysctl", "-q", "-w", *(f"net/{setting}" for setting in settings)]))
+
+
+def _nft(namespace: str, rules: str) -> None:
+    done = subprocess.run(
+        in_netns(namespace, ["nft", "-f", "-"]), input=rules, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise LabError(f"nft refuses the rules: {done.stderr.strip()}")

@@ -1,0 +1,84 @@
+"""EBS volumes: sparse files behind loop devices, under the names that udev gives to EBS volumes on Nitro instances."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+from components.facts import EBS_DEVICE_PREFIX
+from lab.host import LabError, Paths, run
+
+LOOP_MAJOR = 7
+"""The kernel's number for loop devices, Documentation/admin-guide/devices.txt."""
+
+LOOP_NODES = 32
+"""Loop devices that an instance can use: its volumes' and those that ``mount -o loop`` takes in it."""
+
+
+def loop_nodes(paths: Paths) -> list[Path]:
+    """Device nodes for an instance's /dev: loop0 and so on, made once per lab.
+
+    A container's /dev does not follow the machine's, so its nodes have to be there before it starts.
+    """
+    directory = paths.state / "dev"
+    directory.mkdir(parents=True, exist_ok=True)
+    nodes = [directory / f"loop{number}" for number in range(LOOP_NODES)]
+    for number, node in enumerate(nodes):
+        if not node.exists():
+            os.mknod(node, 0o660 | stat.S_IFBLK, os.makedev(LOOP_MAJOR, number))
+    return nodes
+
+
+def create(paths: Paths, volume_id: str, size_gb: int) -> None:
+    """Make a blank volume of the registered size; it takes only the room that is written."""
+    file = _file(paths, volume_id)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        with file.open("wb") as disk:
+            disk.truncate(size_gb * 1024**3)
+
+
+def attach(paths: Paths, volume_id: str, by_id: Path) -> None:
+    """Attach a volume: a loop device, and its name in an instance's /dev/disk/by-id directory."""
+    file = _file(paths, volume_id)
+    device = next((device for device, back in loops(paths).items() if back == file), None)
+    if device is None:
+        device = Path(run(["losetup", "--find", "--show", file]).strip())
+    if int(device.name.removeprefix("loop")) >= LOOP_NODES:
+        raise LabError(f"{volume_id}: no loop device below {LOOP_NODES} is free; see losetup --list")
+    link = by_id / (Path(EBS_DEVICE_PREFIX).name + volume_id.replace("-", ""))
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"../../{device.name}")
+
+
+def loops(paths: Paths) -> dict[Path, Path]:
+    """Loop devices whose file is the lab's, and that file.
+
+    Compared by inode, because a loop device that was set up inside an instance names the file as seen from there.
+    """
+    listing = run(["losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN"])
+    devices = json.loads(listing)["loopdevices"] if listing.strip() else []
+    files = {}
+    for directory in (paths.state / "volumes", paths.state / "efs" / "engine"):
+        for file in directory.glob("*"):
+            status = file.stat()
+            number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+            files[(status.st_ino, number)] = file
+    found = {}
+    for device in devices:
+        key = (int(device["back-ino"] or 0), (device["back-maj:min"] or "").strip())
+        if key in files:
+            found[Path(device["name"])] = files[key]
+    return found
+
+
+def detach_all(paths: Paths) -> None:
+    """Free every loop device whose file is the lab's."""
+    for device in loops(paths):
+        run(["losetup", "--detach", device], check=False)
+
+
+def _file(paths: Paths, volume_id: str) -> Path:
+    return paths.state / "volumes" / volume_id
