@@ -6,7 +6,6 @@ PYTHON ?= python3.11
 VENV := .venv
 ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
-UV_SYNC := VIRTUAL_ENV= $(UV) pip sync --quiet --require-hashes
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit transport lab check lock host-packages clean

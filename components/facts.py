@@ -32,6 +32,7 @@ ENGINE_IMAGE_DIR: Final = f"{NFS_DIR}/engine"
 ENGINE_DIR: Final = "/opt/openquake"
 DBSERVER_DIR: Final = "/var/lib/openquake"
 RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
+CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
 
 # Where the master's three data volumes are mounted (the seed: separate partitions for /home, /var and RabbitMQ).

@@ -1,0 +1,254 @@
+"""What master and worker have in common: facts, steps that fail loudly, users, mounts, the secret, the configuration.
+
+Standard library only: on a worker nothing else is there before the engine is mounted.
+"""
+
+from __future__ import annotations
+
+import configparser
+import grp
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FACTS: dict[str, Any] = json.loads(Path("/etc/openquake/node.json").read_text())
+STATE = Path("/run/openquake/bootstrap.json")
+IMDS = "http://169.254.169.254/latest"
+MOUNT_ATTEMPTS_SECONDS = 120
+
+
+class NodeError(Exception):
+    """A bootstrap step failed for a reason that its message tells."""
+
+
+def say(message: str) -> None:
+    """Print one line, for cloud-init's output log, and send it to the journal under the name of this program."""
+    print(f"oq-node: {message}", flush=True)
+    subprocess.run(["logger", "-t", "oq-node", message], check=False)
+
+
+def run(*command: str, **kwargs: Any) -> str:
+    """Run a command and return what it printed; raise NodeError with the end of its output when it fails."""
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+    if done.returncode:
+        tail = "\n".join(done.stdout.strip().splitlines()[-15:])
+        raise NodeError(f"`{' '.join(command)}` ended with {done.returncode}:\n{tail}")
+    return done.stdout
+
+
+def record(**state: Any) -> None:
+    """Write down how far the bootstrap is, for `oq-node status`."""
+    STATE.parent.mkdir(parents=True, exist_ok=True)
+    STATE.write_text(json.dumps(state))
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """One step of the bootstrap: named in the log with its duration, named again when it fails."""
+    started = time.monotonic()
+    record(step=name)
+    say(f"{name} …")
+    try:
+        yield
+    except (NodeError, OSError, subprocess.SubprocessError) as error:
+        record(step=name, error=str(error))
+        say(f"FAILED at {name}: {error}")
+        raise SystemExit(1) from error
+    say(f"{name}: {time.monotonic() - started:.1f} s")
+
+
+def until(what: str, seconds: float, check: Callable[[], Any], every: float = 1.0) -> Any:
+    """Return the first true value of check(), tried for so many seconds; a line of progress every half a minute."""
+    started = time.monotonic()
+    said = started
+    last_error = ""
+    while True:
+        try:
+            if value := check():
+                return value
+        except (NodeError, OSError) as error:
+            last_error = f" ({error})"
+        now = time.monotonic()
+        if now - started > seconds:
+            raise NodeError(f"{what}: not so after {seconds:.0f} s{last_error}")
+        if now - said > 30:
+            say(f"waiting: {what}, {now - started:.0f} s{last_error}")
+            said = now
+        time.sleep(every)
+
+
+def metadata(path: str) -> str:
+    """One value of the instance's metadata (IMDSv2)."""
+    request = urllib.request.Request(  # noqa: S310 - a fixed http address of the instance itself
+        f"{IMDS}/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+        token = answer.read().decode()
+    request = urllib.request.Request(f"{IMDS}/meta-data/{path}", headers={"X-aws-ec2-metadata-token": token})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+        return str(answer.read().decode())
+
+
+def ensure_user(name: str, number: int, home: str, *owned: str) -> None:
+    """Make a system user and group with this id, or give the one that a package made this id and its files."""
+    try:
+        if grp.getgrnam(name).gr_gid != number:
+            run("groupmod", "--gid", str(number), name)
+    except KeyError:
+        run("groupadd", "--gid", str(number), name)
+    try:
+        if pwd.getpwnam(name).pw_uid != number:
+            run("usermod", "--uid", str(number), "--gid", str(number), name)
+    except KeyError:
+        shell = "/usr/sbin/nologin"
+        run(
+            "useradd", "--uid", str(number), "--gid", str(number), "--home-dir", home, "--no-create-home",
+            "--shell", shell, name,
+        )  # fmt: skip
+    for path in owned:
+        if Path(path).exists():
+            run("chown", "--recursive", f"{name}:{name}", path)
+
+
+def write(path: str, text: str, mode: int = 0o644, group: str = "root") -> None:
+    """Write a file of root's atomically, never readable to more than its mode says."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(target.name + ".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    shutil.chown(new, "root", group)
+    new.chmod(mode)
+    new.replace(target)
+
+
+def start(*units: str) -> None:
+    """Enable units at boot and start them now, with the end of their journal when one does not start."""
+    run("systemctl", "daemon-reload")
+    run("systemctl", "enable", *units)
+    for unit in units:
+        try:
+            run("systemctl", "start", unit)
+        except NodeError as error:
+            journal = subprocess.run(
+                ["journalctl", "--no-pager", "--lines=15", "--output=cat", "--unit", unit],
+                capture_output=True,
+                text=True,
+            ).stdout
+            raise NodeError(f"{error}\n{journal}") from error
+
+
+def mount_unit(what: str, where: str, kind: str, options: str) -> None:
+    """Write, enable and start a systemd mount unit, so that the mount is there again after a reboot."""
+    name = where.strip("/").replace("/", "-") + ".mount"
+    Path(where).mkdir(parents=True, exist_ok=True)
+    requires = f"RequiresMountsFor={what}\n" if what.startswith("/") else ""
+    write(
+        f"/etc/systemd/system/{name}",
+        f"[Unit]\nDescription=OpenQuake: {where}\nWants=network-online.target\nAfter=network-online.target\n"
+        f"{requires}\n"
+        f"[Mount]\nWhat={what}\nWhere={where}\nType={kind}\nOptions={options}\n\n"
+        "[Install]\nWantedBy=multi-user.target\n",
+    )
+    start(name)
+
+
+def mount_shared() -> None:
+    """Mount the shared file system by the address of its mount target in this zone.
+
+    Debian's image has no mount.nfs4, and the kernel needs none: `addr=` is what the helper would have looked up. The
+    other options are AWS's advice for EFS (https://docs.aws.amazon.com/efs/latest/ug/mounting-fs-nfs-mount-settings.html).
+    """
+    zone = metadata("placement/availability-zone")
+    try:
+        address = FACTS["nfs_addresses"][zone]
+    except KeyError:
+        raise NodeError(f"no mount target in zone {zone}: there are {FACTS['nfs_addresses']}") from None
+    options = f"vers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,noatime,addr={address}"
+
+    def mount() -> bool:
+        mount_unit(f"{address}:/", FACTS["nfs_dir"], "nfs4", options)
+        return True
+
+    until(f"NFS from {address}", MOUNT_ATTEMPTS_SECONDS, mount, every=5)
+
+
+def engine_image() -> Path:
+    """Where on the shared file system this cluster's engine is."""
+    return Path(FACTS["engine_image_dir"], FACTS["engine_id"] + ".squashfs")
+
+
+def mount_engine() -> None:
+    """Mount the engine's image read-only."""
+    mount_unit(str(engine_image()), FACTS["engine_dir"], "squashfs", "loop,ro,nodev,nosuid")
+
+
+def write_configuration(secret: dict[str, str]) -> None:
+    """Fill the secret's two values into the openquake.cfg that cloud-init wrote; readable to group openquake only."""
+    path = Path(FACTS["openquake_cfg"])
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(path)
+    config["amqp"]["password"] = secret["amqp_password"]
+    config["dbserver"]["authkey"] = secret["dbserver_authkey"]
+    new = path.with_suffix(".filled")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        config.write(file)
+    shutil.chown(new, "root", FACTS["openquake_user"])
+    new.chmod(0o640)
+    new.replace(path)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a TCP port takes connections."""
+    try:
+        with socket.create_connection((host, port), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+def unit_problems(*units: str) -> list[str]:
+    """A line for each unit that is not active."""
+    problems = []
+    for unit in units:
+        state = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True).stdout.strip()
+        if state != "active":
+            problems.append(f"{unit} is {state}")
+    return problems
+
+
+def mount_problems(*directories: str) -> list[str]:
+    """A line for each directory that should be a mount point and is not."""
+    return [f"{directory} is not mounted" for directory in directories if not os.path.ismount(directory)]  # noqa: PTH114
+
+
+def main(role: str, bootstrap: Callable[[], None], problems: Callable[[], list[str]]) -> None:
+    """The command line: `oq-node bootstrap` once per instance, `oq-node status` whenever asked."""
+    command = sys.argv[1] if len(sys.argv) == 2 else ""
+    if command == "bootstrap":
+        started = time.monotonic()
+        bootstrap()
+        record(done=True)
+        say(f"the {role} is ready, {time.monotonic() - started:.1f} s after cloud-init handed over")
+    elif command == "status":
+        state = json.loads(STATE.read_text()) if STATE.exists() else {}
+        found = problems()
+        if "error" in state:
+            found.insert(0, f"bootstrap failed at {state['step']}: {state['error']}")
+        elif "step" in state:
+            found.insert(0, f"bootstrap is at {state['step']}")
+        print(json.dumps({"ready": not found, "role": role, "problems": found}))
+        raise SystemExit(1 if found else 0)
+    else:
+        raise SystemExit("usage: oq-node bootstrap | status\n\n  bootstrap  make this node (cloud-init calls it)\n"
+                         "  status     one JSON object: ready, role, problems; exit code 0 when ready")  # fmt: skip

@@ -1,0 +1,261 @@
+"""The master: data volumes, RabbitMQ, the engine built once for everybody, DbServer, WebUI."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from oq_node.common import (
+    FACTS,
+    NodeError,
+    answers,
+    engine_image,
+    ensure_user,
+    main,
+    mount_engine,
+    mount_problems,
+    mount_shared,
+    run,
+    say,
+    start,
+    step,
+    unit_problems,
+    until,
+    write,
+    write_configuration,
+)
+
+SERVICE_DEADLINE_SECONDS = 120
+SECRET_DEADLINE_SECONDS = 120
+ENVIRONMENT = {**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"], "DEBIAN_FRONTEND": "noninteractive"}
+
+
+def install_ssm_agent() -> None:
+    """Install the Session Manager agent from AWS's regional bucket; Debian's image has none.
+
+    Where there is no such bucket (the lab) or no way to it, this says so and goes on: the agent is how people reach
+    the node, not how it computes.
+    """
+    if subprocess.run(["systemctl", "cat", "amazon-ssm-agent"], capture_output=True).returncode == 0:
+        return
+    region, machine = FACTS["region"], {"x86_64": "amd64", "arm64": "arm64"}[FACTS["architecture"]]
+    host = f"s3.{region}.amazonaws.com"
+    url = f"https://{host}/amazon-ssm-{region}/latest/debian_{machine}/amazon-ssm-agent.deb"
+    package = Path("/run/openquake/amazon-ssm-agent.deb")
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer, package.open("wb") as file:  # noqa: S310 - https
+            shutil.copyfileobj(answer, file)
+        run("dpkg", "--install", str(package))
+        start("amazon-ssm-agent.service")
+    except (urllib.error.URLError, OSError, NodeError) as error:
+        say(f"no Session Manager on this node: {url}: {error}")
+
+
+def install_packages() -> None:
+    """Install the Debian packages that the image does not have."""
+    missing = [name for name in FACTS["packages"] if not installed(name)]
+    if not missing:
+        return
+    # The broker starts when its configuration is there and not by the package's own script.
+    run("systemctl", "mask", "--runtime", FACTS["rabbitmq_unit"], "epmd.service", "epmd.socket")
+    until("apt-get update", 120, lambda: run("apt-get", "--quiet", "update", env=ENVIRONMENT), every=10)
+    run(
+        "apt-get", "--quiet", "--yes", "--no-install-recommends", "--option", "Dpkg::Options::=--force-confold",
+        "--option", "Dpkg::Options::=--force-unsafe-io", "--option", "DPkg::Lock::Timeout=120",
+        "install", *missing, env=ENVIRONMENT,
+    )  # fmt: skip
+    run("systemctl", "unmask", "--runtime", FACTS["rabbitmq_unit"])
+
+
+def installed(package: str) -> bool:
+    """Whether dpkg has this package installed."""
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package]
+    return subprocess.run(query, capture_output=True, text=True).stdout == "installed"
+
+
+def adopt_users() -> None:
+    """Give the home directories of a volume that outlived its machine their users back.
+
+    An account is a line in the image's /etc/passwd, so it is gone with the old master; the directory and its owner's
+    number are on the data volume. Everybody who has a home directory may run calculations.
+    """
+    for home in sorted(Path("/home").iterdir()):
+        number = home.stat().st_uid
+        if number < 1000 or not home.is_dir():
+            continue
+        try:
+            name = pwd.getpwuid(number).pw_name
+        except KeyError:
+            name = home.name
+            run(
+                "useradd", "--uid", str(number), "--user-group", "--no-create-home", "--home-dir", str(home),
+                "--shell", "/bin/bash", name,
+            )  # fmt: skip
+            say(f"user {name} ({number}) is back: {home} is theirs")
+        run("usermod", "--append", "--groups", FACTS["openquake_user"], name)
+
+
+def share_directories() -> None:
+    """Make the directories of the shared file system: group openquake writes, new files belong to that group."""
+    user = FACTS["openquake_user"]
+    for path, mode in ((FACTS["shared_dir"], "2770"), (FACTS["engine_image_dir"], "0755")):
+        Path(path).mkdir(parents=True, exist_ok=True)
+        run("chmod", mode, path)
+    run("chown", f"root:{user}", FACTS["shared_dir"])
+    run("chown", f"{user}:{user}", FACTS["dbserver_dir"])
+    run("chmod", "2770", FACTS["dbserver_dir"])
+    run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/openquake.conf")
+
+
+def ensure_secret() -> dict[str, str]:
+    """The secret's values; made now if this cluster has none yet."""
+    command = ["/usr/bin/python3", "/usr/local/lib/oq_node/secret.py", "ensure"]
+    done = subprocess.run(
+        [*command, FACTS["region"], FACTS["secret_id"]], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    if done.returncode:
+        raise NodeError(f"the secret cannot be read or made: {done.stderr.strip()[-800:]}")
+    return dict(json.loads(done.stdout))
+
+
+def start_broker(password: str) -> None:
+    """Start RabbitMQ with the one vhost and the one user of the cluster."""
+    ensure_user(
+        FACTS["rabbitmq_user"], FACTS["rabbitmq_id"], FACTS["rabbitmq_dir"], FACTS["rabbitmq_dir"], "/var/log/rabbitmq"
+    )
+    user, vhost = FACTS["amqp_user"], FACTS["amqp_vhost"]
+    # https://www.rabbitmq.com/docs/passwords: base64 of a 4-byte salt and SHA-256 of salt and password.
+    salt = secrets.token_bytes(4)
+    password_hash = base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+    definitions = {
+        "vhosts": [{"name": vhost}],
+        "users": [
+            {
+                "name": user,
+                "password_hash": password_hash,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+        ],
+        "permissions": [{"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}],
+    }
+    write("/etc/rabbitmq/definitions.json", json.dumps(definitions), 0o640, FACTS["rabbitmq_user"])
+    start(FACTS["rabbitmq_unit"])
+    until(
+        "RabbitMQ answers",
+        SERVICE_DEADLINE_SECONDS,
+        lambda: answers(FACTS["master_address"], FACTS["amqp_port"]),
+    )
+
+
+def fetch_bundle(directory: Path) -> Path:
+    """Download and unpack the engine's bundle (lock file, oq_celery, build script), checked by its hash."""
+    import boto3
+
+    os.environ["AWS_CA_BUNDLE"] = FACTS["ca_bundle"]
+    archive = directory / "bundle.zip"
+    try:
+        boto3.client("s3", region_name=FACTS["region"]).download_file(
+            FACTS["bundle_bucket"], FACTS["bundle_key"], str(archive)
+        )
+    except Exception as error:  # boto3 has no common base of its errors
+        raise NodeError(f"s3://{FACTS['bundle_bucket']}/{FACTS['bundle_key']}: {error}") from error
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != FACTS["bundle_sha256"]:
+        raise NodeError(f"the engine's bundle has sha256 {found} and not {FACTS['bundle_sha256']}")
+    zipfile.ZipFile(archive).extractall(directory / "engine")
+    return directory / "engine"
+
+
+def build_engine() -> None:
+    """Build the engine and publish it as one image on the shared file system, unless that is there already."""
+    image = engine_image()
+    if image.exists():
+        say(f"{image} is there already")
+        return
+    with tempfile.TemporaryDirectory(prefix="openquake-engine-", dir="/var/tmp") as directory:  # noqa: S108
+        source = fetch_bundle(Path(directory))
+        new = image.with_suffix(".new")
+        log = Path("/var/log/openquake-engine-build.log")
+        with log.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            done = subprocess.run(
+                ["/bin/sh", str(source / "build-image"), FACTS["engine_dir"], str(new)],
+                env={**ENVIRONMENT, **FACTS["cpu_environment"], "TMPDIR": directory},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        if done.returncode:
+            tail = "\n".join(log.read_text().splitlines()[-20:])
+            raise NodeError(f"the engine does not build, see {log}:\n{tail}")
+        new.rename(image)
+
+
+def bootstrap() -> None:
+    """Make this machine the master."""
+    with step("data volumes"):
+        if found := mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"]):
+            raise NodeError("; ".join(found) + ": see openquake-volumes above")
+    with step("users"):
+        ensure_user(FACTS["openquake_user"], FACTS["openquake_id"], FACTS["dbserver_dir"])
+        ensure_user(FACTS["rabbitmq_user"], FACTS["rabbitmq_id"], FACTS["rabbitmq_dir"])
+        adopt_users()
+    with step("Session Manager agent"):
+        install_ssm_agent()
+    with step("Debian packages"):
+        install_packages()
+    with step("secret"):
+        secret = until("the secret", SECRET_DEADLINE_SECONDS, ensure_secret, every=5)
+        write_configuration(secret)
+    with step("RabbitMQ"):
+        start_broker(secret["amqp_password"])
+    with step("shared file system"):
+        mount_shared()
+        share_directories()
+    with step("engine"):
+        build_engine()
+        mount_engine()
+    with step("DbServer"):
+        start(FACTS["dbserver_unit"])
+        until(
+            "DbServer answers",
+            SERVICE_DEADLINE_SECONDS,
+            lambda: answers(FACTS["master_address"], FACTS["dbserver_port"]),
+        )
+    if FACTS["webui"]:
+        with step("WebUI"):
+            start(FACTS["webui_unit"])
+            until(
+                "WebUI answers",
+                SERVICE_DEADLINE_SECONDS,
+                lambda: answers(FACTS["master_address"], FACTS["webui_port"]),
+            )
+
+
+def problems() -> list[str]:
+    """What keeps this master from serving; empty when all services answer."""
+    services = {FACTS["rabbitmq_unit"]: FACTS["amqp_port"], FACTS["dbserver_unit"]: FACTS["dbserver_port"]}
+    if FACTS["webui"]:
+        services[FACTS["webui_unit"]] = FACTS["webui_port"]
+    found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
+    found += unit_problems(*services)
+    for unit, port in services.items():
+        if not answers(FACTS["master_address"], port):
+            found.append(f"{unit} does not answer on {port}")
+    return found
+
+
+if __name__ == "__main__":
+    main("master", bootstrap, problems)

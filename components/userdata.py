@@ -1,0 +1,241 @@
+"""User data: what cloud-init makes of a stock Debian image on a master and on a worker.
+
+Pure functions of plain values. The cloud-config is built as data and dumped with PyYAML; the files that it writes are
+kept as files in cloud-init/, with the few values they need put in by string.Template.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import dataclasses
+import gzip
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any, Final, Literal
+
+import yaml
+
+from components import facts
+
+CLOUD_INIT_DIR: Final = Path(__file__).resolve().parent.parent / "cloud-init"
+LIBRARY_DIR: Final = "/usr/local/lib/oq_node"
+VOLUME_DEADLINE_SECONDS: Final = 300
+
+# Debian packages that the master needs and the official image has not. A custom image may carry them already; with
+# `egress: endpoints` it has to.
+MASTER_PACKAGES: Final = (
+    "rabbitmq-server",  # the broker
+    "squashfs-tools",  # builds the engine's image
+    "python3-venv",  # builds the engine
+    "python3-boto3",  # the bundle from S3 and the secret, before there is an engine
+)
+
+# One level of x86-64 for the whole fleet, AVX2, which every Nitro type has: the engine's compiled code (numba, numpy,
+# OpenBLAS) would otherwise follow each machine's own CPU, and a task that moves from one type to another could change
+# the last bits of its result. It also makes the numba cache of the master's image good for every worker.
+CPU_ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
+    "x86_64": {
+        "NUMBA_CPU_NAME": "x86-64-v3",
+        "NUMBA_CPU_FEATURES": "+avx2,+fma",
+        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+    "arm64": {"NUMBA_CPU_NAME": "generic", "OPENBLAS_CORETYPE": "ARMV8"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """What both kinds of node are told.
+
+    nfs_addresses maps the name of a zone to the address of the shared file system's mount target there; num_cores is
+    the number of worker processes of the largest fleet (the engine keeps twice as many tasks in flight).
+    """
+
+    region: str
+    architecture: Literal["x86_64", "arm64"]
+    master_address: str
+    secret_id: str
+    bundle_sha256: str
+    nfs_addresses: Mapping[str, str]
+    num_cores: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MasterNode(Node):
+    """The master: volumes maps each of facts.VOLUME_MOUNTS to the id of its EBS volume (vol-…)."""
+
+    bundle_bucket: str
+    bundle_key: str
+    volumes: Mapping[str, str]
+    webui: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerNode(Node):
+    """A worker: storage is `nfs` (a root disk, engine and data on NFS) or `diskless` (nothing is written to a disk)."""
+
+    storage: Literal["nfs", "diskless"]
+
+
+def engine_id(bundle_sha256: str) -> str:
+    """The name of the engine's image: 64 bits of the bundle's hash."""
+    return bundle_sha256[:16]
+
+
+def ebs_device(volume_id: str) -> str:
+    """The device node of an EBS volume, by its id: facts.EBS_DEVICE_PREFIX says why."""
+    return facts.EBS_DEVICE_PREFIX + volume_id.replace("-", "")
+
+
+def node_facts(node: Node) -> dict[str, Any]:
+    """All that a node's own program knows: the node's values and the facts that it shares with this program."""
+    shared = {name.lower(): value for name, value in vars(facts).items() if name.isupper()}
+    extra: dict[str, Any] = {
+        "engine_id": engine_id(node.bundle_sha256),
+        "cpu_environment": CPU_ENVIRONMENT[node.architecture],
+        "ca_bundle": "/etc/ssl/certs/ca-certificates.crt",
+    }
+    if isinstance(node, MasterNode):
+        extra["packages"] = MASTER_PACKAGES
+    wanted = shared.keys() - {"project", "nfs_port", "http_port", "https_port", "user_data_limit"}
+    return {name: shared[name] for name in sorted(wanted)} | extra | dataclasses.asdict(node)
+
+
+def openquake_cfg(node: Node) -> str:
+    """openquake.cfg with the seed's sections and keys; password and authkey are filled in on the node.
+
+    The same on every node, but for `num_cores`, of which the master's is the fleet's.
+    """
+    config = configparser.ConfigParser(interpolation=None)
+    config["celery"] = {
+        "use_celery": "true",
+        "memory_per_process_mb": str(facts.MEMORY_PER_PROCESS_MB),
+    }
+    config["amqp"] = {
+        "host": node.master_address,
+        "port": str(facts.AMQP_PORT),
+        "user": facts.AMQP_USER,
+        "vhost": facts.AMQP_VHOST,
+        "celery_queue": facts.CELERY_QUEUE,
+    }
+    config["dbserver"] = {
+        "multi_user": "true",
+        "file": f"{facts.DBSERVER_DIR}/db.sqlite3",
+        "log": f"{facts.DBSERVER_DIR}/dbserver.log",
+        "host": node.master_address,
+        "port": str(facts.DBSERVER_PORT),
+    }
+    # Upstream knows no value `celery` here and refuses it at import: [celery] use_celery is the switch.
+    config["distribution"] = {"oq_distribute": "processpool", "num_cores": str(node.num_cores)}
+    config["directory"] = {"shared_dir": facts.SHARED_DIR, "custom_tmp": facts.CUSTOM_TMP}
+    # Percent of the machine's memory: warn, and stop the job before the kernel stops the machine.
+    config["memory"] = {"soft_mem_limit": "80", "hard_mem_limit": "95"}
+    text = io.StringIO()
+    config.write(text)
+    return text.getvalue()
+
+
+def user_data(node: Node) -> str:
+    """The node's user data as EC2 wants it: base64 of the gzipped cloud-config.
+
+    Raises ValueError when it comes near EC2's limit of 16 KB (before base64).
+    """
+    # No time stamp in the gzip header: the same node has the same user data, and nothing is replaced for nothing.
+    packed = gzip.compress(("#cloud-config\n" + dump(cloud_config(node))).encode(), mtime=0)
+    if len(packed) > facts.USER_DATA_LIMIT:
+        raise ValueError(f"user data of {len(packed)} bytes; EC2 takes {facts.USER_DATA_LIMIT}")
+    return base64.b64encode(packed).decode()
+
+
+def decode(encoded: str) -> dict[str, Any]:
+    """The cloud-config inside user data: the inverse of user_data(), for tests and the lab."""
+    text = gzip.decompress(base64.b64decode(encoded)).decode()
+    config = yaml.safe_load(text)
+    if not text.startswith("#cloud-config\n") or not isinstance(config, dict):
+        raise ValueError("not a cloud-config")
+    return config
+
+
+def dump(config: Mapping[str, Any]) -> str:
+    """YAML with scripts as readable blocks."""
+    return yaml.dump(config, Dumper=_BlockDumper, sort_keys=False, width=1000)
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Dumps text of several lines in literal style."""
+
+
+def _literal(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_BlockDumper.add_representer(str, _literal)
+
+
+def cloud_config(node: Node) -> dict[str, Any]:
+    """The cloud-config of a node as data."""
+    master = isinstance(node, MasterNode)
+    role = "master" if master else "worker"
+    units = [facts.DBSERVER_UNIT, *([facts.WEBUI_UNIT] if node.webui else [])] if isinstance(node, MasterNode) else []
+    files = [
+        _file("/etc/openquake/node.json", json.dumps(node_facts(node)), "0644"),
+        _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
+        _template(node, "/etc/default/openquake", "etc/default-openquake"),
+        _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
+        _template(node, "/usr/local/bin/oq", "etc/oq", "0755"),
+        *(_library(name) for name in ("common", "secret", role)),
+        _file(facts.NODE_PROGRAM, f'#!/bin/sh\nPYTHONPATH=/usr/local/lib exec python3 -m oq_node.{role} "$@"\n', "0755"),
+    ]
+    boot: list[str] = []
+    if isinstance(node, MasterNode):
+        files += [
+            _template(node, f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf", "units/rabbitmq-server.conf"),
+            _template(node, "/etc/rabbitmq/rabbitmq.conf", "etc/rabbitmq.conf"),
+            _template(node, "/etc/rabbitmq/rabbitmq-env.conf", "etc/rabbitmq-env.conf"),
+        ]
+        boot = [_volumes_script(node)]
+    else:
+        units = [facts.CELERY_UNIT]
+        files.append(_template(node, "/usr/local/bin/oq-celery", "etc/oq", "0755"))
+        if isinstance(node, WorkerNode) and node.storage == "diskless":
+            units.append("openquake-readonly-root.service")
+            boot = [_read("boot/diskless.sh")]
+    files += [_template(node, f"/etc/systemd/system/{unit}", f"units/{unit}") for unit in units]
+    config: dict[str, Any] = {
+        # People come by Session Manager; the image's SSH server would only be one more thing that listens.
+        "bootcmd": [*boot, "systemctl disable --quiet --now ssh.service ssh.socket || true"],
+        "write_files": files,
+        "runcmd": [[facts.NODE_PROGRAM, "bootstrap"]],
+    }
+    return config
+
+
+def _volumes_script(node: MasterNode) -> str:
+    # /var first: the mount point of RabbitMQ's volume lies below it.
+    ordered = sorted(node.volumes, key=lambda mount: (mount != facts.VAR_MOUNT, mount))
+    volumes = " ".join(f"{mount}={ebs_device(node.volumes[mount])}" for mount in ordered)
+    return f"VOLUMES='{volumes}'\nDEADLINE={VOLUME_DEADLINE_SECONDS}\n" + _read("boot/volumes.sh")
+
+
+def _read(name: str) -> str:
+    return (CLOUD_INIT_DIR / name).read_text()
+
+
+def _file(path: str, content: str, permissions: str = "0644") -> dict[str, str]:
+    return {"path": path, "permissions": permissions, "content": content}
+
+
+def _library(module: str) -> dict[str, str]:
+    return _file(f"{LIBRARY_DIR}/{module}.py", _read(f"oq_node/{module}.py"))
+
+
+def _template(node: Node, path: str, name: str, permissions: str = "0644") -> dict[str, str]:
+    values = node_facts(node)
+    environment = "\n".join(f'{key}="{value}"' for key, value in values["cpu_environment"].items())
+    text = Template(_read(name)).substitute(values | {"cpu_environment": environment})
+    return _file(path, text, permissions)
