@@ -1,0 +1,165 @@
+"""An OpenQuake cluster on AWS: `pulumi up` makes it, `pulumi destroy` takes it away and keeps its data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pulumi
+
+from components import facts
+from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
+from components.instance_types import fleet_processes
+from components.lookups import look_up, read_settings
+from components.master import Master, MasterArgs
+from components.network import Endpoints, EndpointsArgs, Network, NetworkArgs
+from components.readiness import Readiness, ReadinessArgs
+from components.secrets import Secrets
+from components.security import Security, SecurityArgs
+from components.storage import Storage, StorageArgs
+from components.subnets import share_out
+from components.workers import Workers, WorkersArgs
+
+# --- what is asked for, and where ---
+settings = read_settings()
+region = look_up(settings)
+subnets = share_out(settings.vpc_cidr, region.zones)
+master_zone = region.zones[0]
+processes = fleet_processes(settings.worker_max, region.worker_types)
+
+# --- the engine's sources and the cluster's secret ---
+bundle = BundleStore("engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine")))
+secrets = Secrets("secrets")
+
+# --- the private network and who may talk to whom in it ---
+network = Network(
+    "network",
+    NetworkArgs(
+        region=region.name,
+        vpc_cidr=settings.vpc_cidr,
+        subnets=subnets,
+        egress=settings.egress,
+        master_zone=master_zone,
+        # AWS publishes the SSM agent's package in a bucket of its own in every region.
+        readable_buckets=[bundle.bucket_arn, f"arn:{region.partition}:s3:::amazon-ssm-{region.name}"],
+    ),
+)
+security = Security(
+    "security",
+    SecurityArgs(
+        vpc_id=network.vpc_id,
+        s3_prefix_list_id=network.s3_prefix_list_id,
+        egress=settings.egress,
+        webui=settings.webui,
+        client_cidrs=settings.client_cidrs,
+    ),
+)
+endpoints = Endpoints(
+    "endpoints",
+    EndpointsArgs(
+        region=region.name,
+        egress=settings.egress,
+        subnets=subnets,
+        vpc_id=network.vpc_id,
+        subnet_id=network.master_subnet_id,
+        security_group_id=security.endpoints.id,
+    ),
+)
+
+# --- what outlives the machines ---
+storage = Storage(
+    "storage",
+    StorageArgs(
+        master_zone=master_zone,
+        volume_gb={
+            facts.HOME_MOUNT: settings.home_volume_gb,
+            facts.VAR_MOUNT: settings.var_volume_gb,
+            facts.RABBITMQ_DIR: settings.rabbitmq_volume_gb,
+        },
+        nfs_addresses=subnets.nfs_addresses,
+        worker_subnet_ids=network.worker_subnet_ids,
+        nfs_group_id=security.nfs.id,
+        keep=settings.keep_data_on_destroy,
+    ),
+)
+
+# --- the machines ---
+surroundings = [network, security, endpoints, storage, bundle]
+master = Master(
+    "master",
+    MasterArgs(
+        region=region.name,
+        partition=region.partition,
+        architecture=settings.architecture,
+        instance_type=settings.master_instance_type,
+        image=region.image,
+        image_pinned=bool(settings.ami_id),
+        webui=settings.webui,
+        address=subnets.master_address,
+        subnet_id=network.master_subnet_id,
+        security_group_id=security.master.id,
+        volume_ids=storage.volume_ids,
+        nfs_addresses=subnets.nfs_addresses,
+        fleet_processes=processes,
+        secrets=secrets,
+        bundle=bundle,
+        after=surroundings,
+    ),
+)
+workers = Workers(
+    "workers",
+    WorkersArgs(
+        region=region.name,
+        architecture=settings.architecture,
+        instance_types=settings.worker_instance_types,
+        image=region.image,
+        image_pinned=bool(settings.ami_id),
+        minimum=settings.worker_min,
+        desired=settings.worker_desired,
+        maximum=settings.worker_max,
+        spot=settings.worker_spot,
+        storage=settings.worker_storage,
+        subnet_ids=list(network.worker_subnet_ids.values()),
+        security_group_id=security.workers.id,
+        master_address=subnets.master_address,
+        nfs_addresses=subnets.nfs_addresses,
+        fleet_processes=processes,
+        bundle_sha256=bundle.sha256,
+        secrets=secrets,
+        after=surroundings,
+    ),
+)
+if settings.wait_for_ready:
+    Readiness(
+        "readiness",
+        ReadinessArgs(
+            region=region.name,
+            instance_id=master.instance_id,
+            user_data=master.user_data,
+            minutes=settings.ready_timeout_minutes,
+            after=master.attachments,
+        ),
+    )
+
+# --- what a user needs to know ---
+session = pulumi.Output.concat(
+    "aws ssm start-session --region ", region.name, " --target ", master.instance_id
+)
+pulumi.export("region", region.name)
+pulumi.export("masterAddress", str(subnets.master_address))
+pulumi.export("masterInstanceId", master.instance_id)
+pulumi.export("shellCommand", session)
+if settings.webui:
+    port = str(facts.WEBUI_PORT)
+    forwarding = json.dumps({"portNumber": [port], "localPortNumber": [port]})
+    pulumi.export("webUiUrl", f"http://{subnets.master_address}:{port}")
+    pulumi.export(
+        "webUiPortForward",
+        pulumi.Output.concat(
+            session, " --document-name AWS-StartPortForwardingSession --parameters '", forwarding, "'"
+        ),
+    )
+pulumi.export("volumeIds", dict(storage.volume_ids))
+pulumi.export("efsId", storage.file_system_id)
+pulumi.export("workerGroupName", workers.group_name)
+pulumi.export("secretName", secrets.name)

@@ -1,0 +1,149 @@
+"""The engine bundle: what the master builds the engine from, and the private bucket that hands it over.
+
+User data is limited to 16 KB and the engine's hash-locked requirements alone are larger, hence a bucket.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pulumi
+import pulumi_aws as aws
+
+from components.component import Component
+
+# What the bundle is made of, within engine/. Named one by one, so that a stray file rebuilds nobody's engine.
+_PARTS: Final = (
+    "build-image",
+    "bootstrap.txt",
+    "requirements.txt",
+    "pyproject.toml",
+    "oq_celery.pth",
+    "oq_celery",
+)
+_UNWANTED: Final = ("__pycache__",)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The engine bundle: a zip archive and its SHA-256 in hex."""
+
+    data: bytes
+    sha256: str
+
+
+def engine_bundle(directory: Path) -> Bundle:
+    """Pack the engine's sources in `directory`; the same sources give the same bytes on every machine.
+
+    Raises FileNotFoundError if a part is missing. Nothing is compressed, because zlib's versions compress
+    differently, and another hash means another engine and another master.
+    """
+    files = []
+    for part in _PARTS:
+        path = directory / part
+        if not path.exists():
+            raise FileNotFoundError(f"the engine bundle needs {path}")
+        files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as bundle:
+        for file in sorted(files):
+            name = file.relative_to(directory)
+            if not set(name.parts).intersection(_UNWANTED):
+                entry = zipfile.ZipInfo(name.as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+                entry.create_system = 3  # Unix, wherever this runs
+                entry.external_attr = 0o644 << 16
+                bundle.writestr(entry, file.read_bytes())
+    data = archive.getvalue()
+    return Bundle(data, hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True)
+class BundleStoreArgs:
+    """The bundle to store."""
+
+    bundle: Bundle
+
+
+class BundleStore(Component):
+    """A private, encrypted bucket with the engine bundle in it. It holds nothing else and goes away with the
+    stack.
+    """
+
+    bucket: pulumi.Output[str]
+    bucket_arn: pulumi.Output[str]
+    key: str
+    sha256: str
+
+    def __init__(self, name: str, args: BundleStoreArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(name, opts)
+        bucket = aws.s3.Bucket(
+            self.named("bucket"), force_destroy=True, tags=self.tags("bucket"), opts=self.child()
+        )
+        block = aws.s3.BucketPublicAccessBlock(
+            self.named("private"),
+            bucket=bucket.id,
+            block_public_acls=True,
+            block_public_policy=True,
+            ignore_public_acls=True,
+            restrict_public_buckets=True,
+            opts=self.child(),
+        )
+        aws.s3.BucketOwnershipControls(
+            self.named("ownership"),
+            bucket=bucket.id,
+            rule=aws.s3.BucketOwnershipControlsRuleArgs(object_ownership="BucketOwnerEnforced"),
+            opts=self.child(depends_on=[block]),  # S3 refuses two changes of one bucket at the same time
+        )
+        aws.s3.BucketServerSideEncryptionConfiguration(
+            self.named("encryption"),
+            bucket=bucket.id,
+            rules=[
+                aws.s3.BucketServerSideEncryptionConfigurationRuleArgs(
+                    apply_server_side_encryption_by_default=(
+                        aws.s3.BucketServerSideEncryptionConfigurationRuleApplyServerSideEncryptionByDefaultArgs(
+                            sse_algorithm="AES256"
+                        )
+                    )
+                )
+            ],
+            opts=self.child(),
+        )
+        policy = aws.s3.BucketPolicy(
+            self.named("tls-only"),
+            bucket=bucket.id,
+            policy=pulumi.Output.json_dumps(
+                {
+                    "Version": "2012-10-17",
+                    "Statement": [
+                        {
+                            "Sid": "TlsOnly",
+                            "Effect": "Deny",
+                            "Principal": "*",
+                            "Action": "s3:*",
+                            "Resource": [bucket.arn, pulumi.Output.concat(bucket.arn, "/*")],
+                            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+                        }
+                    ],
+                }
+            ),
+            opts=self.child(depends_on=[block]),
+        )
+        self.sha256 = args.bundle.sha256
+        self.key = f"engine/{self.sha256}.zip"
+        self.object = aws.s3.BucketObjectv2(
+            self.named("engine"),
+            bucket=bucket.id,
+            key=self.key,
+            content_base64=base64.b64encode(args.bundle.data).decode(),
+            content_type="application/zip",
+            tags=self.tags("engine"),
+            opts=self.child(depends_on=[policy]),
+        )
+        self.bucket, self.bucket_arn = bucket.id, bucket.arn
+        self.register_outputs({"bucket": self.bucket, "key": self.key})

@@ -1,0 +1,165 @@
+"""What the program asks before it makes anything: the stack's settings, and AWS about the region it goes
+to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pulumi
+import pulumi_aws as aws
+from pulumi.runtime.config import CONFIG, get_config_env
+
+from components import subnets
+from components.instance_types import InstanceType
+from components.settings import KEYS, Problem, Settings, SettingsError
+
+# Debian publishes the ids of its current images under these names, in every region.
+# https://wiki.debian.org/Cloud/AmazonEC2Image/Trixie
+_DEBIAN_IMAGE: Final = {
+    "x86_64": "/aws/service/debian/release/13/latest/amd64",
+    "arm64": "/aws/service/debian/release/13/latest/arm64",
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """A machine image: its id and the device name under which it expects its root disk."""
+
+    id: str
+    root_device: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """The AWS region of the stack, as far as the program has to know it.
+
+    The master and its disks live in the first of `zones`, workers in all of them. `worker_types` are the
+    settings' worker instance types with their sizes.
+    """
+
+    name: str
+    partition: str
+    zones: tuple[str, ...]
+    image: Image
+    worker_types: tuple[InstanceType, ...]
+
+
+def read_settings() -> Settings:
+    """The stack's settings. Raises pulumi.RunError, which Pulumi shows without a traceback, if they are
+    wrong.
+    """
+    config = pulumi.Config()
+    # Pulumi offers no list of the keys that are set, and a misspelt one would be ignored in silence.
+    named = {
+        key.removeprefix(f"{config.name}:")
+        for key in (*get_config_env(), *CONFIG.get())
+        if key.startswith(f"{config.name}:")
+    }
+    try:
+        return Settings.parse({key: config.get(key) for key in sorted(named | set(KEYS))})
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
+
+
+def look_up(settings: Settings) -> Region:
+    """Ask AWS about the region of the default provider and compare its answers with the settings.
+
+    Raises pulumi.RunError with everything in the settings that cannot work in this region.
+    """
+    name = aws.get_region().region
+    zones = _zones()
+    problems = _not_offered(settings, zones)
+    if problems:  # AWS would refuse to describe a type that does not exist
+        raise pulumi.RunError(str(SettingsError(problems)))
+    types = {
+        instance_type: aws.ec2.get_instance_type(instance_type=instance_type)
+        for instance_type in (settings.master_instance_type, *settings.worker_instance_types)
+    }
+    problems = [
+        Problem(
+            "masterInstanceType, workerInstanceTypes", name, f"AWS says it is not {settings.architecture}"
+        )
+        for name, answer in types.items()
+        if settings.architecture not in answer.supported_architectures
+    ]
+    try:
+        image, architecture = _image(settings)
+    except Exception as error:  # a failed invoke raises no narrower type
+        problems.append(Problem("amiId", settings.ami_id, f"name an image that exists in {name}: {error}"))
+    else:
+        if architecture != settings.architecture:
+            remedy = (
+                f"choose an image for {settings.architecture}, like the instance types; it is {architecture}"
+            )
+            problems.append(Problem("amiId", settings.ami_id, remedy))
+    if problems:
+        raise pulumi.RunError(str(SettingsError(problems)))
+    return Region(
+        name=name,
+        partition=aws.get_partition().partition,
+        zones=zones,
+        image=image,
+        worker_types=tuple(
+            InstanceType(worker, types[worker].default_vcpus, types[worker].memory_size)
+            for worker in settings.worker_instance_types
+        ),
+    )
+
+
+def _zones() -> tuple[str, ...]:
+    """The first zones of the region by name.
+
+    Neither a zone's momentary state nor what it offers chooses the zones: a zone that drops out of the list
+    for an hour, or another worker type, would move the master and replace its disks.
+    """
+    answer = aws.get_availability_zones(
+        all_availability_zones=True,
+        filters=[
+            aws.GetAvailabilityZonesFilterArgs(name="opt-in-status", values=["opt-in-not-required"]),
+            aws.GetAvailabilityZonesFilterArgs(name="zone-type", values=["availability-zone"]),
+        ],
+    )
+    zones = tuple(sorted(answer.names)[: subnets.ZONES])
+    if len(zones) < subnets.ZONES:
+        raise pulumi.RunError(
+            f"the cluster needs a region with {subnets.ZONES} zones; this one has {list(zones)}"
+        )
+    return zones
+
+
+def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
+    """The settings whose instance types AWS does not offer where they are to run."""
+    answer = aws.ec2.get_instance_type_offerings(
+        location_type="availability-zone",
+        filters=[
+            aws.ec2.GetInstanceTypeOfferingsFilterArgs(
+                name="instance-type",
+                values=sorted({settings.master_instance_type, *settings.worker_instance_types}),
+            ),
+            aws.ec2.GetInstanceTypeOfferingsFilterArgs(name="location", values=list(zones)),
+        ],
+    )
+    offers = set(zip(answer.instance_types, answer.locations, strict=True))
+    problems = []
+    if (settings.master_instance_type, zones[0]) not in offers:
+        remedy = f"choose a type that AWS offers in {zones[0]}, where the master and its disks live"
+        problems.append(Problem("masterInstanceType", settings.master_instance_type, remedy))
+    for worker in settings.worker_instance_types:
+        if not any((worker, zone) in offers for zone in zones):
+            remedy = f"choose types that AWS offers in {' or '.join(zones)}"
+            problems.append(Problem("workerInstanceTypes", worker, remedy))
+    return problems
+
+
+def _image(settings: Settings) -> tuple[Image, str]:
+    """The image of all nodes and its architecture."""
+    image_id = settings.ami_id
+    if not image_id:
+        image_id = aws.ssm.get_parameter(name=_DEBIAN_IMAGE[settings.architecture]).insecure_value
+    answer = aws.ec2.get_ami(
+        filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
+        include_deprecated=True,  # an old image that was asked for is still the one that was asked for
+    )
+    return Image(answer.id, answer.root_device_name), answer.architecture

@@ -1,0 +1,154 @@
+"""The master: the one machine with RabbitMQ, DbServer and WebUI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Final
+
+import pulumi
+import pulumi_aws as aws
+
+from components import userdata
+from components.bundle import BundleStore
+from components.component import Component
+from components.instance_types import Architecture
+from components.lookups import Image
+from components.roles import NodeRole, NodeRoleArgs
+from components.secrets import Secrets
+from components.storage import volume_name
+
+_ROOT_GB: Final = 20  # the image, the packages, and the engine while it is being built
+# AWS's names for data volumes; the node finds the volumes by their ids and never uses these.
+_DEVICES: Final = ("/dev/sdf", "/dev/sdg", "/dev/sdh")
+
+
+@dataclass(frozen=True)
+class MasterArgs:
+    """What the master is made from.
+
+    `image_pinned` says whether the user chose the image: then the machine follows it, otherwise it keeps the
+    image it was born with. `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes`
+    is the number of worker processes of the full fleet. The machine starts after everything in `after`.
+    """
+
+    region: str
+    partition: str
+    architecture: Architecture
+    instance_type: str
+    image: Image
+    image_pinned: bool
+    webui: bool
+    address: IPv4Address
+    subnet_id: pulumi.Input[str]
+    security_group_id: pulumi.Input[str]
+    volume_ids: Mapping[str, pulumi.Input[str]]
+    nfs_addresses: Mapping[str, IPv4Address]
+    fleet_processes: int
+    secrets: Secrets
+    bundle: BundleStore
+    after: Sequence[pulumi.Resource]
+
+
+class Master(Component):
+    """An instance with a fixed private address and the data volumes attached.
+
+    The address belongs to a network interface of its own, so it stays when the machine is replaced, and with
+    it every openquake.cfg. The old machine goes first: address and volumes can be with one machine only.
+    """
+
+    instance_id: pulumi.Output[str]
+    user_data: pulumi.Output[str]
+    attachments: list[aws.ec2.VolumeAttachment]
+
+    def __init__(self, name: str, args: MasterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(name, opts)
+        role = NodeRole(
+            name,
+            NodeRoleArgs(
+                statements=[
+                    args.secrets.keeper(),
+                    {
+                        "Effect": "Allow",
+                        "Action": ["s3:GetObject"],
+                        "Resource": pulumi.Output.concat(args.bundle.bucket_arn, "/", args.bundle.key),
+                    },
+                ],
+                managed_policies=[f"arn:{args.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"],
+            ),
+            opts=self.child(),
+        )
+        interface = aws.ec2.NetworkInterface(
+            self.named("interface"),
+            subnet_id=args.subnet_id,
+            private_ips=[str(args.address)],
+            security_groups=[args.security_group_id],
+            description="The master's fixed address",
+            tags=self.tags("interface"),
+            opts=self.child(),
+        )
+        self.user_data = self._user_data(args)
+        instance = aws.ec2.Instance(
+            self.named("instance"),
+            ami=args.image.id,
+            instance_type=args.instance_type,
+            primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
+                network_interface_id=interface.id
+            ),
+            iam_instance_profile=role.profile_name,
+            metadata_options=aws.ec2.InstanceMetadataOptionsArgs(
+                http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
+            ),
+            root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
+                volume_type="gp3",
+                volume_size=_ROOT_GB,
+                encrypted=True,
+                delete_on_termination=True,
+                tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags
+            ),
+            user_data_base64=self.user_data,
+            user_data_replace_on_change=True,
+            tags=self.tags("instance"),
+            opts=self.child(
+                delete_before_replace=True,
+                ignore_changes=[] if args.image_pinned else ["ami"],
+                depends_on=[*role.policies, *args.after],
+            ),
+        )
+        self.instance_id = instance.id
+        self.attachments = [
+            aws.ec2.VolumeAttachment(
+                self.named(volume_name(mount)),
+                instance_id=instance.id,
+                volume_id=volume_id,
+                device_name=device,
+                # A mounted volume never detaches from a running machine: destroy would hang.
+                stop_instance_before_detaching=True,
+                opts=self.child(delete_before_replace=True),
+            )
+            for (mount, volume_id), device in zip(args.volume_ids.items(), _DEVICES, strict=True)
+        ]
+        self.register_outputs({"instanceId": self.instance_id, "address": str(args.address)})
+
+    def _user_data(self, args: MasterArgs) -> pulumi.Output[str]:
+        def render(known: Mapping[str, Any]) -> str:
+            return userdata.user_data(
+                userdata.MasterNode(
+                    region=args.region,
+                    architecture=args.architecture,
+                    master_address=str(args.address),
+                    webui=args.webui,
+                    bundle_key=args.bundle.key,
+                    bundle_sha256=args.bundle.sha256,
+                    nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
+                    num_cores=args.fleet_processes,
+                    **known,
+                )
+            )
+
+        return pulumi.Output.all(
+            secret_id=args.secrets.arn,
+            bundle_bucket=args.bundle.bucket,
+            volumes=pulumi.Output.all(**args.volume_ids),
+        ).apply(render)

@@ -1,0 +1,68 @@
+"""The IAM role of a kind of node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from components.component import Component
+
+
+@dataclass(frozen=True)
+class NodeRoleArgs:
+    """The IAM statements that the role allows, and the managed policies (ARNs) it has besides."""
+
+    statements: Sequence[dict[str, Any]]
+    managed_policies: Sequence[str] = ()
+
+
+class NodeRole(Component):
+    """A role that EC2 instances take on through an instance profile."""
+
+    profile_name: pulumi.Output[str]
+    profile_arn: pulumi.Output[str]
+    policies: list[pulumi.Resource]
+
+    def __init__(self, name: str, args: NodeRoleArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(name, opts)
+        role = aws.iam.Role(
+            self.named("role"),
+            assume_role_policy=json.dumps(
+                {
+                    "Version": "2012-10-17",
+                    "Statement": [
+                        {
+                            "Effect": "Allow",
+                            "Principal": {"Service": "ec2.amazonaws.com"},
+                            "Action": "sts:AssumeRole",
+                        }
+                    ],
+                }
+            ),
+            tags=self.tags("role"),
+            opts=self.child(),
+        )
+        rights = aws.iam.RolePolicy(
+            self.named("rights"),
+            role=role.name,
+            policy=pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(args.statements)}),
+            opts=self.child(),
+        )
+        attachments = [
+            aws.iam.RolePolicyAttachment(
+                self.named(policy.rsplit("/", 1)[-1]), role=role.name, policy_arn=policy, opts=self.child()
+            )
+            for policy in args.managed_policies
+        ]
+        profile = aws.iam.InstanceProfile(
+            self.named("profile"), role=role.name, tags=self.tags("profile"), opts=self.child()
+        )
+        self.profile_name, self.profile_arn = profile.name, profile.arn
+        # A node calls AWS as soon as it boots: it must not start before its rights exist.
+        self.policies = [rights, *attachments]
+        self.register_outputs({"roleName": role.name})

@@ -1,0 +1,297 @@
+"""The stack's configuration, parsed once into a frozen, typed model. No Pulumi in here.
+
+Each key's default and its check stand in one table, `KEYS`; Pulumi.yaml repeats key, type and default with a
+description (a test compares them).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Any, Final, Literal, NamedTuple
+
+from components import instance_types, subnets
+
+Egress = Literal["nat", "endpoints"]
+WorkerStorage = Literal["nfs", "diskless"]
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the settings: the key, the value it has, and what to do about it."""
+
+    key: str
+    value: object
+    remedy: str
+
+
+class SettingsError(ValueError):
+    """Everything that is wrong with the settings, in one message."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [f"  {key} = {_shown(value)}: {remedy}" for key, value, remedy in self.problems]
+        super().__init__("\n".join([f"wrong settings: {len(lines)}", *lines]))
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)
+
+
+# --- one parser for each kind of value: takes what the configuration holds, returns the typed value, or
+# raises a --- ValueError whose text is the remedy
+# ------------------------------------------------------------------------------
+
+Parser = Callable[[object], Any]
+
+# Private address space: RFC 1918, and for clients also RFC 6598 (carriers' and VPNs' shared space).
+_RFC1918: Final = tuple(IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+_CLIENT_SPACE: Final = (*_RFC1918, IPv4Network("100.64.0.0/10"))
+
+
+def _network(value: object) -> IPv4Network:
+    try:
+        network = IPv4Network(str(value), strict=False)
+    except ValueError:
+        raise ValueError("write an IPv4 network such as 10.20.0.0/16") from None
+    if str(network) != value:
+        raise ValueError(f"write the network itself: {network}")
+    return network
+
+
+def _vpc_cidr(value: object) -> IPv4Network:
+    network = _network(value)
+    if not any(network.subnet_of(private) for private in _RFC1918):
+        raise ValueError("choose a private network (10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16)")
+    if network.prefixlen < subnets.LARGEST_PREFIX:
+        raise ValueError(f"AWS allows no VPC larger than /{subnets.LARGEST_PREFIX}")
+    if network.prefixlen > subnets.SMALLEST_PREFIX:
+        raise ValueError(f"too small for the subnets: choose /{subnets.SMALLEST_PREFIX} or larger")
+    return network
+
+
+def _client_cidr(value: object) -> IPv4Network:
+    network = _network(value)
+    if not any(network.subnet_of(private) for private in _CLIENT_SPACE):
+        raise ValueError(
+            "the WebUI asks for no password, so no public network may reach it: name the private network of your "
+            "VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
+        )
+    return network
+
+
+def _list_of(parse: Parser) -> Parser:
+    def parse_list(value: object) -> tuple[Any, ...]:
+        items = value
+        if isinstance(
+            value, str
+        ):  # Pulumi hands over a structured value as JSON; a command line may hold a,b
+            try:
+                items = json.loads(value)
+            except json.JSONDecodeError:
+                items = [item.strip() for item in value.split(",") if item.strip()]
+        if not isinstance(items, list | tuple):
+            raise ValueError("write a list")
+        parsed = []
+        for item in items:
+            try:
+                parsed.append(parse(item))
+            except ValueError as error:
+                raise ValueError(f"{item}: {error}") from None
+        return tuple(dict.fromkeys(parsed))
+
+    return parse_list
+
+
+def _non_empty(parse: Parser) -> Parser:
+    def parse_non_empty(value: object) -> tuple[Any, ...]:
+        items: tuple[Any, ...] = parse(value)
+        if not items:
+            raise ValueError("name at least one")
+        return items
+
+    return parse_non_empty
+
+
+def _instance_type(value: object) -> str:
+    name = str(value)
+    instance_types.check(name)
+    return name
+
+
+def _one_of(*choices: str) -> Parser:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"choose one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _integer(lowest: int, highest: int) -> Parser:
+    def parse(value: object) -> int:
+        remedy = f"write a whole number from {lowest} to {highest}"
+        if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value), re.ASCII):
+            raise ValueError(remedy)
+        number = int(str(value))
+        if not lowest <= number <= highest:
+            raise ValueError(remedy)
+        return number
+
+    return parse
+
+
+def _boolean(value: object) -> bool:
+    match value:
+        case True | "true":
+            return True
+        case False | "false":
+            return False
+    raise ValueError("write true or false")
+
+
+def _image(value: object) -> str:
+    if value == "":  # Pulumi.yaml has to give a default; the empty one means Debian's own image
+        return ""
+    if not re.fullmatch(r"ami-([0-9a-f]{8}|[0-9a-f]{17})", str(value), re.ASCII):
+        raise ValueError(
+            "write an image id such as ami-0123456789abcdef0, or leave it out for Debian's own image"
+        )
+    return str(value)
+
+
+class Key(NamedTuple):
+    """A configuration key: its default, as written in Pulumi.yaml, and the parser of its value."""
+
+    default: object
+    parse: Parser
+
+
+_WORKERS: Final = _integer(0, 1000)
+# gp3's limits in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
+_VOLUME_GB: Final = _integer(1, 65536)
+
+KEYS: Final[Mapping[str, Key]] = {
+    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr),
+    "clientCidrs": Key([], _list_of(_client_cidr)),
+    "egress": Key("nat", _one_of("nat", "endpoints")),
+    "masterInstanceType": Key("m7i.large", _instance_type),
+    "amiId": Key("", _image),
+    "workerInstanceTypes": Key(
+        ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"], _non_empty(_list_of(_instance_type))
+    ),
+    "workerMin": Key(0, _WORKERS),
+    "workerDesired": Key(2, _WORKERS),
+    "workerMax": Key(8, _integer(1, 1000)),
+    "workerSpot": Key(False, _boolean),
+    "workerStorage": Key("nfs", _one_of("nfs", "diskless")),
+    "homeVolumeGb": Key(100, _VOLUME_GB),
+    "varVolumeGb": Key(50, _VOLUME_GB),
+    "rabbitmqVolumeGb": Key(20, _VOLUME_GB),
+    "keepDataOnDestroy": Key(True, _boolean),
+    "webui": Key(True, _boolean),
+    "waitForReady": Key(True, _boolean),
+    "readyTimeoutMinutes": Key(30, _integer(1, 240)),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty, `ami_id` "" means
+    Debian's.
+    """
+
+    vpc_cidr: IPv4Network
+    client_cidrs: tuple[IPv4Network, ...]
+    egress: Egress
+    master_instance_type: str
+    ami_id: str
+    worker_instance_types: tuple[str, ...]
+    worker_min: int
+    worker_desired: int
+    worker_max: int
+    worker_spot: bool
+    worker_storage: WorkerStorage
+    home_volume_gb: int
+    var_volume_gb: int
+    rabbitmq_volume_gb: int
+    keep_data_on_destroy: bool
+    webui: bool
+    wait_for_ready: bool
+    ready_timeout_minutes: int
+
+    @property
+    def architecture(self) -> instance_types.Architecture:
+        """The one architecture of all nodes."""
+        return instance_types.architecture(self.master_instance_type)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, object]) -> Settings:
+        """The settings that `raw` (configuration key to value, as text or typed; None is unset) asks for.
+
+        Raises SettingsError with everything that is wrong.
+        """
+        problems = [_unknown(key, value) for key, value in raw.items() if key not in KEYS]
+        given = {key: KEYS[key].default if raw.get(key) is None else raw[key] for key in KEYS}
+        parsed: dict[str, Any] = {}
+        for key, value in given.items():
+            try:
+                parsed[key] = KEYS[key].parse(value)
+            except ValueError as error:
+                problems.append(Problem(key, value, str(error)))
+        problems += _contradictions(parsed)
+        if problems:
+            raise SettingsError(problems)
+        parsed["clientCidrs"] = parsed["clientCidrs"] or (parsed["vpcCidr"],)
+        return cls(**{_snake_case(key): value for key, value in parsed.items()})
+
+
+def _snake_case(key: str) -> str:
+    return re.sub(r"([A-Z])", lambda capital: "_" + capital[1].lower(), key)
+
+
+def _unknown(key: str, value: object) -> Problem:
+    near = difflib.get_close_matches(key, KEYS, n=1)
+    return Problem(
+        key,
+        value,
+        f"there is no such setting; did you mean {near[0]}?" if near else "there is no such setting",
+    )
+
+
+def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong between settings that are right by themselves; `parsed` lacks the others."""
+    problems = []
+    minimum, desired, maximum = (parsed.get(key) for key in ("workerMin", "workerDesired", "workerMax"))
+    if minimum is not None and maximum is not None and minimum > maximum:
+        problems.append(Problem("workerMin", minimum, f"must not be above workerMax = {maximum}"))
+    if desired is not None and minimum is not None and desired < minimum:
+        problems.append(Problem("workerDesired", desired, f"must not be below workerMin = {minimum}"))
+    if desired is not None and maximum is not None and desired > maximum:
+        problems.append(Problem("workerDesired", desired, f"must not be above workerMax = {maximum}"))
+    vpc = parsed.get("vpcCidr")
+    if vpc is not None and maximum is not None and maximum > subnets.worker_capacity(vpc):
+        room = subnets.worker_capacity(vpc)
+        problems.append(
+            Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
+        )
+    master = parsed.get("masterInstanceType")
+    if master is not None:
+        architecture = instance_types.architecture(master)
+        strangers = [
+            name
+            for name in parsed.get("workerInstanceTypes", ())
+            if instance_types.architecture(name) != architecture
+        ]
+        if strangers:
+            problems.append(
+                Problem(
+                    "workerInstanceTypes",
+                    ", ".join(strangers),
+                    f"the engine is built once, on the master: choose {architecture} types like {master}",
+                )
+            )
+    return problems

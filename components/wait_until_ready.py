@@ -1,0 +1,152 @@
+"""Wait until a node says that it is ready, by running its status command through SSM. Run by the readiness
+component.
+
+    python -m components.wait_until_ready --region eu-central-1 --minutes 30 i-0123456789abcdef0
+
+Credentials are boto3's usual ones. Exits 0 when the node is ready; otherwise 1, with the node's last problems
+and the end of its cloud-init log on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import boto3
+from botocore.exceptions import ClientError
+
+from components import facts
+
+_CLOUD_INIT_LOG: Final = "/var/log/cloud-init-output.log"
+_LOG_LINES: Final = 60
+_POLL_SECONDS: Final = 10
+_ANSWER_POLL_SECONDS: Final = 1
+# SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
+_DELIVERY_SECONDS: Final = 30
+# Invocation states after which nothing more comes.
+_FINAL: Final = frozenset({"Success", "Cancelled", "TimedOut", "Failed", "Undeliverable", "Terminated"})
+# What SSM says while the agent has not registered yet, and in the moment before an invocation exists.
+_NOT_YET: Final = frozenset({"InvalidInstanceId", "InvocationDoesNotExist"})
+
+
+class NotReady(Exception):
+    """The node was not ready at the deadline; the text says why, as far as it is known."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command on the node gave: its exit status and what it printed."""
+
+    status: int
+    output: str
+
+
+@dataclass
+class Node:
+    """A node, asked through SSM. `client` is boto3's SSM client; clock and sleep count in seconds."""
+
+    client: Any
+    instance_id: str
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self, command: str) -> Answer | None:
+        """Run a shell command; None if the node's agent does not answer (yet)."""
+        try:
+            sent = self.client.send_command(
+                InstanceIds=[self.instance_id],
+                DocumentName="AWS-RunShellScript",
+                Parameters={"commands": [command]},
+                TimeoutSeconds=_DELIVERY_SECONDS,
+            )
+        except ClientError as error:
+            _raise_unless_early(error)
+            return None
+        deadline = self.clock() + 2 * _DELIVERY_SECONDS
+        while self.clock() < deadline:
+            self.sleep(_ANSWER_POLL_SECONDS)
+            try:
+                result = self.client.get_command_invocation(
+                    CommandId=sent["Command"]["CommandId"], InstanceId=self.instance_id
+                )
+            except ClientError as error:
+                _raise_unless_early(error)
+                continue
+            if result["Status"] in _FINAL:
+                if result["ResponseCode"] < 0:  # the command never ran
+                    return None
+                return Answer(result["ResponseCode"], result["StandardOutputContent"])
+        return None
+
+
+def _raise_unless_early(error: ClientError) -> None:
+    if error.response["Error"]["Code"] not in _NOT_YET:
+        raise error
+
+
+def wait(node: Node, minutes: float, report: Callable[[str], None]) -> None:
+    """Return when the node is ready, telling `report` about each change; raise NotReady after `minutes`."""
+    deadline = node.clock() + minutes * 60
+    state = ""
+    while True:
+        answer = node.run(f"{facts.NODE_PROGRAM} status")
+        now = _state(answer)
+        if answer is not None and answer.status == 0:
+            report("ready")
+            return
+        if now != state:
+            report(now)
+            state = now
+        if node.clock() >= deadline:
+            raise NotReady(_explanation(node, minutes, state))
+        node.sleep(_POLL_SECONDS)
+
+
+def _state(answer: Answer | None) -> str:
+    """What an answer of the status command says, in one line."""
+    if answer is None:
+        return "the SSM agent does not answer"
+    try:
+        problems = json.loads(answer.output)["problems"]
+    except (ValueError, KeyError, TypeError):
+        return f"the status command gave exit status {answer.status}: {answer.output.strip() or '(nothing)'}"
+    return "not ready: " + "; ".join(problems)
+
+
+def _explanation(node: Node, minutes: float, state: str) -> str:
+    log = node.run(f"tail -n {_LOG_LINES} {_CLOUD_INIT_LOG}")
+    if log is None:
+        end = (
+            "its log cannot be read through SSM; see the console: "
+            f"aws ec2 get-console-output --latest --output text --instance-id {node.instance_id}"
+        )
+    else:
+        end = f"the end of {_CLOUD_INIT_LOG}:\n{log.output.rstrip()}"
+    return f"{node.instance_id} was not ready after {minutes:g} minutes: {state}\n{end}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="wait_until_ready", description="Wait until a node says that it is ready."
+    )
+    parser.add_argument("--region", required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="give up after this time")
+    parser.add_argument("instance_id")
+    given = parser.parse_args(arguments)
+    node = Node(boto3.client("ssm", region_name=given.region), given.instance_id)
+    try:
+        wait(node, given.minutes, lambda line: print(line, flush=True))
+    except NotReady as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The workers: an autoscaling group of machines that run Celery and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
+
+import pulumi
+import pulumi_aws as aws
+
+from components import userdata
+from components.component import Component
+from components.instance_types import Architecture
+from components.lookups import Image
+from components.roles import NodeRole, NodeRoleArgs
+from components.secrets import Secrets
+from components.settings import WorkerStorage
+
+_ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's manual of a worker
+_WARMUP_SECONDS: Final = 60  # from power-on to the first task, with room
+
+
+@dataclass(frozen=True)
+class WorkersArgs:
+    """What the fleet is made from.
+
+    `instance_types` come in order of preference; `image_pinned` is as for the master; `nfs_addresses` is
+    keyed by zone; `fleet_processes` is the number of worker processes of the full fleet. Workers start after
+    `after`.
+    """
+
+    region: str
+    architecture: Architecture
+    instance_types: Sequence[str]
+    image: Image
+    image_pinned: bool
+    minimum: int
+    desired: int
+    maximum: int
+    spot: bool
+    storage: WorkerStorage
+    subnet_ids: Sequence[pulumi.Input[str]]
+    security_group_id: pulumi.Input[str]
+    master_address: IPv4Address
+    nfs_addresses: Mapping[str, IPv4Address]
+    fleet_processes: int
+    bundle_sha256: str
+    secrets: Secrets
+    after: Sequence[pulumi.Resource]
+
+
+class Workers(Component):
+    """A launch template and the group that starts machines from it, over all zones.
+
+    A change of the template replaces the machines by and by. The number of machines belongs to whoever scales
+    the group, after its creation.
+    """
+
+    group_name: pulumi.Output[str]
+
+    def __init__(self, name: str, args: WorkersArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(name, opts)
+        role = NodeRole(name, NodeRoleArgs(statements=[args.secrets.reader()]), opts=self.child())
+        template = self._template(args, role)
+        group = aws.autoscaling.Group(
+            self.named("group"),
+            min_size=args.minimum,
+            desired_capacity=args.desired,
+            max_size=args.maximum,
+            vpc_zone_identifiers=args.subnet_ids,
+            mixed_instances_policy=_policy(args, template),
+            capacity_rebalance=args.spot,
+            health_check_type="EC2",
+            # A worker waits for the master's engine, so the group does not wait for the workers.
+            wait_for_capacity_timeout="0",
+            instance_refresh=aws.autoscaling.GroupInstanceRefreshArgs(
+                strategy="Rolling",
+                preferences=aws.autoscaling.GroupInstanceRefreshPreferencesArgs(
+                    min_healthy_percentage=50, instance_warmup=str(_WARMUP_SECONDS)
+                ),
+            ),
+            tags=[
+                aws.autoscaling.GroupTagArgs(key=key, value=value, propagate_at_launch=True)
+                for key, value in self.tags("worker").items()
+            ],
+            opts=self.child(ignore_changes=["desired_capacity"], depends_on=[*role.policies, *args.after]),
+        )
+        self.group_name = group.name
+        self.register_outputs({"groupName": self.group_name})
+
+    def _template(self, args: WorkersArgs, role: NodeRole) -> aws.ec2.LaunchTemplate:
+        return aws.ec2.LaunchTemplate(
+            self.named("template"),
+            image_id=args.image.id,
+            iam_instance_profile=aws.ec2.LaunchTemplateIamInstanceProfileArgs(arn=role.profile_arn),
+            network_interfaces=[
+                aws.ec2.LaunchTemplateNetworkInterfaceArgs(
+                    device_index=0,
+                    associate_public_ip_address="false",
+                    delete_on_termination="true",
+                    security_groups=[args.security_group_id],
+                )
+            ],
+            metadata_options=aws.ec2.LaunchTemplateMetadataOptionsArgs(
+                http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
+            ),
+            block_device_mappings=[
+                aws.ec2.LaunchTemplateBlockDeviceMappingArgs(
+                    device_name=args.image.root_device,
+                    ebs=aws.ec2.LaunchTemplateBlockDeviceMappingEbsArgs(
+                        volume_type="gp3",
+                        volume_size=_ROOT_GB,
+                        encrypted="true",
+                        delete_on_termination="true",
+                    ),
+                )
+            ],
+            user_data=args.secrets.arn.apply(lambda secret_id: _user_data(args, secret_id)),
+            tag_specifications=[
+                aws.ec2.LaunchTemplateTagSpecificationArgs(resource_type=kind, tags=self.tags("worker"))
+                for kind in ("instance", "volume", "network-interface")
+            ],
+            update_default_version=True,
+            tags=self.tags("template"),
+            opts=self.child(ignore_changes=[] if args.image_pinned else ["image_id"]),
+        )
+
+
+def _user_data(args: WorkersArgs, secret_id: str) -> str:
+    return userdata.user_data(
+        userdata.WorkerNode(
+            region=args.region,
+            architecture=args.architecture,
+            master_address=str(args.master_address),
+            secret_id=secret_id,
+            bundle_sha256=args.bundle_sha256,
+            nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
+            storage=args.storage,
+            num_cores=args.fleet_processes,
+        )
+    )
+
+
+def _policy(
+    args: WorkersArgs, template: aws.ec2.LaunchTemplate
+) -> aws.autoscaling.GroupMixedInstancesPolicyArgs:
+    """All spot or all on demand, from any of the instance types."""
+    return aws.autoscaling.GroupMixedInstancesPolicyArgs(
+        launch_template=aws.autoscaling.GroupMixedInstancesPolicyLaunchTemplateArgs(
+            launch_template_specification=(
+                aws.autoscaling.GroupMixedInstancesPolicyLaunchTemplateLaunchTemplateSpecificationArgs(
+                    launch_template_id=template.id, version=template.latest_version.apply(str)
+                )
+            ),
+            overrides=[
+                aws.autoscaling.GroupMixedInstancesPolicyLaunchTemplateOverrideArgs(
+                    instance_type=instance_type
+                )
+                for instance_type in args.instance_types
+            ],
+        ),
+        instances_distribution=aws.autoscaling.GroupMixedInstancesPolicyInstancesDistributionArgs(
+            on_demand_base_capacity=0,
+            on_demand_percentage_above_base_capacity=0 if args.spot else 100,
+            on_demand_allocation_strategy="prioritized",
+            spot_allocation_strategy="price-capacity-optimized",
+        ),
+    )
