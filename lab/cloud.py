@@ -1,10 +1,13 @@
-"""What the lab makes real, as plain values."""
+"""What the lab makes real, as plain values: the part of a recording that has an effect on one machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+
+Statement = Mapping[str, object]
+"""A statement of an IAM policy, as in its JSON."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +60,34 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Volume:
-    """An EBS volume that is attached to the master."""
+    """An EBS volume; size in GiB."""
 
     id: str
-    size_gb: int
+    size: int
 
 
 @dataclass(frozen=True)
-class Role:
-    """An IAM role: its name and its policy statements, as in their JSON."""
+class Secret:
+    """A Secrets Manager secret; it has no value until a node gives it one."""
 
     name: str
-    statements: tuple[Mapping[str, object], ...]
+    arn: str
+
+
+@dataclass(frozen=True)
+class S3Object:
+    """An object that the program puts into a bucket."""
+
+    bucket: str
+    key: str
+    content: bytes
 
 
 @dataclass(frozen=True)
 class Template:
-    """How an instance is made: what is common to the master and to the instances of a group.
+    """What an instance is made from, alone or in a group.
 
+    :ivar role: the name of the role that its instance profile gives it
     :ivar user_data: what IMDS serves, raw bytes
     """
 
@@ -86,15 +99,51 @@ class Template:
 
 
 @dataclass(frozen=True)
+class Instance:
+    """An instance that the program registers itself, with a fixed address."""
+
+    name: str
+    id: str
+    subnet: str
+    address: IPv4Address
+    template: Template
+    volumes: tuple[Volume, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """An autoscaling group; its instances are named ``name-1`` and so on."""
+
+    name: str
+    template: Template
+    subnets: tuple[str, ...]
+    desired: int
+    maximum: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All that the program registered and the lab builds."""
+    """All that the program registered and the lab builds.
+
+    :ivar rules: of all security groups
+    :ivar prefix_lists: the networks behind a prefix list's id
+    :ivar roles: the IAM statements of each role, by its name
+    :ivar s3_policy: the statements of the S3 gateway endpoint's policy
+    :ivar official_image: whether the nodes start from Debian's own image, and not from one with everything baked in
+    """
 
     region: str
     account: str
     vpc: IPv4Network
     subnets: Mapping[str, Subnet]
     rules: Sequence[Rule]
-    prefix_lists: Mapping[str, IPv4Network]
+    prefix_lists: Mapping[str, str]
     endpoints: Sequence[Endpoint]
     mount_targets: Sequence[Interface]
-    roles: Mapping[str, Role]
+    roles: Mapping[str, Sequence[Statement]]
+    secrets: Sequence[Secret]
+    objects: Sequence[S3Object]
+    s3_policy: Sequence[Statement]
+    instances: Sequence[Instance]
+    groups: Sequence[Group]
+    official_image: bool

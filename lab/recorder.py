@@ -37,6 +37,10 @@ Answer = Mapping[str, Any]
 Invokes = Mapping[str, Answer | Callable[[Mapping[str, Any]], Answer]]
 
 
+class Refused(Exception):
+    """Raised by an answer function: AWS refuses what the program asks, for this reason."""
+
+
 class UnknownInvoke(LookupError):
     """The program asked AWS something that the recorder has no answer to."""
 
@@ -226,7 +230,10 @@ class _Mocks(mocks.Mocks):
         answer = self._invokes.get(args.token)
         if answer is None:
             raise UnknownInvoke(f"the recorder has no answer to {args.token}({dict(args.args)})")
-        return dict(answer(args.args) if callable(answer) else answer), []
+        try:
+            return dict(answer(args.args) if callable(answer) else answer), []
+        except Refused as reason:
+            return {}, [("", str(reason))]
 
 
 def _plain(value: Any) -> Any:

@@ -13,14 +13,19 @@ def exists(paths: Paths) -> bool:
     return paths.state.exists() or bool(namespaces(paths)) or bool(processes(paths))
 
 
-def remove(paths: Paths) -> None:
-    """Remove every process, namespace, mount, loop device and file of the lab; nothing when there is none."""
-    kill(processes(paths))
-    kill(processes(paths))  # what a process started while the first were dying
+def stop(paths: Paths) -> None:
+    """End every process, namespace, mount and loop device of the lab; its files stay."""
+    while pids := processes(paths):  # again for what a process started while the others were dying
+        kill(pids)
     for namespace in namespaces(paths):
         run(["ip", "netns", "delete", namespace])
     for mount in mounts_below(paths.state):
         run(["umount", mount])
     volumes.detach_all(paths)
+
+
+def remove(paths: Paths) -> None:
+    """Stop the lab and remove its files; nothing happens when there is none."""
+    stop(paths)
     if paths.state.exists():
         shutil.rmtree(paths.state)

@@ -1,0 +1,175 @@
+"""AWS's API for the nodes: moto over TLS, asked only what the caller's role allows; and the EFS mount targets' port.
+
+It runs in the ``aws`` namespace, on the addresses of the endpoints; the VPC's rules decide who gets there.
+Run as ``python -m lab.aws_api CONFIGURATION``, a JSON file that :func:`configuration` makes.
+"""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import io
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from components.facts import HTTPS_PORT, NFS_PORT
+from lab.cloud import Plan
+
+Statements = Sequence[Mapping[str, Any]]
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def host_names(region: str) -> list[str]:
+    """The DNS names that the API's certificate has to be good for."""
+    return [
+        f"*.{region}.amazonaws.com", f"*.s3.{region}.amazonaws.com", "*.amazonaws.com", "*.s3.amazonaws.com",
+    ]  # fmt: skip
+
+
+def configuration(plan: Plan, certificates: Path) -> dict[str, Any]:
+    """What the server needs of the plan, as JSON values."""
+    return {
+        "region": plan.region,
+        "account": plan.account,
+        "certificates": str(certificates),
+        "secrets": [{"name": secret.name, "arn": secret.arn} for secret in plan.secrets],
+        "objects": [
+            {"bucket": item.bucket, "key": item.key, "content": base64.b64encode(item.content).decode()}
+            for item in plan.objects
+        ],
+        "roles": {name: list(statements) for name, statements in plan.roles.items()},
+        "s3_endpoint": list(plan.s3_policy),
+        "mount_targets": [str(target.address) for target in plan.mount_targets],
+    }
+
+
+def allowed(statements: Statements, action: str, resource: str) -> bool:
+    """Whether IAM statements allow an action on a resource: an Allow, and no Deny.
+
+    Conditions are not evaluated: an Allow that has one counts, a Deny that has one does not.
+    """
+
+    def matches(statement: Mapping[str, Any]) -> bool:
+        actions, resources = _listed(statement["Action"]), _listed(statement["Resource"])
+        return any(fnmatch.fnmatchcase(action, pattern) for pattern in actions) and any(
+            fnmatch.fnmatchcase(resource, pattern) for pattern in resources
+        )
+
+    hits = [statement for statement in statements if matches(statement)]
+    denied = any(hit["Effect"] == "Deny" and "Condition" not in hit for hit in hits)
+    return not denied and any(hit["Effect"] == "Allow" for hit in hits)
+
+
+def _listed(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def request_of(environ: Mapping[str, Any], body: bytes, secrets: Mapping[str, str]) -> tuple[str, str, str]:
+    """Who asks for what on which resource: the access key's id, the IAM action, the ARN (``*`` where none is known).
+
+    :param secrets: the ARN of a secret by its name
+    """
+    authorization = environ.get("HTTP_AUTHORIZATION", "")
+    _, _, scope = authorization.partition("Credential=")
+    key, _, _, service = ([*scope.split(",")[0].split("/"), "", "", "", ""])[:4]
+    target = environ.get("HTTP_X_AMZ_TARGET", "")
+    if target:
+        action = f"{service}:{target.rpartition('.')[2]}"
+        identifier = json.loads(body or b"{}").get("SecretId", "")
+        return key, action, secrets.get(identifier, identifier) or "*"
+    host = environ.get("HTTP_HOST", "").partition(":")[0]
+    if service == "s3" or ".s3." in host or host.startswith("s3."):
+        bucket, dot, _ = host.partition(".s3.")
+        path = environ["PATH_INFO"].lstrip("/")
+        verb = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
+        action = verb.get(environ["REQUEST_METHOD"], environ["REQUEST_METHOD"])
+        return key, f"s3:{action}", f"arn:aws:s3:::{f'{bucket}/{path}' if dot else path}"
+    action = parse_qs(body.decode(errors="replace")).get("Action", ["?"])[0]
+    return key, f"{service}:{action}", "*"
+
+
+class Guard:
+    """WSGI middleware that refuses what the recorded IAM policies do not allow."""
+
+    def __init__(self, application: Wsgi, settings: Mapping[str, Any]) -> None:
+        self.application = application
+        self.roles: Mapping[str, Statements] = settings["roles"]
+        self.s3_endpoint: Statements = settings["s3_endpoint"]
+        self.secrets = {secret["name"]: secret["arn"] for secret in settings["secrets"]}
+
+    def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        key, action, resource = request_of(environ, body, self.secrets)
+        permitted = allowed(self.roles.get(key, ()), action, resource)
+        if action.startswith("s3:"):
+            permitted = permitted and allowed(self.s3_endpoint, action, resource)
+        print(f"{key or 'nobody'} {action} {resource}: {'allowed' if permitted else 'DENIED'}", flush=True)
+        if permitted:
+            return self.application(environ, respond)
+        message = f"{key or 'nobody'} is not authorized to perform: {action} on resource: {resource}"
+        if action.startswith("s3:"):
+            content, kind = (
+                f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>",
+                "text/xml",
+            )
+        else:
+            content = json.dumps({"__type": "AccessDeniedException", "message": message})
+            kind = "application/x-amz-json-1.1"
+        status = "403 Forbidden" if action.startswith("s3:") else "400 Bad Request"
+        respond(status, [("Content-Type", kind), ("Content-Length", str(len(content.encode())))])
+        return [content.encode()]
+
+
+def serve(settings: Mapping[str, Any]) -> None:
+    """Serve for ever."""
+    os.environ["MOTO_ACCOUNT_ID"] = settings["account"]  # read when moto is imported
+    from moto.backends import get_backend
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
+    from werkzeug.serving import run_simple
+
+    secrets = get_backend("secretsmanager")[settings["account"]][settings["region"]]
+    for secret in settings["secrets"]:
+        secrets.create_secret(
+            name=secret["name"], secret_string=None, secret_binary=None, description=None, tags=[],
+            kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
+        )  # fmt: skip
+        secrets.secrets[secret["name"]].arn = secret["arn"]
+    s3 = get_backend("s3")[settings["account"]]["aws"]
+    for bucket in sorted({item["bucket"] for item in settings["objects"]}):
+        s3.create_bucket(bucket, settings["region"])
+    for item in settings["objects"]:
+        s3.put_object(item["bucket"], item["key"], base64.b64decode(item["content"]))
+    for address in settings["mount_targets"]:
+        threading.Thread(target=_accept, args=(address,), daemon=True).start()
+    certificates = Path(settings["certificates"])
+    run_simple(
+        "0.0.0.0",  # noqa: S104  every address of this namespace is one of AWS's
+        HTTPS_PORT,
+        Guard(DomainDispatcherApplication(create_backend_app), settings),
+        threaded=True,
+        ssl_context=(str(certificates / "api.pem"), str(certificates / "api.key")),
+        request_handler=MotoRequestHandler,
+    )
+
+
+def _accept(address: str) -> None:
+    """A mount target's port: that it answers is all that the image's mount.nfs4 wants to know."""
+    with socket.create_server((address, NFS_PORT)) as server:
+        while True:
+            server.accept()[0].close()
+
+
+if __name__ == "__main__":
+    serve(json.loads(Path(sys.argv[1]).read_text()))

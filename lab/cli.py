@@ -1,0 +1,142 @@
+"""The lab's commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from lab import cluster
+from lab.host import LabError, Paths, lab_paths, require_host
+from lab.plan import make_plan, read_config, record
+
+
+def say(line: str) -> None:
+    """Print a line of progress with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+
+
+def _up(paths: Paths, arguments: argparse.Namespace) -> int:
+    plan = make_plan(record(read_config(arguments.stack, arguments.set)))
+    lab = cluster.up(paths, plan, say, cold=arguments.cold)
+    say(f"powered on: {', '.join(lab.nodes)}")
+    if not arguments.no_wait:
+        cluster.wait_until_ready(lab, say)
+    return 0
+
+
+def _status(paths: Paths, arguments: argparse.Namespace) -> int:
+    del arguments
+    lab = cluster.load(paths)
+    ready = True
+    for node in lab.nodes.values():
+        answer = cluster.state(lab, node)
+        words = "ready" if answer["ready"] else "; ".join(map(str, answer["problems"]))  # type: ignore[call-overload]
+        print(f"{node.name:12} {node.address!s:15} {node.template.instance_type:12} {words}")
+        ready = ready and bool(answer["ready"])
+    return 0 if ready else 1
+
+
+def _exec(paths: Paths, arguments: argparse.Namespace) -> int:
+    command = cluster.load(paths).machine(arguments.node).command(arguments.command or ["bash", "--login"])
+    os.execvp(command[0], command)
+
+
+def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
+    machine = cluster.load(paths).machine(arguments.node)
+    if machine.init() is None:
+        print(machine.console.read_text(errors="replace"))
+        return 0
+    follow = ["--follow"] if arguments.follow else []
+    command = machine.command(["journalctl", "--no-pager", *follow])
+    os.execvp(command[0], command)
+
+
+def _kill(paths: Paths, arguments: argparse.Namespace) -> int:
+    cluster.kill(cluster.load(paths), arguments.node)
+    return 0
+
+
+def _start(paths: Paths, arguments: argparse.Namespace) -> int:
+    lab = cluster.load(paths)
+    if lab.machine(arguments.node).init() is not None:
+        raise LabError(f"{arguments.node} is on")
+    cluster.power_on(lab, lab.nodes[arguments.node])
+    cluster.wait_until_ready(lab, say)
+    return 0
+
+
+def _scale(paths: Paths, arguments: argparse.Namespace) -> int:
+    lab = cluster.load(paths)
+    cluster.scale(lab, arguments.number)
+    cluster.wait_until_ready(lab, say)
+    return 0
+
+
+def _down(paths: Paths, arguments: argparse.Namespace) -> int:
+    del arguments
+    cluster.down(paths)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab", description="The cluster of the Pulumi program on this machine."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[Paths, argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        one.set_defaults(run=run)
+        return one
+
+    def config(one: argparse.ArgumentParser) -> None:
+        one.add_argument(
+            "--stack", default="dev", help="the stack whose configuration is taken (default: dev)"
+        )
+        one.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting over the stack's"
+        )
+        one.add_argument(
+            "--cold", action="store_true", help="build the engine, even if an earlier lab has built it"
+        )
+
+    def node(one: argparse.ArgumentParser) -> None:
+        one.add_argument("node", help="master, worker-1 …: see status")
+
+    one = command("up", _up, "boot the cluster that the program registers and wait until it is ready")
+    config(one)
+    one.add_argument("--no-wait", action="store_true", help="return when the nodes are powered on")
+    command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
+    one = command("exec", _exec, "run a command on a node, as root; without one a shell")
+    node(one)
+    one.add_argument("command", nargs="*", metavar="-- COMMAND", help="the command and its arguments")
+    one = command("logs", _logs, "print a node's journal, or its console when it is off")
+    node(one)
+    one.add_argument("--follow", action="store_true", help="go on as it is written")
+    node(command("kill", _kill, "kill -9 a whole node"))
+    node(command("start", _start, "power a node on again and wait until it is ready"))
+    one = command("scale", _scale, "replace dead workers, then start or remove some until there are NUMBER")
+    one.add_argument("number", type=int, metavar="NUMBER")
+    command("down", _down, "remove all that belongs to the lab, after a crash too")
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; its exit code. What goes wrong is one message on stderr."""
+    arguments = _parser().parse_args(words)
+    try:
+        paths = lab_paths()
+        require_host(paths)
+        code: int = arguments.run(paths, arguments)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted; python -m lab down removes what is there", file=sys.stderr)
+        return 130
+    return code

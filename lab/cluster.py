@@ -1,0 +1,311 @@
+"""A lab from up to down: builds what a plan says, and remembers it in the lab's own directory."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from components import facts, userdata
+from lab import aws_api, images, imds, network, teardown, tls, volumes
+from lab.cloud import Group, Instance, Interface, Plan, Template
+from lab.host import LabError, Paths, cores, in_netns, start
+from lab.machine import Machine
+
+Say = Callable[[str], None]
+READY_SECONDS = 1200
+"""A first boot builds the engine: minutes, on a slow network many."""
+NODE_FACTS = "/etc/openquake/node.json"
+"""The file in a node's user data that holds what its own program knows."""
+EFS = "/run/oqlab/efs"
+APT = "/run/oqlab/apt"
+
+
+@dataclass
+class Node:
+    """One instance of the lab.
+
+    :ivar group: the autoscaling group that it belongs to, None for an instance of the program's own
+    :ivar powered_on: when, in seconds since the epoch
+    :ivar ready_after: seconds from then until it was ready, None before
+    """
+
+    name: str
+    id: str
+    group: str | None
+    subnet: str
+    address: IPv4Address
+    template: Template
+    cpus: tuple[int, ...]
+    powered_on: float = 0.0
+    ready_after: float | None = None
+
+
+@dataclass
+class Lab:
+    """A lab that is up: what it was built from and its nodes. Saved after every change."""
+
+    paths: Paths
+    plan: Plan
+    image: Path
+    authority: str
+    nodes: dict[str, Node] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write it to the lab's directory, atomically."""
+        file = _file(self.paths)
+        new = file.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_bytes(pickle.dumps(self))
+        new.replace(file)
+
+    def machine(self, name: str) -> Machine:
+        """The machine of a node; LabError that lists the nodes when there is none of this name."""
+        if name not in self.nodes:
+            raise LabError(f"no node {name}; there are {', '.join(self.nodes)}")
+        node = self.nodes[name]
+        binds = {self.paths.state / "efs": EFS, self.paths.cache / "apt": APT}
+        return Machine(self.paths, name, node.address, node.cpus, binds)
+
+    def group(self) -> Group:
+        """The group of workers."""
+        (group,) = self.plan.groups
+        return group
+
+    def master(self) -> Node:
+        """The one node that belongs to no group."""
+        (node,) = [node for node in self.nodes.values() if node.group is None]
+        return node
+
+    def workers(self) -> list[Node]:
+        """The nodes of groups."""
+        return [node for node in self.nodes.values() if node.group is not None]
+
+
+def _file(paths: Paths) -> Path:
+    return paths.state / "lab.pickle"
+
+
+def load(paths: Paths) -> Lab:
+    """The lab that is up; LabError when there is none."""
+    file = _file(paths)
+    if not file.exists():
+        hint = "a part of one is left: python -m lab down" if teardown.exists(paths) else "python -m lab up"
+        raise LabError(f"no lab is up ({hint})")
+    lab = pickle.loads(file.read_bytes())  # noqa: S301  written by save() into root's own directory
+    assert isinstance(lab, Lab)
+    return lab
+
+
+def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
+    """Build what the plan says and power the nodes on; they are booting when this returns.
+
+    :param cold: start with an empty shared file system, not with the engine that an earlier lab left in the cache
+    """
+    if teardown.exists(paths):
+        raise LabError(f"a lab named {paths.name} is there already; first: python -m lab down")
+    image = images.base_image(paths, () if plan.official_image else baked_packages(plan), say)
+    paths.state.mkdir(parents=True, mode=0o700)
+    (paths.cache / "apt" / "partial").mkdir(parents=True, exist_ok=True)
+    efs = paths.state / "efs"
+    efs.mkdir(mode=0o755)
+    engines = paths.cache / "engine"
+    if not cold and engines.is_dir():
+        shutil.copytree(engines, efs / "engine")
+    logs = paths.state / "logs"
+    certificates = paths.state / "tls"
+    lab = Lab(paths, plan, image, tls.make_certificates(certificates, aws_api.host_names(plan.region)))
+    lab.save()
+    network.create(paths, plan, logs)
+    configuration = paths.state / "aws_api.json"
+    configuration.write_text(json.dumps(aws_api.configuration(plan, certificates)))
+    for namespace, module, argument in (
+        ("vpc", "lab.imds", imds_directory(paths)),
+        ("aws", "lab.aws_api", configuration),
+    ):
+        command = [sys.executable, "-m", module, str(argument)]
+        start(paths, in_netns(paths.netns(namespace), command), logs / f"{module}.log")
+    subnet = plan.instances[0].subnet
+    network.connect(paths, "client", [_free_addresses(lab, subnet)[-1]], _gateway(lab, subnet))
+    for instance in plan.instances:
+        _launch_instance(lab, instance)
+    scale(lab, plan.groups[0].desired)
+    return lab
+
+
+def imds_directory(paths: Paths) -> Path:
+    """Where the metadata of each instance is."""
+    return paths.state / "imds"
+
+
+def baked_packages(plan: Plan) -> Sequence[str]:
+    """The Debian packages that the nodes' user data would install: what an image with everything baked in has."""
+    packages: set[str] = set()
+    for template in [*(one.template for one in plan.instances), *(group.template for group in plan.groups)]:
+        config = userdata.decode(base64.b64encode(template.user_data).decode())
+        for file in config["write_files"]:
+            if file["path"] == NODE_FACTS:
+                packages.update(json.loads(file["content"]).get("packages", ()))
+    return sorted(packages)
+
+
+def _free_addresses(lab: Lab, subnet_id: str) -> list[IPv4Address]:
+    """The addresses of a subnet that AWS would give to a new instance: not its own five, none in use."""
+    plan = lab.plan
+    used = {node.address for node in lab.nodes.values()}
+    used |= {instance.address for instance in plan.instances}
+    used |= {target.address for target in plan.mount_targets}
+    used |= {interface.address for endpoint in plan.endpoints for interface in endpoint.interfaces}
+    hosts = list(plan.subnets[subnet_id].cidr.hosts())[3:]
+    return [address for address in hosts if address not in used]
+
+
+def _gateway(lab: Lab, subnet_id: str) -> IPv4Address:
+    return network.router_address(lab.plan.subnets[subnet_id].cidr)
+
+
+def _launch_instance(lab: Lab, instance: Instance) -> None:
+    node = Node(
+        instance.name, instance.id, None, instance.subnet, instance.address, instance.template, tuple(cores())
+    )
+    for volume in instance.volumes:
+        volumes.create(lab.paths, volume.id, volume.size)
+    _launch(lab, node)
+    # After power-on, as on AWS, where an attachment needs an instance that runs.
+    for volume in instance.volumes:
+        volumes.attach(lab.paths, volume.id, lab.machine(node.name).by_id)
+
+
+def _launch_worker(lab: Lab, group: Group) -> None:
+    number = lab.numbers[group.name] = lab.numbers.get(group.name, 0) + 1
+    placed = [node.subnet for node in lab.workers()]
+    subnet = min(group.subnets, key=placed.count)  # AWS keeps the zones of a group in balance
+    own = cores()
+    share = max(1, len(own) // max(1, group.desired))
+    # The cores that the fewest workers have: as many as getInstanceType told the program.
+    load = {core: sum(core in node.cpus for node in lab.workers()) for core in own}
+    cpus = tuple(sorted(sorted(own, key=lambda core: (load[core], core))[:share]))
+    name = f"{group.name}-{number}"
+    identifier = f"i-{number:017x}"
+    node = Node(name, identifier, group.name, subnet, _free_addresses(lab, subnet)[0], group.template, cpus)
+    _launch(lab, node)
+
+
+def _launch(lab: Lab, node: Node) -> None:
+    """Make a node's network, metadata and disk, and power it on."""
+    plan, subnet = lab.plan, lab.plan.subnets[node.subnet]
+    lab.nodes[node.name] = node
+    lab.save()
+    network.connect(lab.paths, node.name, [node.address], _gateway(lab, node.subnet))
+    _apply_rules(lab)
+    place = (subnet.id, str(subnet.cidr))
+    imds.publish(
+        imds_directory(lab.paths),
+        node.address,
+        imds.metadata(node.template, node.address, place, node.id, subnet.zone),
+    )
+    machine = lab.machine(node.name)
+    machine.create(lab.image, network.resolver_address(plan.vpc), lab.authority)
+    power_on(lab, node)
+
+
+def power_on(lab: Lab, node: Node) -> None:
+    """Power a node on."""
+    node.powered_on, node.ready_after = time.time(), None
+    lab.machine(node.name).power_on()
+    lab.save()
+
+
+def _apply_rules(lab: Lab) -> None:
+    interfaces = {node.name: Interface(node.address, node.template.groups) for node in lab.nodes.values()}
+    network.apply_rules(lab.paths, lab.plan, interfaces)
+
+
+def scale(lab: Lab, number: int) -> None:
+    """Make the group this large: dead instances are replaced, surplus ones (the newest) shut down and removed."""
+    group = lab.group()
+    if not 0 <= number <= group.maximum:
+        raise LabError(f"the group {group.name} has at most {group.maximum} instances")
+    for node in lab.workers():
+        if lab.machine(node.name).init() is None:
+            _terminate(lab, node)
+    for node in lab.workers()[number:]:
+        lab.machine(node.name).power_off()
+        _terminate(lab, node)
+    for _ in range(number - len(lab.workers())):
+        _launch_worker(lab, group)
+
+
+def _terminate(lab: Lab, node: Node) -> None:
+    machine = lab.machine(node.name)
+    machine.kill()
+    network.disconnect(lab.paths, node.name)
+    machine.remove()
+    del lab.nodes[node.name]
+    _apply_rules(lab)
+    lab.save()
+
+
+def state(lab: Lab, node: Node) -> Mapping[str, object]:
+    """What the node says of itself: ``ready`` and ``problems``; off and still booting are problems too."""
+    machine = lab.machine(node.name)
+    if machine.init() is None:
+        return {"ready": False, "problems": ["off"]}
+    done = machine.execute([facts.NODE_PROGRAM, "status"])
+    try:
+        answer: Mapping[str, object] = json.loads(done.stdout)
+    except ValueError:
+        return {"ready": False, "problems": [f"booting ({done.stderr.strip() or 'no answer yet'})"]}
+    return answer
+
+
+def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None:
+    """Wait until every node says that it is ready; LabError with the failed step when a bootstrap fails."""
+    deadline = time.monotonic() + timeout
+    waiting = [node for node in lab.nodes.values() if node.ready_after is None]
+    while waiting:
+        for node in list(waiting):
+            answer = state(lab, node)
+            problems = [str(problem) for problem in answer["problems"]]  # type: ignore[attr-defined]
+            if answer["ready"]:
+                node.ready_after = time.time() - node.powered_on
+                lab.save()
+                waiting.remove(node)
+                say(f"{node.name} is ready {node.ready_after:.1f} s after power-on")
+            elif "off" in problems or any("failed" in problem for problem in problems):
+                raise LabError(f"{node.name}: {'; '.join(problems)}\n{console_tail(lab, node)}")
+            elif time.monotonic() > deadline:
+                raise LabError(f"{node.name} is not ready after {timeout:.0f} s: {'; '.join(problems)}")
+        time.sleep(0.5)
+
+
+def console_tail(lab: Lab, node: Node, lines: int = 15) -> str:
+    """The end of what a node wrote to its console."""
+    console = lab.machine(node.name).console
+    return "\n".join(console.read_text(errors="replace").splitlines()[-lines:]) if console.exists() else ""
+
+
+def kill(lab: Lab, name: str) -> None:
+    """kill -9 of a whole node; its disk and volumes stay."""
+    lab.machine(name).kill()
+
+
+def down(paths: Paths) -> None:
+    """Take the lab away, whatever is left of it; a finished engine image goes to the cache for the next one."""
+    teardown.stop(paths)
+    for built in (paths.state / "efs" / "engine").glob("*.squashfs"):
+        kept = paths.cache / "engine" / built.name
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(".partial")
+            shutil.copyfile(built, part)
+            part.rename(kept)
+    teardown.remove(paths)

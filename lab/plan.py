@@ -1,0 +1,365 @@
+"""From a recording of the Pulumi program to what the lab builds.
+
+Nothing of the cluster is known here but AWS's own terms. What the program registers and the lab does not know, a
+resource type or an argument, is refused by name: a lab that ignores something proves nothing about it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components import facts
+from components.settings import KEYS, Settings, SettingsError
+from lab import recorder
+from lab.cloud import (
+    Endpoint,
+    Group,
+    Instance,
+    Interface,
+    Plan,
+    Rule,
+    S3Object,
+    Secret,
+    Statement,
+    Subnet,
+    Template,
+    Volume,
+)
+from lab.host import REPOSITORY, LabError, cores
+from lab.network import S3
+from lab.recorder import Recorded, Recording
+
+ARGUMENTS: Mapping[str, str] = {
+    # Resource type: the arguments that the lab acts on, then those that make no difference on one machine.
+    "aws:ec2/vpc:Vpc": "cidrBlock enableDnsSupport enableDnsHostnames",
+    "aws:ec2/subnet:Subnet": "vpcId cidrBlock availabilityZone mapPublicIpOnLaunch",
+    "aws:ec2/routeTable:RouteTable": "vpcId",
+    "aws:ec2/routeTableAssociation:RouteTableAssociation": "subnetId routeTableId",
+    "aws:ec2/route:Route": "routeTableId destinationCidrBlock gatewayId natGatewayId",
+    "aws:ec2/internetGateway:InternetGateway": "vpcId",
+    "aws:ec2/eip:Eip": "domain",
+    "aws:ec2/natGateway:NatGateway": "subnetId allocationId",
+    "aws:ec2/vpcEndpoint:VpcEndpoint": (
+        "vpcId serviceName vpcEndpointType privateDnsEnabled subnetIds subnetConfigurations securityGroupIds "
+        "routeTableIds policy"
+    ),
+    "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup": "vpcId ingress egress",
+    "aws:ec2/securityGroup:SecurityGroup": "vpcId description",
+    "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": (
+        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId description"
+    ),
+    "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": (
+        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId description"
+    ),
+    "aws:ec2/networkInterface:NetworkInterface": "subnetId privateIps securityGroups description",
+    "aws:ec2/instance:Instance": (
+        "ami instanceType primaryNetworkInterface iamInstanceProfile userDataBase64 metadataOptions "
+        "rootBlockDevice userDataReplaceOnChange"
+    ),
+    "aws:ec2/launchTemplate:LaunchTemplate": (
+        "imageId networkInterfaces iamInstanceProfile userData metadataOptions "
+        "blockDeviceMappings tagSpecifications updateDefaultVersion"
+    ),
+    "aws:autoscaling/group:Group": (
+        "vpcZoneIdentifiers desiredCapacity maxSize mixedInstancesPolicy "
+        "minSize capacityRebalance healthCheckType waitForCapacityTimeout instanceRefresh"
+    ),
+    "aws:ebs/volume:Volume": "size availabilityZone type encrypted finalSnapshot",
+    "aws:ec2/volumeAttachment:VolumeAttachment": (
+        "instanceId volumeId deviceName stopInstanceBeforeDetaching"
+    ),
+    "aws:efs/fileSystem:FileSystem": "encrypted throughputMode lifecyclePolicies",
+    "aws:efs/mountTarget:MountTarget": "fileSystemId subnetId ipAddress securityGroups",
+    "aws:secretsmanager/secret:Secret": "description recoveryWindowInDays",
+    "aws:s3/bucket:Bucket": "forceDestroy",
+    "aws:s3/bucketObjectv2:BucketObjectv2": "bucket key contentBase64 contentType",
+    "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock": (
+        "bucket blockPublicAcls blockPublicPolicy ignorePublicAcls restrictPublicBuckets"
+    ),
+    "aws:s3/bucketOwnershipControls:BucketOwnershipControls": "bucket rule",
+    "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": "bucket rules",
+    "aws:s3/bucketPolicy:BucketPolicy": "bucket policy",
+    "aws:iam/role:Role": "assumeRolePolicy",
+    "aws:iam/rolePolicy:RolePolicy": "role policy",
+    "aws:iam/rolePolicyAttachment:RolePolicyAttachment": "role policyArn",
+    "aws:iam/instanceProfile:InstanceProfile": "role",
+    # It waits for the master through SSM; the lab waits for all nodes itself.
+    "command:local:Command": "interpreter create dir environment triggers",
+}
+ALWAYS = {"tags"}
+DEBIAN_PARAMETERS = "/aws/service/debian/"
+"""Where Debian publishes the ids of its images; an image that was not looked up there is somebody's own."""
+
+
+def read_config(stack: str, settings: Iterable[str]) -> dict[str, str]:
+    """The configuration of a stack's file, ``key=value`` settings over it, as Pulumi hands it to the program.
+
+    :param stack: a stack whose ``Pulumi.<stack>.yaml`` exists
+    """
+    path = REPOSITORY / f"Pulumi.{stack}.yaml"
+    if not path.is_file():
+        raise LabError(f"--stack {stack}: there is no {path.name}")
+    config = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in (yaml.safe_load(path.read_text()) or {}).get("config", {}).items()
+    }
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise LabError(f"--set {setting}: write key=value")
+        config[key if ":" in key else f"{facts.PROJECT}:{key}"] = value
+    return config
+
+
+def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recording:
+    """Run the program for this machine: instance types have the processors and memory that the lab can give them."""
+    prefix = f"{facts.PROJECT}:"
+    own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+    try:
+        settings = Settings.parse({key: own.get(key) for key in sorted({*own, *KEYS})})
+    except SettingsError as error:
+        raise LabError(str(error)) from None
+    share = max(1, len(cores()) // max(1, settings.worker_desired))
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
+
+    def instance_type(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = arguments["instanceType"]
+        vcpus = len(cores()) if name == settings.master_instance_type else share
+        return recorder.instance_type_answer(name, vcpus, memory_mb, settings.architecture)
+
+    return recorder.run_program(
+        config, invokes={"aws:ec2/getInstanceType:getInstanceType": instance_type}, program=program
+    )
+
+
+def make_plan(recording: Recording) -> Plan:
+    """What the lab builds of a recording; LabError that lists everything in it that the lab does not know."""
+    problems = _unknown(recording)
+    if problems:
+        raise LabError("the lab does not know what the program registers:\n  " + "\n  ".join(problems))
+    return _Reader(recording).plan()
+
+
+def _unknown(recording: Recording) -> list[str]:
+    """The resource types and arguments that are not in ARGUMENTS, and values that the lab cannot make real."""
+    problems = []
+    for one in recording.resources:
+        if not one.custom:
+            continue
+        if one.type not in ARGUMENTS:
+            problems.append(f"{one.type} {one.name}")
+            continue
+        strangers = set(one.inputs) - set(ARGUMENTS[one.type].split()) - ALWAYS
+        problems += [f"{one.type} {one.name}: {argument}" for argument in sorted(strangers)]
+        for argument, value in _REQUIRED.get(one.type, {}).items():
+            if one.inputs.get(argument) != value:
+                problems.append(
+                    f"{one.type} {one.name}: {argument} must be {value}, not {one.inputs.get(argument)}"
+                )
+    for type_ in ("aws:ec2/vpc:Vpc", "aws:efs/fileSystem:FileSystem"):
+        if (number := len(recording.of_type(type_))) != 1:
+            problems.append(f"{number} resources of type {type_}: the lab builds one")
+    return problems
+
+
+_REQUIRED: Mapping[str, Mapping[str, object]] = {
+    # What the lab builds in any case, so that a program which says otherwise must not pass.
+    "aws:ec2/vpc:Vpc": {"enableDnsSupport": True, "enableDnsHostnames": True},
+    "aws:ec2/subnet:Subnet": {"mapPublicIpOnLaunch": False},
+    "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup": {"ingress": [], "egress": []},
+    "aws:ec2/route:Route": {"destinationCidrBlock": "0.0.0.0/0"},
+}
+
+
+class _Reader:
+    """Looks things up in one recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.vpc = IPv4Network(recording.one("aws:ec2/vpc:Vpc").inputs["cidrBlock"])
+        self.subnets = self._subnets()
+
+    def plan(self) -> Plan:
+        gateways = [one for one in self._endpoints("Gateway")]
+        return Plan(
+            region=recorder.REGION,
+            account=recorder.ACCOUNT,
+            vpc=self.vpc,
+            subnets=self.subnets,
+            rules=self._rules(),
+            prefix_lists={one.outputs["prefixListId"]: str(S3) for one in gateways},
+            endpoints=[self._endpoint(one) for one in self._endpoints("Interface")],
+            mount_targets=[
+                Interface(IPv4Address(one.inputs["ipAddress"]), tuple(one.inputs["securityGroups"]))
+                for one in self._of("aws:efs/mountTarget:MountTarget")
+            ],
+            roles=self._roles(),
+            secrets=[
+                Secret(one.outputs["name"], one.outputs["arn"])
+                for one in self._of("aws:secretsmanager/secret:Secret")
+            ],
+            objects=[
+                S3Object(
+                    one.inputs["bucket"], one.inputs["key"], base64.b64decode(one.inputs["contentBase64"])
+                )
+                for one in self._of("aws:s3/bucketObjectv2:BucketObjectv2")
+            ],
+            s3_policy=[statement for one in gateways for statement in _statements(one.inputs.get("policy"))],
+            instances=[self._instance(one) for one in self._of("aws:ec2/instance:Instance")],
+            groups=[self._group(one) for one in self._of("aws:autoscaling/group:Group")],
+            official_image=any(
+                str(arguments.get("name", "")).startswith(DEBIAN_PARAMETERS)
+                for _, arguments in self.recording.invokes
+            ),
+        )
+
+    def _of(self, type_: str) -> list[Recorded]:
+        return self.recording.of_type(type_)
+
+    def _endpoints(self, kind: str) -> list[Recorded]:
+        found = [
+            one
+            for one in self._of("aws:ec2/vpcEndpoint:VpcEndpoint")
+            if one.inputs["vpcEndpointType"] == kind
+        ]
+        for one in found:
+            if kind == "Gateway" and not one.inputs["serviceName"].endswith(".s3"):
+                raise LabError(f"{one.name}: the lab has no gateway endpoint to {one.inputs['serviceName']}")
+        return found
+
+    def _subnets(self) -> dict[str, Subnet]:
+        table_of = {
+            one.inputs["subnetId"]: one.inputs["routeTableId"]
+            for one in self._of("aws:ec2/routeTableAssociation:RouteTableAssociation")
+        }
+        nat = {
+            one.inputs["routeTableId"]
+            for one in self._of("aws:ec2/route:Route")
+            if "natGatewayId" in one.inputs
+        }
+        s3 = {table for one in self._endpoints("Gateway") for table in one.inputs["routeTableIds"]}
+        return {
+            one.id: Subnet(
+                id=one.id,
+                cidr=IPv4Network(one.inputs["cidrBlock"]),
+                zone=one.inputs["availabilityZone"],
+                nat=table_of.get(one.id) in nat,
+                s3=table_of.get(one.id) in s3,
+            )
+            for one in self._of("aws:ec2/subnet:Subnet")
+        }
+
+    def _rules(self) -> list[Rule]:
+        rules = []
+        for direction in ("ingress", "egress"):
+            capital = direction.capitalize()
+            for one in self._of(f"aws:vpc/securityGroup{capital}Rule:SecurityGroup{capital}Rule"):
+                peers = [
+                    one.inputs[key]
+                    for key in ("cidrIpv4", "referencedSecurityGroupId", "prefixListId")
+                    if key in one.inputs
+                ]
+                first = one.inputs.get("fromPort")
+                ports = None if first in (None, -1) else (first, one.inputs["toPort"])
+                rules.append(
+                    Rule(one.inputs["securityGroupId"], direction, one.inputs["ipProtocol"], ports, peers[0])
+                )
+        return rules
+
+    def _endpoint(self, one: Recorded) -> Endpoint:
+        if not one.inputs.get("privateDnsEnabled"):
+            raise LabError(f"{one.name}: the lab knows interface endpoints with private DNS only")
+        groups = tuple(one.inputs["securityGroupIds"])
+        fixed = {entry["subnetId"]: entry["ipv4"] for entry in one.inputs.get("subnetConfigurations", [])}
+        missing = [subnet for subnet in one.inputs["subnetIds"] if subnet not in fixed]
+        if missing:
+            raise LabError(
+                f"{one.name}: the lab needs a fixed address of the endpoint in {', '.join(missing)}"
+            )
+        prefix, region, service = one.inputs["serviceName"].rsplit(".", 2)
+        if (prefix, region) != ("com.amazonaws", recorder.REGION):
+            raise LabError(f"{one.name}: {one.inputs['serviceName']} is no service of {recorder.REGION}")
+        interfaces = tuple(
+            Interface(IPv4Address(fixed[subnet]), groups) for subnet in one.inputs["subnetIds"]
+        )
+        return Endpoint(f"{service}.{region}.amazonaws.com", interfaces)
+
+    def _roles(self) -> dict[str, list[Statement]]:
+        roles: dict[str, list[Statement]] = {one.outputs["name"]: [] for one in self._of("aws:iam/role:Role")}
+        for one in self._of("aws:iam/rolePolicy:RolePolicy"):
+            roles[one.inputs["role"]] += _statements(one.inputs["policy"])
+        return roles
+
+    def _role_of(self, profile: str) -> str:
+        """The role in an instance profile that is given by its name or its ARN."""
+        for one in self._of("aws:iam/instanceProfile:InstanceProfile"):
+            if profile in (one.outputs["name"], one.outputs["arn"]):
+                return str(one.inputs["role"])
+        raise LabError(f"no instance profile {profile} is registered")
+
+    def _instance(self, one: Recorded) -> Instance:
+        _require_imds_v2(one)
+        interface = self.recording.by_id(one.inputs["primaryNetworkInterface"]["networkInterfaceId"])
+        volumes = []
+        for attachment in self._of("aws:ec2/volumeAttachment:VolumeAttachment"):
+            if attachment.inputs["instanceId"] == one.id:
+                volume = self.recording.by_id(attachment.inputs["volumeId"])
+                zone = self.subnets[interface.inputs["subnetId"]].zone
+                if volume.inputs["availabilityZone"] != zone:
+                    raise LabError(f"{volume.name} is in another zone than {one.name}: AWS cannot attach it")
+                volumes.append(Volume(volume.id, volume.inputs["size"]))
+        template = Template(
+            image_id=one.inputs["ami"],
+            instance_type=one.inputs["instanceType"],
+            groups=tuple(interface.inputs["securityGroups"]),
+            role=self._role_of(one.inputs["iamInstanceProfile"]),
+            user_data=base64.b64decode(one.inputs["userDataBase64"]),
+        )
+        return Instance(
+            name=one.name.rpartition("-")[0] or one.name,
+            id=one.id,
+            subnet=interface.inputs["subnetId"],
+            address=IPv4Address(interface.inputs["privateIps"][0]),
+            template=template,
+            volumes=tuple(volumes),
+        )
+
+    def _group(self, one: Recorded) -> Group:
+        policy = one.inputs["mixedInstancesPolicy"]["launchTemplate"]
+        template = self.recording.by_id(policy["launchTemplateSpecification"]["launchTemplateId"])
+        _require_imds_v2(template)
+        (interface,) = template.inputs["networkInterfaces"]
+        return Group(
+            name=(one.name.rpartition("-")[0] or one.name).removesuffix("s"),
+            template=Template(
+                image_id=template.inputs["imageId"],
+                instance_type=policy["overrides"][0]["instanceType"],
+                groups=tuple(interface["securityGroups"]),
+                role=self._role_of(template.inputs["iamInstanceProfile"]["arn"]),
+                user_data=base64.b64decode(template.inputs["userData"]),
+            ),
+            subnets=tuple(one.inputs["vpcZoneIdentifiers"]),
+            desired=one.inputs["desiredCapacity"],
+            maximum=one.inputs["maxSize"],
+        )
+
+
+def _statements(policy: str | None) -> list[Statement]:
+    """The statements of a policy document; without one, AWS's default for endpoints: everything."""
+    if policy is None:
+        return [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
+    found: list[Statement] = json.loads(policy)["Statement"]
+    return found
+
+
+def _require_imds_v2(one: Recorded) -> None:
+    if one.inputs.get("metadataOptions", {}).get("httpTokens") != "required":
+        raise LabError(f"{one.name}: metadataOptions.httpTokens must be required: the lab has IMDSv2 only")
