@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from lab import cluster
+from lab import cluster, job
 from lab.host import LabError, Paths, lab_paths, require_host
 from lab.plan import make_plan, read_config, record
 
@@ -52,6 +53,13 @@ def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
     follow = ["--follow"] if arguments.follow else []
     command = machine.command(["journalctl", "--no-pager", *follow])
     os.execvp(command[0], command)
+
+
+def _run(paths: Paths, arguments: argparse.Namespace) -> int:
+    lab = cluster.load(paths)
+    run = job.run_job(lab, arguments.job_ini, arguments.out, processpool=arguments.processpool)
+    say(f"calculation {run.calculation}: {run.seconds:.1f} s; outputs in {arguments.out}")
+    return 0
 
 
 def _kill(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -112,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     config(one)
     one.add_argument("--no-wait", action="store_true", help="return when the nodes are powered on")
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
+    one = command("run", _run, "run a calculation on the cluster as an ordinary user and export its outputs")
+    one.add_argument("job_ini", type=Path, metavar="JOB_INI", help="the job file; its whole folder is copied")
+    one.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="for the outputs (default: out)"
+    )
+    one.add_argument(
+        "--processpool", action="store_true", help="on the master alone, as the engine does without a cluster"
+    )
     one = command("exec", _exec, "run a command on a node, as root; without one a shell")
     node(one)
     one.add_argument("command", nargs="*", metavar="-- COMMAND", help="the command and its arguments")

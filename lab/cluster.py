@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -133,8 +133,9 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     ):
         command = [sys.executable, "-m", module, str(argument)]
         start(paths, in_netns(paths.netns(namespace), command), logs / f"{module}.log")
-    subnet = plan.instances[0].subnet
-    network.connect(paths, "client", [_free_addresses(lab, subnet)[-1]], _gateway(lab, subnet))
+    subnet = plan.subnets[plan.instances[0].subnet].cidr
+    # An address that AWS would give away last: somebody in the VPC who belongs to no security group.
+    network.connect(paths, "client", [subnet[-2]], network.router_address(subnet))
     for instance in plan.instances:
         _launch_instance(lab, instance)
     scale(lab, plan.groups[0].desired)
@@ -157,15 +158,17 @@ def baked_packages(plan: Plan) -> Sequence[str]:
     return sorted(packages)
 
 
-def _free_addresses(lab: Lab, subnet_id: str) -> list[IPv4Address]:
-    """The addresses of a subnet that AWS would give to a new instance: not its own five, none in use."""
+def _free_addresses(lab: Lab, subnet_id: str) -> Iterator[IPv4Address]:
+    """The addresses of a subnet that AWS may give to a new instance."""
     plan = lab.plan
     used = {node.address for node in lab.nodes.values()}
     used |= {instance.address for instance in plan.instances}
     used |= {target.address for target in plan.mount_targets}
     used |= {interface.address for endpoint in plan.endpoints for interface in endpoint.interfaces}
-    hosts = list(plan.subnets[subnet_id].cidr.hosts())[3:]
-    return [address for address in hosts if address not in used]
+    cidr = plan.subnets[subnet_id].cidr
+    for number in range(4, cidr.num_addresses - 1):  # AWS keeps the first four and the last
+        if cidr[number] not in used:
+            yield cidr[number]
 
 
 def _gateway(lab: Lab, subnet_id: str) -> IPv4Address:
@@ -195,7 +198,9 @@ def _launch_worker(lab: Lab, group: Group) -> None:
     cpus = tuple(sorted(sorted(own, key=lambda core: (load[core], core))[:share]))
     name = f"{group.name}-{number}"
     identifier = f"i-{number:017x}"
-    node = Node(name, identifier, group.name, subnet, _free_addresses(lab, subnet)[0], group.template, cpus)
+    node = Node(
+        name, identifier, group.name, subnet, next(_free_addresses(lab, subnet)), group.template, cpus
+    )
     _launch(lab, node)
 
 

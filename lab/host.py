@@ -108,6 +108,31 @@ def namespaces(paths: Paths) -> list[str]:
     return sorted(path.name for path in directory.glob(f"{paths.name}-*")) if directory.exists() else []
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def control_group_roots() -> list[Path]:
+    """The trees of control groups that systemd manages: the one of version 2, and with version 1 its own."""
+    roots = [CGROUPS, CGROUPS / "unified", CGROUPS / "systemd"]
+    return [root for root in roots if (root / "cgroup.procs").exists()]
+
+
+def join_control_group(name: str) -> None:
+    """Move this process into a control group of its own, made if it is not there."""
+    for root in control_group_roots():
+        group = root / name
+        group.mkdir(exist_ok=True)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def remove_control_groups(prefix: str) -> None:
+    """Remove the empty control groups whose names start like this, and all below them."""
+    for root in control_group_roots():
+        for top in root.glob(f"{prefix}*"):
+            for directory, _, _ in os.walk(top, topdown=False):
+                os.rmdir(directory)  # noqa: PTH106  os.walk gives text
+
+
 def kill(pids: Iterable[int], timeout: float = 10) -> None:
     """SIGKILL processes and wait until they are gone; LabError if one stays."""
     waiting = list(pids)

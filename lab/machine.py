@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from lab import volumes
-from lab.host import Paths, in_netns, is_alive, kill, run, start, wait_until
+from lab.host import Paths, in_netns, is_alive, join_control_group, kill, run, start, wait_until
 
 REBOOT = 133
 """systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
@@ -82,7 +82,8 @@ class Machine:
             "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only",
             "--bind=/dev/loop-control", f"--bind={self.by_id}:/dev/disk/by-id", *binds,
         ]  # fmt: skip
-        start(self.paths, [*_scope(self), sys.executable, "-m", "lab.machine", *command], self.console)
+        supervisor = [sys.executable, "-m", "lab.machine", self.paths.netns(self.name)]
+        start(self.paths, [*_scope(self.paths.netns(self.name)), *supervisor, *command], self.console)
 
     @property
     def console(self) -> Path:
@@ -168,11 +169,14 @@ def answers(paths: Paths, namespace: str, address: IPv4Address, port: int, timeo
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _scope(machine: Machine) -> list[str]:
+def _systemd_runs_here() -> bool:
+    return Path("/run/systemd/system").is_dir()
+
+
+def _scope(name: str) -> list[str]:
     """On a machine that systemd runs, a scope of its own, whose control groups the container may manage."""
-    if not Path("/run/systemd/system").is_dir():
+    if not _systemd_runs_here():
         return []
-    name = machine.paths.netns(machine.name)
     return [
         "systemd-run",
         "--quiet",
@@ -184,11 +188,13 @@ def _scope(machine: Machine) -> list[str]:
     ]
 
 
-def supervise(command: Sequence[str]) -> int:
+def supervise(name: str, command: Sequence[str]) -> int:
     """Run systemd-nspawn, again after each reboot of the system in it; its last exit code."""
+    if not _systemd_runs_here():
+        join_control_group(name)  # or the systemds of two containers would manage the same groups
     environment = dict(os.environ)
     if Path("/sys/fs/cgroup/unified").is_dir():
-        # A hybrid control group tree: the container's systemd gets the legacy one (the unified one hangs at power-off).
+        # A hybrid tree of control groups: the container gets the legacy ones (with the unified it hangs at power-off).
         environment["SYSTEMD_NSPAWN_UNIFIED_HIERARCHY"] = "0"
     while (code := subprocess.run(command, env=environment, check=False).returncode) == REBOOT:
         continue
@@ -196,4 +202,4 @@ def supervise(command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[1:]))
+    sys.exit(supervise(sys.argv[1], sys.argv[2:]))

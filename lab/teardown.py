@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from lab import volumes
-from lab.host import Paths, kill, mounts_below, namespaces, processes, run
+from lab.host import Paths, kill, mounts_below, namespaces, processes, remove_control_groups, run
 
 
 def exists(paths: Paths) -> bool:
@@ -14,9 +14,10 @@ def exists(paths: Paths) -> bool:
 
 
 def stop(paths: Paths) -> None:
-    """End every process, namespace, mount and loop device of the lab; its files stay."""
+    """End every process, control group, namespace, mount and loop device of the lab; its files stay."""
     while pids := processes(paths):  # again for what a process started while the others were dying
         kill(pids)
+    remove_control_groups(f"{paths.name}-")
     for namespace in namespaces(paths):
         run(["ip", "netns", "delete", namespace])
     for mount in mounts_below(paths.state):
