@@ -208,7 +208,7 @@ def cloud_config(node: Node) -> dict[str, Any]:
     files += [_template(node, f"/etc/systemd/system/{unit}", f"units/{unit}") for unit in units]
     config: dict[str, Any] = {
         # People come by Session Manager; the image's SSH server would only be one more thing that listens.
-        "bootcmd": [*boot, "systemctl disable --quiet --now ssh.service ssh.socket || true"],
+        "bootcmd": ["systemctl mask --quiet --now --no-block ssh.service ssh.socket", *boot],
         "write_files": files,
         "runcmd": [[facts.NODE_PROGRAM, "bootstrap"]],
     }

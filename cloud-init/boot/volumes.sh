@@ -31,8 +31,10 @@ format_if_blank() { # any signature at all means data
 mount_var() {
     data=/run/openquake/var image=/run/openquake/image
     mkdir -p $data $image
-    mount "$1" $data
-    mount --bind / $image # not recursive: the image's own /var stays visible here
+    # Private, so that what is mounted on /var below does not appear in these two as well; the bind of / is not
+    # recursive: the image's own /var stays visible in it.
+    mount --make-private "$1" $data
+    mount --bind --make-private / $image
     for entry in $image/var/*; do
         name=${entry##*/}
         [ -e "$data/$name" ] || [ -L "$data/$name" ] || case $name in
