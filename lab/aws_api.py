@@ -1,6 +1,7 @@
-"""AWS's API for the nodes: moto over TLS, asked only what the caller's role allows; and the EFS mount targets' port.
+"""AWS's API for the nodes: moto over TLS, asked only what the caller's role allows.
 
-It runs in the ``aws`` namespace, on the addresses of the endpoints; the VPC's rules decide who gets there.
+It runs in the ``aws`` namespace, on the addresses of the endpoints; the VPC's rules decide who gets there. It also
+answers on the port of the EFS mount targets, at theirs.
 Run as ``python -m lab.aws_api CONFIGURATION``, a JSON file that :func:`configuration` makes.
 """
 
@@ -72,7 +73,7 @@ def _listed(value: str | Sequence[str]) -> Sequence[str]:
 
 
 def request_of(environ: Mapping[str, Any], body: bytes, secrets: Mapping[str, str]) -> tuple[str, str, str]:
-    """Who asks for what on which resource: the access key's id, the IAM action, the ARN (``*`` where none is known).
+    """Who asks for what: the access key's id, the IAM action, the resource's ARN (``*`` where none is known).
 
     :param secrets: the ARN of a secret by its name
     """
@@ -105,6 +106,7 @@ class Guard:
         self.secrets = {secret["name"]: secret["arn"] for secret in settings["secrets"]}
 
     def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
         key, action, resource = request_of(environ, body, self.secrets)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import cluster, job
+from lab import cluster, demo, job
 from lab.host import LabError, Paths, lab_paths, require_host
 from lab.plan import make_plan, read_config, record
 
@@ -28,21 +28,29 @@ def _up(paths: Paths, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(paths: Paths, arguments: argparse.Namespace) -> int:
+    demo.run_demo(
+        paths, arguments.stack, arguments.set, arguments.out, say, cold=arguments.cold, keep=arguments.keep
+    )
+    return 0
+
+
 def _status(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     lab = cluster.load(paths)
     ready = True
     for node in lab.nodes.values():
         answer = cluster.state(lab, node)
-        words = "ready" if answer["ready"] else "; ".join(map(str, answer["problems"]))  # type: ignore[call-overload]
+        words = "ready" if answer.ready else "; ".join(answer.problems)
         print(f"{node.name:12} {node.address!s:15} {node.template.instance_type:12} {words}")
-        ready = ready and bool(answer["ready"])
+        ready = ready and answer.ready
     return 0 if ready else 1
 
 
 def _exec(paths: Paths, arguments: argparse.Namespace) -> int:
-    command = cluster.load(paths).machine(arguments.node).command(arguments.command or ["bash", "--login"])
-    os.execvp(command[0], command)
+    return _call(
+        cluster.load(paths).machine(arguments.node).command(arguments.command or ["bash", "--login"])
+    )
 
 
 def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -51,8 +59,12 @@ def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
         print(machine.console.read_text(errors="replace"))
         return 0
     follow = ["--follow"] if arguments.follow else []
-    command = machine.command(["journalctl", "--no-pager", *follow])
-    os.execvp(command[0], command)
+    return _call(machine.command(["journalctl", "--no-pager", *follow]))
+
+
+def _call(command: Sequence[str]) -> int:
+    """Run a command on this terminal; its exit code."""
+    return subprocess.run(command, check=False).returncode
 
 
 def _run(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -119,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     one = command("up", _up, "boot the cluster that the program registers and wait until it is ready")
     config(one)
     one.add_argument("--no-wait", action="store_true", help="return when the nodes are powered on")
+    one = command(
+        "demo", _demo, "boot, compute a hazard curve on the cluster, show the figures, take it down"
+    )
+    config(one)
+    one.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="for the outputs (default: out)"
+    )
+    one.add_argument("--keep", action="store_true", help="leave the cluster up")
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
     one = command("run", _run, "run a calculation on the cluster as an ordinary user and export its outputs")
     one.add_argument("job_ini", type=Path, metavar="JOB_INI", help="the job file; its whole folder is copied")

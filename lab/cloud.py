@@ -129,7 +129,7 @@ class Plan:
     :ivar prefix_lists: the networks behind a prefix list's id
     :ivar roles: the IAM statements of each role, by its name
     :ivar s3_policy: the statements of the S3 gateway endpoint's policy
-    :ivar official_image: whether the nodes start from Debian's own image, and not from one with everything baked in
+    :ivar official_image: whether the nodes start from Debian's own image, not from one with all baked in
     """
 
     region: str

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -108,7 +108,7 @@ def load(paths: Paths) -> Lab:
 def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     """Build what the plan says and power the nodes on; they are booting when this returns.
 
-    :param cold: start with an empty shared file system, not with the engine that an earlier lab left in the cache
+    :param cold: start with an empty shared file system, without the engine that the cache keeps
     """
     if teardown.exists(paths):
         raise LabError(f"a lab named {paths.name} is there already; first: python -m lab down")
@@ -148,7 +148,7 @@ def imds_directory(paths: Paths) -> Path:
 
 
 def baked_packages(plan: Plan) -> Sequence[str]:
-    """The Debian packages that the nodes' user data would install: what an image with everything baked in has."""
+    """The Debian packages that the user data would install: what an image with everything baked in has."""
     packages: set[str] = set()
     for template in [*(one.template for one in plan.instances), *(group.template for group in plan.groups)]:
         config = userdata.decode(base64.b64encode(template.user_data).decode())
@@ -235,7 +235,7 @@ def _apply_rules(lab: Lab) -> None:
 
 
 def scale(lab: Lab, number: int) -> None:
-    """Make the group this large: dead instances are replaced, surplus ones (the newest) shut down and removed."""
+    """Make the group this large: the dead are replaced, the newest of too many shut down and removed."""
     group = lab.group()
     if not 0 <= number <= group.maximum:
         raise LabError(f"the group {group.name} has at most {group.maximum} instances")
@@ -259,17 +259,33 @@ def _terminate(lab: Lab, node: Node) -> None:
     lab.save()
 
 
-def state(lab: Lab, node: Node) -> Mapping[str, object]:
-    """What the node says of itself: ``ready`` and ``problems``; off and still booting are problems too."""
+@dataclass(frozen=True)
+class State:
+    """What a node says of itself; being off or still booting are problems too."""
+
+    ready: bool
+    problems: tuple[str, ...]
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether waiting will not help."""
+        return OFF in self.problems or any("failed" in problem for problem in self.problems)
+
+
+OFF = "off"
+
+
+def state(lab: Lab, node: Node) -> State:
+    """Ask a node."""
     machine = lab.machine(node.name)
     if machine.init() is None:
-        return {"ready": False, "problems": ["off"]}
+        return State(False, (OFF,))
     done = machine.execute([facts.NODE_PROGRAM, "status"])
     try:
-        answer: Mapping[str, object] = json.loads(done.stdout)
+        answer = json.loads(done.stdout)
     except ValueError:
-        return {"ready": False, "problems": [f"booting ({done.stderr.strip() or 'no answer yet'})"]}
-    return answer
+        return State(False, ("booting",))
+    return State(answer["ready"], tuple(answer["problems"]))
 
 
 def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None:
@@ -279,16 +295,18 @@ def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None
     while waiting:
         for node in list(waiting):
             answer = state(lab, node)
-            problems = [str(problem) for problem in answer["problems"]]  # type: ignore[attr-defined]
-            if answer["ready"]:
+            problems = "; ".join(answer.problems)
+            if answer.ready:
                 node.ready_after = time.time() - node.powered_on
                 lab.save()
                 waiting.remove(node)
                 say(f"{node.name} is ready {node.ready_after:.1f} s after power-on")
-            elif "off" in problems or any("failed" in problem for problem in problems):
-                raise LabError(f"{node.name}: {'; '.join(problems)}\n{console_tail(lab, node)}")
-            elif time.monotonic() > deadline:
-                raise LabError(f"{node.name} is not ready after {timeout:.0f} s: {'; '.join(problems)}")
+            elif answer.hopeless or time.monotonic() > deadline:
+                seconds = time.time() - node.powered_on
+                raise LabError(
+                    f"{node.name} is not ready {seconds:.0f} s after power-on: {problems}\n"
+                    f"{console_tail(lab, node)}"
+                )
         time.sleep(0.5)
 
 
@@ -304,7 +322,7 @@ def kill(lab: Lab, name: str) -> None:
 
 
 def down(paths: Paths) -> None:
-    """Take the lab away, whatever is left of it; a finished engine image goes to the cache for the next one."""
+    """Take the lab away, whatever is left of it; the engine that it built goes to the cache."""
     teardown.stop(paths)
     for built in (paths.state / "efs" / "engine").glob("*.squashfs"):
         kept = paths.cache / "engine" / built.name

@@ -1,6 +1,7 @@
-"""Compare the results of two calculations; runs on the master, with the engine's Python, as the user who ran them.
+"""Compare the results of two calculations: run by the engine's Python, as the user who ran them.
 
-Prints one JSON object: how many datasets were compared, the largest absolute and the largest relative difference.
+Prints one JSON object: how many datasets were compared, the largest absolute and the largest relative
+difference.
 """
 
 import json
@@ -12,8 +13,8 @@ from openquake.commonlib import datastore
 
 # What tells of the run and not of the hazard: times, memory, how the work was cut into tasks.
 OF_THE_RUN = (
-    "performance_data", "task_info", "task_sent", "starmap_info", "source_info", "source_data", "oqparam", "input",
-    "_csm", "_poes", "_rates", "log", "params_by_file",
+    "performance_data", "task_info", "task_sent", "starmap_info", "source_info", "source_data", "oqparam",
+    "input", "_csm", "_poes", "_rates", "log", "params_by_file",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """This machine: its commands, its processes, and whether a lab can run on it.
 
-Everything that a lab starts or makes carries the lab's name: namespaces and directories by their names, processes by
-an environment variable that their children inherit. So a lab can be found and taken down without any record of it.
+Everything that a lab starts or makes carries the lab's name: namespaces and directories by their names,
+processes by an environment variable that their children inherit. So a lab can be found and taken down without
+any record of it.
 """
 
 from __future__ import annotations

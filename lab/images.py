@@ -1,7 +1,7 @@
 """Root file systems of the lab's instances, built from the Debian archive and kept in the cache.
 
-An image is named after the hash of all that makes it, built in a temporary directory and renamed when complete, so
-that an interrupted build leaves nothing that looks like an image.
+An image is named after the hash of all that makes it, built in a temporary directory and renamed when
+complete, so that an interrupted build leaves nothing that looks like an image.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lab.host import LabError, Paths, run
 
 SUITE = "trixie"
 PACKAGES = (
-    # What of Debian's cloud image the nodes may rely on; it has more, and no node may need more without installing it.
-    "systemd", "systemd-sysv", "dbus", "udev", "cloud-init", "iproute2", "netbase", "procps", "util-linux", "kmod",
-    "e2fsprogs", "python3", "ca-certificates", "sudo", "netcat-openbsd",
-    "openssh-server",
+    # What of Debian's cloud image the nodes may rely on; it has more, and no node may need more without
+    # installing it.
+    "systemd", "systemd-sysv", "dbus", "udev", "cloud-init", "iproute2", "netbase", "procps", "util-linux",
+    "kmod", "e2fsprogs", "python3", "ca-certificates", "sudo", "netcat-openbsd", "openssh-server",
 )  # fmt: skip
 TREE = Path(__file__).parent / "image"
 """Files that the lab adds to an image; each says why."""
@@ -73,7 +73,7 @@ def _certificates(bundle: Path) -> list[str]:
 
 
 def _trust_host_authorities(root: Path) -> None:
-    """Let the image trust what this machine trusts: many networks reach the registries through their own CA."""
+    """Let the image trust what this machine trusts: in many networks the registries have another CA."""
     known = set(_certificates(root / "etc/ssl/certs/ca-certificates.crt"))
     own = [certificate for certificate in _certificates(HOST_CERTIFICATES) if certificate not in known]
     for number, certificate in enumerate(own):

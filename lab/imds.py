@@ -1,8 +1,8 @@
 """Instance metadata, version 2, at 169.254.169.254 for every instance of the lab.
 
-One server in the router's namespace answers them all and knows them by their addresses. What it serves is a file per
-instance, read anew for each request, so that metadata can change while an instance runs.
-Run as ``python -m lab.imds DIRECTORY``.
+One server in the router's namespace answers them all and knows them by their addresses. What it serves is a
+file per instance, read anew for each request, so that metadata can change while an instance runs. Run as
+``python -m lab.imds DIRECTORY``.
 """
 
 from __future__ import annotations

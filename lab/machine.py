@@ -1,4 +1,4 @@
-"""An instance: a container that systemd boots on an overlay of an image, inside one of the lab's network namespaces."""
+"""An instance: a container that systemd boots on an overlay of an image, in one of the lab's namespaces."""
 
 from __future__ import annotations
 
@@ -116,6 +116,10 @@ class Machine:
                 return int(pid)
         return None
 
+    def root_of(self, path: str) -> Path:
+        """The path on this machine of a file in it, whatever is mounted there; it has to be on."""
+        return Path(f"/proc/{self.init()}/root{path}")
+
     def command(self, words: Sequence[str]) -> list[str]:
         """The command line that runs ``words`` inside it, as root, on its cores."""
         pid = self.init()
@@ -142,7 +146,8 @@ class Machine:
 
     def kill(self) -> None:
         """Cut its power: SIGKILL to all of it at once."""
-        # The supervisor first, lest it takes the death for a reboot; the kernel kills the rest with process 1.
+        # The supervisor first, lest it takes the death for a reboot; the kernel kills the rest with process
+        # 1.
         kill(self.pids())
 
     def power_off(self, timeout: float = 20) -> None:
@@ -194,7 +199,8 @@ def supervise(name: str, command: Sequence[str]) -> int:
         join_control_group(name)  # or the systemds of two containers would manage the same groups
     environment = dict(os.environ)
     if Path("/sys/fs/cgroup/unified").is_dir():
-        # A hybrid tree of control groups: the container gets the legacy ones (with the unified it hangs at power-off).
+        # A hybrid tree of control groups: the container gets the legacy ones (with the unified it hangs at
+        # power-off).
         environment["SYSTEMD_NSPAWN_UNIFIED_HIERARCHY"] = "0"
     while (code := subprocess.run(command, env=environment, check=False).returncode) == REBOOT:
         continue

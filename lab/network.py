@@ -8,8 +8,9 @@ Namespaces of a lab (``oqlab-…``)::
     world                the internet: an address that answers, and this machine's way out by slirp4netns
     vpc                  the router between them all
 
-Every link is point to point into ``vpc``, so each packet passes its forward chain, where the security groups are.
-Nothing of this machine's own network is changed: slirp4netns carries what leaves through ordinary sockets.
+Every link is point to point into ``vpc``, so each packet passes its forward chain, where the security groups
+are. Nothing of this machine's own network is changed: slirp4netns carries what leaves through ordinary
+sockets.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def create(paths: Paths, plan: Plan, logs: Path) -> None:
     """Make the namespaces that are there before any instance, and start their resolver and way out."""
     vpc = paths.netns("vpc")
     _namespace(vpc)
-    # Strict reverse paths are AWS's source check; there is no IPv6 in the VPC, so none passes beside the rules.
+    # Strict reverse paths are AWS's source check; there is no IPv6 in the VPC, so none passes beside the
+    # rules.
     _sysctl(vpc, "ipv4/ip_forward=1", "ipv4/conf/all/rp_filter=1", "ipv6/conf/all/disable_ipv6=1")
     gateways = {router_address(subnet.cidr) for subnet in plan.subnets.values()}
     for address in sorted({*gateways, resolver_address(plan.vpc), IMDS}):
@@ -97,7 +99,8 @@ def connect(paths: Paths, name: str, addresses: Sequence[IPv4Address], gateway: 
     for address in addresses:
         _ip(namespace, "address", "add", f"{address}/32", "dev", DEVICE)
         _ip(vpc, "route", "add", f"{address}/32", "dev", link_name(name))
-    # Every address of the VPC is behind the router, on the same subnet too: no neighbour is reached around it.
+    # Every address of the VPC is behind the router, on the same subnet too: no neighbour is reached around
+    # it.
     _ip(namespace, "route", "add", f"{gateway}/32", "dev", DEVICE, "scope", "link", "src", str(addresses[0]))
     _ip(
         namespace, "route", "replace", "default", "via", str(gateway), "dev", DEVICE, "src", str(addresses[0])
@@ -115,9 +118,10 @@ def apply_rules(paths: Paths, plan: Plan, instances: Mapping[str, Interface]) ->
 
 
 def ruleset(plan: Plan, instances: Iterable[Interface]) -> str:
-    """The router's nftables rules: routes out of the VPC, then egress of the source and ingress of the destination.
+    """The router's nftables rules: routes out of the VPC, egress of the source, ingress of the destination.
 
-    What has an interface with security groups is refused what no rule allows; what has none (the client) is not asked.
+    What has an interface with security groups is refused what no rule allows; what has none (the client) is
+    not asked.
     """
     interfaces = [*instances, *plan.mount_targets]
     interfaces += [interface for endpoint in plan.endpoints for interface in endpoint.interfaces]
@@ -211,20 +215,22 @@ def _start_slirp(paths: Paths, world: str, logs: Path) -> None:
     )  # fmt: skip
     wait_until("slirp4netns's interface", lambda: "tap0" in run(["ip", "-n", world, "link"]), 10)
     wait_until("slirp4netns's address", lambda: "198.18" in run(["ip", "-n", world, "address"]), 10)
-    # slirp4netns made itself the default route of the world; the VPC's addresses are behind the router, never there.
+    # slirp4netns made itself the default route of the world; the VPC's addresses are behind the router, never
+    # there.
     _ip(world, "route", "replace", "default", "via", str(SLIRP_GATEWAY), "dev", "tap0")
 
 
 def _start_resolver(paths: Paths, plan: Plan, logs: Path) -> None:
-    """dnsmasq as the VPC's resolver: the endpoints' private names, S3 and AWS's other names, and this machine's DNS."""
+    """dnsmasq as the VPC's resolver: the endpoints' private names, AWS's others, this machine's DNS."""
     domain = f"{plan.region}.amazonaws.com"
     names = [f"--address=/amazonaws.com/{PUBLIC_API}", f"--address=/s3.{domain}/{S3}"]
     for endpoint in plan.endpoints:
         names += [f"--address=/{endpoint.name}/{interface.address}" for interface in endpoint.interfaces]
     resolver = resolver_address(plan.vpc)
     command = [
-        "dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--bind-interfaces", "--conf-file=/dev/null",
-        "--pid-file=", "--user=root", f"--listen-address={resolver}", f"--server={SLIRP_RESOLVER}", *names,
+        "dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--bind-interfaces",
+        "--conf-file=/dev/null", "--pid-file=", "--user=root", f"--listen-address={resolver}",
+        f"--server={SLIRP_RESOLVER}", *names,
     ]  # fmt: skip
     start(paths, in_netns(paths.netns("vpc"), command), logs / "dnsmasq.log")
 

@@ -1,7 +1,8 @@
 """From a recording of the Pulumi program to what the lab builds.
 
-Nothing of the cluster is known here but AWS's own terms. What the program registers and the lab does not know, a
-resource type or an argument, is refused by name: a lab that ignores something proves nothing about it.
+Nothing of the cluster is known here but AWS's own terms. What the program registers and the lab does not
+know, a resource type or an argument, is refused by name: a lab that ignores something proves nothing about
+it.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ ARGUMENTS: Mapping[str, str] = {
     "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup": "vpcId ingress egress",
     "aws:ec2/securityGroup:SecurityGroup": "vpcId description",
     "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": (
-        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId description"
+        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId "
+        "description"
     ),
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": (
-        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId description"
+        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId "
+        "description"
     ),
     "aws:ec2/networkInterface:NetworkInterface": "subnetId privateIps securityGroups description",
     "aws:ec2/instance:Instance": (
@@ -120,7 +123,7 @@ def read_config(stack: str, settings: Iterable[str]) -> dict[str, str]:
 
 
 def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recording:
-    """Run the program for this machine: instance types have the processors and memory that the lab can give them."""
+    """Run the program; instance types have the processors and the memory that this machine can give them."""
     prefix = f"{facts.PROJECT}:"
     own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
     try:
@@ -149,7 +152,7 @@ def make_plan(recording: Recording) -> Plan:
 
 
 def _unknown(recording: Recording) -> list[str]:
-    """The resource types and arguments that are not in ARGUMENTS, and values that the lab cannot make real."""
+    """The resource types and arguments that are not in ARGUMENTS, and values that the lab cannot build."""
     problems = []
     for one in recording.resources:
         if not one.custom:
@@ -188,7 +191,7 @@ class _Reader:
         self.subnets = self._subnets()
 
     def plan(self) -> Plan:
-        gateways = [one for one in self._endpoints("Gateway")]
+        gateways = self._endpoints("Gateway")
         return Plan(
             region=recorder.REGION,
             account=recorder.ACCOUNT,

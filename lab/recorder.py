@@ -128,6 +128,8 @@ def run_program(
         runpy.run_path(str(program), run_name="__main__")
 
     async def run() -> None:
+        # When the program fails, Pulumi leaves futures that hold the same error behind; it is raised below.
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
         set_all_config(full)
         configure(
             mocks.MockSettings(  # type: ignore[no-untyped-call]

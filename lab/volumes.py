@@ -1,4 +1,4 @@
-"""EBS volumes: sparse files behind loop devices, under the names that udev gives to EBS volumes on Nitro instances."""
+"""EBS volumes: sparse files behind loop devices, under the names that udev gives them on Nitro instances."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def attach(paths: Paths, volume_id: str, by_id: Path) -> None:
 def loops(paths: Paths) -> dict[Path, Path]:
     """Loop devices whose file is the lab's, and that file.
 
-    Compared by inode, because a loop device that was set up inside an instance names the file as seen from there.
+    Compared by inode, because a loop device that was set up inside an instance names the file as seen from
+    there.
     """
     listing = run(["losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN"])
     devices = json.loads(listing)["loopdevices"] if listing.strip() else []
