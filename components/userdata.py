@@ -207,7 +207,11 @@ def cloud_config(node: Node) -> dict[str, Any]:
             boot = [_read("boot/diskless.sh")]
     files += [_template(node, f"/etc/systemd/system/{unit}", f"units/{unit}") for unit in units]
     config: dict[str, Any] = {
-        # People come by Session Manager; the image's SSH server would only be one more thing that listens.
+        # People come by Session Manager; the image's SSH server would only be one more thing that listens, and its
+        # keys cost seconds of every boot.
+        "ssh_genkeytypes": ["ed25519"],
+        "no_ssh_fingerprints": True,
+        "ssh": {"emit_keys_to_console": False},
         "bootcmd": ["systemctl mask --quiet --now --no-block ssh.service ssh.socket", *boot],
         "write_files": files,
         "runcmd": [[facts.NODE_PROGRAM, "bootstrap"]],
