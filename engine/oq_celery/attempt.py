@@ -1,0 +1,137 @@
+"""The worker's side: one `Attempt` at one task, whose results go to the master in one message at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import traceback
+import uuid
+from types import TracebackType
+from typing import ClassVar, Self
+
+from openquake.baselib import parallel
+from openquake.baselib.parallel import Pickled, Result
+
+from oq_celery import protocol, spool
+from oq_celery.broker import Publisher
+from oq_celery.protocol import Kind, Reply, Stored, TaskHeader
+from oq_celery.settings import Settings
+from oq_celery.spool import StoredPickle
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Runs a task and collects its results; stands in for the engine's PUSH socket.
+
+    Results stay in memory up to the size of a message and go to the attempt's own file beyond it.
+    """
+
+    _current: ClassVar[Attempt | None] = None
+
+    def __init__(self, settings: Settings, publisher: Publisher, header: TaskHeader) -> None:
+        self.header = header
+        self.name = f"result-{header.task_no}-{uuid.uuid4().hex[:16]}"
+        self._publisher = publisher
+        self._limit = settings.max_message_kb * 1024
+        self._path = settings.spool / header.channel / self.name
+        self._writer: spool.Writer | None = None
+        self._results: list[Result] = []
+        self._in_memory = 0
+
+    @classmethod
+    def current(cls, url: str) -> Attempt:
+        """The attempt that this process makes, whose results are wanted at `url`."""
+        if cls._current is None:
+            raise RuntimeError(f"No task of {url} runs in this process")
+        return cls._current
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, etype: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        """Nothing: the attempt ends when the task has."""
+
+    def run(self, body: bytes | Stored) -> None:
+        """Do the task and send its results, or nothing at all if nobody wants them any more."""
+        theirs, ours = self.header.versions, protocol.versions()
+        if theirs != ours:
+            self._reply("failed", f"Worker {_name()} has {ours}, but the master has {theirs}".encode())
+            return
+        if not self._reply("started", persistent=False):
+            log.info("Dropped %s: nobody waits for it", self.header)
+            return
+        Attempt._current = self
+        try:
+            self._call(body)
+            wanted = self._finish()
+        except Exception:
+            # What the engine does not catch itself: unreadable arguments, results that cannot be written.
+            self._discard()
+            text = f"Task {self.header} failed on worker {_name()}:\n{traceback.format_exc()}"
+            wanted = self._reply("failed", text.encode())
+        finally:
+            Attempt._current = None
+        if not wanted:
+            self._discard()
+            log.info("Dropped the results of %s: nobody waits for them", self.header)
+
+    def send(self, result: Result) -> None:
+        """Collect one result."""
+        if result.func is not None:  # a subtask: a list of arguments
+            result.pik = [self._keep(arg) for arg in result.pik]
+        elif isinstance(result.pik, Pickled):
+            result.pik = self._keep(result.pik)
+        self._results.append(result)
+
+    def _call(self, body: bytes | Stored) -> None:
+        func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
+        parallel.safely_call(func, args, self.header.task_no, monitor)
+
+    def _keep(self, pickled: Pickled) -> Pickled:
+        if isinstance(pickled, StoredPickle):
+            return pickled
+        if self._in_memory + len(pickled) <= self._limit // 2:
+            self._in_memory += len(pickled)
+            return pickled
+        return StoredPickle(pickled, self._write(pickled.pik))
+
+    def _write(self, data: bytes) -> Stored:
+        if self._writer is None:
+            self._writer = spool.Writer(self._path)
+        return self._writer.append(data)
+
+    def _finish(self) -> bool:
+        results = pickle.dumps(self._results, pickle.HIGHEST_PROTOCOL)
+        body = self._write(results) if len(results) > self._limit else results
+        if self._writer is not None:
+            self._writer.close()
+        return self._reply("ended", body)
+
+    def _discard(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _reply(self, kind: Kind, body: bytes | Stored = b"", *, persistent: bool = True) -> bool:
+        """Send a message to the channel; False if it is gone."""
+        reply = Reply(
+            kind=kind,
+            task_no=self.header.task_no,
+            attempt=self.name,
+            worker=_name(),
+            has_file=self._writer is not None,
+            stored=body if isinstance(body, Stored) else None,
+            body=b"" if isinstance(body, Stored) else body,
+        )
+        return self._publisher.publish(
+            self.header.channel, reply.body, reply.headers(), persistent=persistent
+        )
+
+
+def _name() -> str:
+    """This worker process, for people."""
+    return f"{socket.gethostname()}/{os.getpid()}"

@@ -1,0 +1,117 @@
+"""What the Celery mode changes in `openquake.baselib.parallel`, all in one place.
+
+Upstream offers a registry of ways to submit a task (`submit`); around it, these names of the module are
+replaced:
+
+- `oq_distribute` also knows `celery`;
+- `Socket` also connects to `celery://` URLs, on which results go to a `Channel` or to the attempt under way;
+- `get_return_ip` is not asked for an address that nobody connects to;
+- a `Starmap` keeps the distribution that it began with, whatever other ones choose meanwhile;
+- `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet;
+- `Starmap.submit` opens the channel where upstream binds a ZeroMQ port;
+- `Starmap.share` turns to the processpool, because shared memory ends at the machine;
+- `Starmap.shutdown` closes the channels that an error or an abort left open.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from oq_celery.settings import Settings
+
+CELERY = "celery"
+
+
+def extend(parallel: Any, settings: Settings) -> None:
+    """Give the engine's module `parallel` its Celery mode.
+
+    Args:
+        parallel: the module openquake.baselib.parallel, just imported.
+        settings: of the Celery mode.
+    """
+    from oq_celery.attempt import Attempt
+    from oq_celery.channel import SCHEME, Channel
+
+    starmap = parallel.Starmap
+    upstream_distribute = parallel.oq_distribute
+    upstream_socket = parallel.Socket
+    upstream_return_ip = parallel.get_return_ip
+    upstream_new = starmap.__init__
+    upstream_init = starmap.init.__func__
+    upstream_submit = starmap.submit
+    upstream_share = starmap.share
+    upstream_shutdown = starmap.shutdown.__func__
+
+    def oq_distribute(task: object = None) -> str:
+        """Upstream's, plus celery; zmq means celery here, where there are no ZeroMQ workers.
+
+        `run_jobs` sets zmq for several jobs at once.
+        """
+        dist = os.environ.get("OQ_DISTRIBUTE")
+        return CELERY if dist in (CELERY, "zmq") else upstream_distribute(task)
+
+    def connect(end_point: str, socket_type: int, mode: str, timeout: int = 60) -> Any:
+        """Stand in for the class `Socket`: celery URLs lead to this process's channel or attempt."""
+        if end_point.startswith(SCHEME):
+            return Channel.find(end_point) or Attempt.current(end_point)
+        return upstream_socket(end_point, socket_type, mode, timeout)
+
+    def get_return_ip(receiver_host: str) -> str:
+        return "127.0.0.1" if starmap.distribute == CELERY else upstream_return_ip(receiver_host)
+
+    def init(cls: Any, distribute: str | None = None) -> None:
+        own_cores = int(os.environ.get("OQ_NUM_CORES") or min(parallel.num_cores, parallel.tot_cores))
+        with mock.patch.object(parallel, "num_cores", own_cores):
+            upstream_init(cls, distribute)
+
+    def new(self: Any, *args: Any, **kwargs: Any) -> None:
+        upstream_new(self, *args, **kwargs)
+        self.distribute = starmap.distribute
+
+    def submit(self: Any, args: Any, func: Callable[..., Any] | None = None) -> None:
+        if self.distribute == CELERY and not hasattr(self, "socket"):
+            type(self).running_tasks = self.tasks
+            self.socket = Channel(settings, self.calc_id)
+            self.monitor.shared = self._shared
+            self.monitor.backurl = self.socket.url
+        upstream_submit(self, args, func)
+
+    def share(self: Any, **arrays: Any) -> None:
+        if self.distribute == CELERY:
+            self.distribute = "processpool"
+            type(self).init(self.distribute)
+        upstream_share(self, **arrays)
+
+    def shutdown(cls: Any) -> None:
+        Channel.close_all()
+        upstream_shutdown(cls)
+
+    def celery_submit(self: Any, func: Callable[..., Any], args: Any, monitor: Any) -> None:
+        if self.task_no == 0:
+            _flush(self.h5)
+        self.socket.submit(func, args, self.task_no, monitor)
+
+    parallel.submit[CELERY] = celery_submit
+    parallel.oq_distribute = oq_distribute
+    parallel.Socket = connect
+    parallel.get_return_ip = get_return_ip
+    starmap.__init__ = new
+    starmap.init = classmethod(init)
+    starmap.submit = submit
+    starmap.share = share
+    starmap.shutdown = classmethod(shutdown)
+    atexit.register(Channel.close_all)
+
+
+def _flush(h5: Any) -> None:
+    """Let the workers see what the master wrote into the datastore: NFS shows it at close or fsync only."""
+    h5.flush()
+    file = os.open(h5.filename, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,92 @@
+"""Puts the Celery mode into the engine when, and only when, a process imports the engine.
+
+`oq_celery.pth` runs `install` at the start of every Python of the environment, so this module imports next to
+nothing. No upstream file is changed: two upstream modules get a word said after (or around) their own import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+TYPE_CHECKING = False  # importing typing for it would cost every start of Python its time
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    _Exec = Callable[[ModuleType], None]
+
+DISTRIBUTE = "OQ_DISTRIBUTE"
+
+
+class _EngineFinder:
+    """A meta path finder that knows two modules of the engine and leaves every other one to Python."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        around = _AROUND.get(name)
+        if around is None:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            original = spec.loader.exec_module
+            # On the instance, so that the module keeps its own loader (numba, inspect and pickle look at it).
+            setattr(spec.loader, "exec_module", lambda module: around(original, module))  # noqa: B010
+        return spec
+
+
+def install() -> None:
+    """Register the finder; called by oq_celery.pth once per process."""
+    if not any(isinstance(finder, _EngineFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _EngineFinder())
+
+
+def _around_baselib(execute: _Exec, module: ModuleType) -> None:
+    """Choose the Celery mode, unless the environment of the command names another one.
+
+    Upstream copies `[distribution] oq_distribute` into the environment here, where children would take it for
+    the user's own wish; hence the look before and the correction after.
+    """
+    chosen = os.environ.get(DISTRIBUTE)
+    execute(module)
+    from oq_celery.settings import SettingsError, use_celery
+
+    try:
+        if chosen is None and use_celery(module.config):
+            os.environ[DISTRIBUTE] = "celery"
+    except SettingsError as error:
+        sys.exit(str(error))
+
+
+def _around_parallel(execute: _Exec, module: ModuleType) -> None:
+    """Extend `openquake.baselib.parallel` when `[celery] use_celery` is true."""
+    from openquake.baselib import config
+
+    from oq_celery.settings import SettingsError, load, use_celery
+
+    if not use_celery(config):
+        execute(module)
+        return
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        sys.exit(str(error))
+    chosen = os.environ.get(DISTRIBUTE)
+    if chosen == "celery":  # the import itself would refuse it
+        os.environ[DISTRIBUTE] = "no"
+    try:
+        execute(module)
+    finally:
+        if chosen == "celery":
+            os.environ[DISTRIBUTE] = chosen
+    from oq_celery.distribution import extend
+
+    extend(module, settings)
+
+
+_AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
+    "openquake.baselib": _around_baselib,
+    "openquake.baselib.parallel": _around_parallel,
+}

@@ -1,0 +1,182 @@
+"""What travels between a master and its workers: names, headers and the layout of messages.
+
+A *channel* is one `Starmap` of one master process: a set of tasks whose results are wanted. Its result queue
+is also its lease: the queue exists as long as somebody wants the results, so a worker that finds it gone
+drops the task.
+
+    task queue   --task-->    worker      header: who wants what; body: function, arguments, monitor
+    result queue <-started--  worker      an attempt of a task begins
+    result queue <-ended----  worker      the attempt is complete; body: all of its results
+    result queue <-failed---  worker      the worker cannot do it, and says why
+
+An exception in the task itself is a result as others are, with its traceback.
+
+The results of an attempt travel in one message, so an attempt is either there whole or not there. The broker
+may deliver a task more than once and several attempts of it may end; the master takes the first and drops the
+rest.
+"""
+
+from __future__ import annotations
+
+import pickle
+import platform
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from openquake.baselib import __version__ as engine_version
+
+from oq_celery import __version__
+
+TASK_NAME = "oq_celery.run"
+Kind = Literal["started", "ended", "failed"]
+
+# A result queue whose master does not consume from it disappears after this time: long enough for a master to
+# come back after a restart of the broker, short enough that the workers of a killed master are free again
+# soon.
+LEASE_MS = 10_000
+
+# RabbitMQ's priorities of a classic queue: 0 to this. A few are enough and every one costs the broker a
+# queue.
+MAX_PRIORITY = 9
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What must be equal on both sides: both sides exchange pickled objects of the engine."""
+
+    engine: str
+    oq_celery: str
+    python: str
+
+    def __str__(self) -> str:
+        return f"engine {self.engine}, oq_celery {self.oq_celery}, Python {self.python}"
+
+
+def versions() -> Versions:
+    """The versions of this process; of Python's the part that decides what pickles mean."""
+    return Versions(engine_version, __version__, ".".join(platform.python_version_tuple()[:2]))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A piece of a file below the spool directory."""
+
+    path: str
+    offset: int
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class TaskHeader:
+    """Says whose task it is, in plain values that any version can read."""
+
+    channel: str
+    task_no: int
+    name: str  # of the task's function
+    job: int  # of the calculation, 0 if there is none
+    user: str
+    size: int  # of the arguments, in bytes
+    versions: Versions
+
+    def __str__(self) -> str:
+        return f"{self.name} #{self.task_no} of job {self.job} of {self.user}"
+
+    def plain(self) -> dict[str, Any]:
+        """The header as a dictionary of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, plain: dict[str, Any]) -> TaskHeader:
+        """The inverse of `plain`."""
+        return cls(**{**plain, "versions": Versions(**plain["versions"])})
+
+
+def channel_name(user: str, job: int) -> str:
+    """A new, unique name: of the channel, of its result queue, and of its directory in the spool."""
+    return f"oq.{user}.{job}.{uuid.uuid4().hex[:16]}"
+
+
+def priority(outstanding: int) -> int:
+    """The priority of a job's next task when `outstanding` tasks of the job wait or run already.
+
+    The fewer tasks a job has outstanding, the sooner its next one starts: a job of a few tasks does not wait
+    for the whole queue of a job of thousands, and two long jobs, which have equally many outstanding, take
+    turns.
+    """
+    return max(0, MAX_PRIORITY - outstanding.bit_length())
+
+
+def celery_task(header: TaskHeader, body: bytes | Stored) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """Lay out a task as a message that a Celery worker understands.
+
+    Celery's message protocol 2: https://docs.celeryq.dev/en/stable/internals/protocol.html
+
+    Returns:
+        The AMQP body, headers and properties.
+    """
+    task_id = uuid.uuid4().hex
+    stored = asdict(body) if isinstance(body, Stored) else None
+    args = (header.plain(), stored, None if isinstance(body, Stored) else body)
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    headers = {
+        "lang": "py",
+        "task": TASK_NAME,
+        "id": task_id,
+        "root_id": task_id,
+        "parent_id": None,
+        "group": None,
+        "retries": 0,
+        "eta": None,
+        "expires": None,
+        "timelimit": [None, None],
+        "argsrepr": str(header),
+        "kwargsrepr": "{}",
+        "ignore_result": True,
+        "oq_channel": header.channel,
+    }
+    properties = {
+        "correlation_id": task_id,
+        "content_type": "application/x-python-serialize",
+        "content_encoding": "binary",
+    }
+    return pickle.dumps((args, {}, embed), pickle.HIGHEST_PROTOCOL), headers, properties
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A worker's message to a channel: what happened to which attempt of which task."""
+
+    kind: Kind
+    task_no: int
+    attempt: str
+    worker: str  # host and process, for people
+    has_file: bool = False  # the attempt has a file of its own, named after it, in the channel's directory
+    stored: Stored | None = None  # where the body is, if it is not in the message
+    body: bytes = b""
+
+    def headers(self) -> dict[str, Any]:
+        """All but the body, as AMQP headers."""
+        headers = {
+            "kind": self.kind,
+            "task_no": self.task_no,
+            "attempt": self.attempt,
+            "worker": self.worker,
+            "has_file": self.has_file,
+        }
+        return headers | ({"stored": asdict(self.stored)} if self.stored else {})
+
+    @classmethod
+    def parse(cls, headers: dict[str, Any], body: bytes) -> Reply:
+        """The inverse of `headers`."""
+        stored = headers.get("stored")
+        return cls(
+            kind=headers["kind"],
+            task_no=headers["task_no"],
+            attempt=headers["attempt"],
+            worker=headers["worker"],
+            has_file=headers["has_file"],
+            stored=Stored(**stored) if stored else None,
+            body=body,
+        )

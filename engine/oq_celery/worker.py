@@ -1,0 +1,105 @@
+"""The Celery application that runs on every worker node.
+
+Its main process imports the engine and then forks the processes that do the tasks, so that all of them share
+one copy in memory; it also keeps the connection to the broker alive while they compute.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
+
+import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
+from celery import Celery, signals
+from celery.worker import state
+from kombu import Queue
+from openquake.baselib import config, zeromq
+
+from oq_celery import broker, protocol, settings
+from oq_celery.attempt import Attempt
+from oq_celery.notify import notify
+from oq_celery.protocol import Stored, TaskHeader
+
+WATCH_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
+SETTINGS = settings.load(config)
+
+app = Celery("oq_celery", broker=SETTINGS.url)
+app.conf.update(
+    task_serializer="pickle",
+    accept_content=["pickle"],
+    task_ignore_result=True,
+    task_queues=[Queue(SETTINGS.queue, durable=True, queue_arguments=broker.TASK_QUEUE_ARGUMENTS)],
+    task_default_queue=SETTINGS.queue,
+    # A task is the broker's until its results are with the master: whatever happens to the worker, it is
+    # delivered again.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    # Every process has one task and no second one waits for it behind a long one.
+    worker_prefetch_multiplier=1,
+    # A worker that vanished without a word is missed after two of them, and its tasks go to others.
+    broker_heartbeat=15,
+    broker_transport_options={"confirm_publish": True, "socket_settings": broker.SOCKET_OPTIONS},
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,  # for ever
+    worker_lost_wait=1.0,  # seconds that a dead process's last words are waited for
+    worker_hijack_root_logger=True,
+)
+_publisher = broker.Publisher(SETTINGS)
+
+
+@app.task(name=protocol.TASK_NAME)  # type: ignore[untyped-decorator]
+def run(header: dict[str, Any], stored: dict[str, Any] | None, body: bytes | None) -> None:
+    """Do one task of a channel; see `oq_celery.protocol`."""
+    reference = Stored(**stored) if stored else body or b""
+    Attempt(SETTINGS, _publisher, TaskHeader.parse(header)).run(reference)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _before_the_fork(**_: Any) -> None:
+    gc.collect()
+    gc.freeze()  # what is here now stays shared: the collector would write into every page of it
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _after_the_fork(**_: Any) -> None:
+    # ZeroMQ's context has threads, which a fork leaves behind; the engine talks to the DbServer through it.
+    zeromq.context = zeromq.zmq.Context()
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _consuming(**_: Any) -> None:
+    notify("READY=1")
+    threading.Thread(target=_watch, name="oq_celery watch", daemon=True).start()
+
+
+def _watch() -> None:
+    """Thread of the main process: stop tasks whose results nobody wants any more."""
+    connection = None
+    while True:
+        time.sleep(WATCH_SECONDS)
+        try:
+            connection = connection or broker.connect(SETTINGS)
+            wanted: dict[str, bool] = {}
+            for request in list(state.active_requests):
+                channel = request.message.headers["oq_channel"]
+                if channel not in wanted:
+                    wanted[channel] = broker.depth(connection, channel) is not None
+                if not wanted[channel] and request.worker_pid:
+                    log.warning("Stopping %s: nobody waits for it", request.argsrepr)
+                    # Celery starts another process and gives the task back; the next to get it drops it.
+                    os.kill(request.worker_pid, signal.SIGKILL)
+        except broker.ERRORS as error:
+            log.debug("watch: %s", error)
+            broker.close(connection)
+            connection = None
+        except RuntimeError as error:  # the set changed while it was copied
+            log.debug("watch: %s", error)
