@@ -54,7 +54,8 @@ CELERY_UNIT: Final = "openquake-celery.service"
 AMQP_USER: Final = "openquake"
 AMQP_VHOST: Final = "openquake"
 CELERY_QUEUE: Final = "celery"  # the seed's name
-# The seed's engines ask for 2 GB of memory per core (OpenQuake's hardware advice), so a worker starts no more processes.
+# OpenQuake's hardware advice is 2 GB of memory per core, so a worker starts no
+# more processes than that.
 MEMORY_PER_PROCESS_MB: Final = 2048
 
 # --- user data --------------------------------------------------------------------------------------------------------

@@ -131,7 +131,12 @@ def openquake_cfg(node: Node) -> str:
         "port": str(facts.DBSERVER_PORT),
     }
     # Upstream knows no value `celery` here and refuses it at import: [celery] use_celery is the switch.
-    config["distribution"] = {"oq_distribute": "processpool", "num_cores": str(node.num_cores)}
+    # serialize_jobs: so many jobs at once before the next one waits (upstream's 1 is for one machine).
+    config["distribution"] = {
+        "oq_distribute": "processpool",
+        "num_cores": str(node.num_cores),
+        "serialize_jobs": "4",
+    }
     config["directory"] = {"shared_dir": facts.SHARED_DIR, "custom_tmp": facts.CUSTOM_TMP}
     # Percent of the machine's memory: warn, and stop the job before the kernel stops the machine.
     config["memory"] = {"soft_mem_limit": "80", "hard_mem_limit": "95"}
@@ -181,7 +186,11 @@ def cloud_config(node: Node) -> dict[str, Any]:
     """The cloud-config of a node as data."""
     master = isinstance(node, MasterNode)
     role = "master" if master else "worker"
-    units = [facts.DBSERVER_UNIT, *([facts.WEBUI_UNIT] if node.webui else [])] if isinstance(node, MasterNode) else []
+    units = (
+        [facts.DBSERVER_UNIT, *([facts.WEBUI_UNIT] if node.webui else [])]
+        if isinstance(node, MasterNode)
+        else []
+    )
     files = [
         _file("/etc/openquake/node.json", json.dumps(node_facts(node)), "0644"),
         _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
@@ -189,12 +198,20 @@ def cloud_config(node: Node) -> dict[str, Any]:
         _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
         _template(node, "/usr/local/bin/oq", "etc/oq", "0755"),
         *(_library(name) for name in ("common", "secret", role)),
-        _file(facts.NODE_PROGRAM, f'#!/bin/sh\nPYTHONPATH=/usr/local/lib exec python3 -m oq_node.{role} "$@"\n', "0755"),
+        _file(
+            facts.NODE_PROGRAM,
+            f'#!/bin/sh\nPYTHONPATH=/usr/local/lib exec python3 -m oq_node.{role} "$@"\n',
+            "0755",
+        ),
     ]
     boot: list[str] = []
     if isinstance(node, MasterNode):
         files += [
-            _template(node, f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf", "units/rabbitmq-server.conf"),
+            _template(
+                node,
+                f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf",
+                "units/rabbitmq-server.conf",
+            ),
             _template(node, "/etc/rabbitmq/rabbitmq.conf", "etc/rabbitmq.conf"),
             _template(node, "/etc/rabbitmq/rabbitmq-env.conf", "etc/rabbitmq-env.conf"),
         ]

@@ -39,6 +39,7 @@ def say(message: str) -> None:
 
 def run(*command: str, **kwargs: Any) -> str:
     """Run a command and return what it printed; raise NodeError with the end of its output when it fails."""
+    done: subprocess.CompletedProcess[str]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
     if done.returncode:
         tail = "\n".join(done.stdout.strip().splitlines()[-15:])
@@ -174,7 +175,9 @@ def mount_shared() -> None:
         address = FACTS["nfs_addresses"][zone]
     except KeyError:
         raise NodeError(f"no mount target in zone {zone}: there are {FACTS['nfs_addresses']}") from None
-    options = f"vers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,noatime,addr={address}"
+    options = (
+        f"vers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,noatime,addr={address}"
+    )
 
     def mount() -> bool:
         mount_unit(f"{address}:/", FACTS["nfs_dir"], "nfs4", options)
@@ -221,7 +224,9 @@ def unit_problems(*units: str) -> list[str]:
     """A line for each unit that is not active."""
     problems = []
     for unit in units:
-        state = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True).stdout.strip()
+        state = subprocess.run(
+            ["systemctl", "is-active", unit], capture_output=True, text=True
+        ).stdout.strip()
         if state != "active":
             problems.append(f"{unit} is {state}")
     return problems
@@ -229,7 +234,7 @@ def unit_problems(*units: str) -> list[str]:
 
 def mount_problems(*directories: str) -> list[str]:
     """A line for each directory that should be a mount point and is not."""
-    return [f"{directory} is not mounted" for directory in directories if not os.path.ismount(directory)]  # noqa: PTH114
+    return [f"{directory} is not mounted" for directory in directories if not os.path.ismount(directory)]
 
 
 def main(role: str, bootstrap: Callable[[], None], problems: Callable[[], list[str]]) -> None:

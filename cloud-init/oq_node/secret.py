@@ -29,7 +29,9 @@ def main() -> None:
     value = read(client, secret_id)
     if value is None and command == "ensure":
         # 256 bits each; letters and digits only, so that they need no quoting in a configuration file or a URL.
-        value = json.dumps({"amqp_password": secrets.token_hex(32), "dbserver_authkey": secrets.token_hex(32)})
+        value = json.dumps(
+            {"amqp_password": secrets.token_hex(32), "dbserver_authkey": secrets.token_hex(32)}
+        )
         client.put_secret_value(SecretId=secret_id, SecretString=value)
     if value is None:
         raise SystemExit(3)
