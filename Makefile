@@ -47,8 +47,8 @@ $(VENV)/.done: requirements-dev.txt
 
 $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*.py)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENGINE_VENV)
-	$(UV) pip sync --quiet --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
-	$(UV) pip install --quiet --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine
+	$(UV) pip sync --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine
 	@touch $@
 
 clean: ## remove what the commands above made, and the lab's cache
