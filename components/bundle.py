@@ -136,7 +136,7 @@ class BundleStore(Component):
         )
         self.sha256 = args.bundle.sha256
         self.key = f"engine/{self.sha256}.zip"
-        self.object = aws.s3.BucketObjectv2(
+        aws.s3.BucketObjectv2(
             self.named("engine"),
             bucket=bucket.id,
             key=self.key,

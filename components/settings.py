@@ -77,8 +77,8 @@ def _client_cidr(value: object) -> IPv4Network:
     network = _network(value)
     if not any(network.subnet_of(private) for private in _CLIENT_SPACE):
         raise ValueError(
-            "the WebUI asks for no password, so no public network may reach it: name the private network of your "
-            "VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
+            "the WebUI asks for no password, so no public network may reach it: name the private network of "
+            "your VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
         )
     return network
 
@@ -278,6 +278,11 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
+    if parsed.get("egress") == "endpoints" and parsed.get("amiId") == "":
+        remedy = (
+            "with egress = endpoints nothing can be installed: name an image that has everything baked in"
+        )
+        problems.append(Problem("amiId", "", remedy))
     master = parsed.get("masterInstanceType")
     if master is not None:
         architecture = instance_types.architecture(master)

@@ -28,7 +28,7 @@ _PUBLIC_PREFIX: Final = 28
 
 @dataclass(frozen=True)
 class Subnets:
-    """The subnets and the fixed addresses in them; what there is one of per zone is keyed by the zone's name."""
+    """The subnets and the fixed addresses in them; what each zone has is keyed by the zone's name."""
 
     master: IPv4Network
     public: IPv4Network
@@ -45,7 +45,7 @@ class Subnets:
         return {zone: subnet[FIXED] for zone, subnet in self.workers.items()}
 
     def endpoint_address(self, position: int) -> IPv4Address:
-        """The address of the interface endpoint number `position`: in the master's subnet, after the master."""
+        """The address of the interface endpoint number `position`, in the master's subnet."""
         return self.master[FIXED + 1 + position]
 
 

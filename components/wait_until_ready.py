@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from components import facts
 
@@ -29,7 +29,7 @@ _ANSWER_POLL_SECONDS: Final = 1
 # SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
 _DELIVERY_SECONDS: Final = 30
 # Invocation states after which nothing more comes.
-_FINAL: Final = frozenset({"Success", "Cancelled", "TimedOut", "Failed", "Undeliverable", "Terminated"})
+_FINAL: Final = frozenset({"Success", "Cancelled", "TimedOut", "Failed"})
 # What SSM says while the agent has not registered yet, and in the moment before an invocation exists.
 _NOT_YET: Final = frozenset({"InvalidInstanceId", "InvocationDoesNotExist"})
 
@@ -139,13 +139,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, required=True, help="give up after this time")
     parser.add_argument("instance_id")
     given = parser.parse_args(arguments)
-    node = Node(boto3.client("ssm", region_name=given.region), given.instance_id)
     try:
+        node = Node(boto3.client("ssm", region_name=given.region), given.instance_id)
         wait(node, given.minutes, lambda line: print(line, flush=True))
     except NotReady as error:
         print(error, file=sys.stderr)
-        return 1
-    return 0
+    except (BotoCoreError, ClientError) as error:  # no credentials, no rights, no network
+        print(f"cannot ask AWS whether the master is ready (waitForReady): {error}", file=sys.stderr)
+    else:
+        return 0
+    return 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from typing import Any, Final
 from pulumi.output import Unknown
 from pulumi.runtime import mocks, rpc
 from pulumi.runtime.config import set_all_config
-from pulumi.runtime.settings import configure
+from pulumi.runtime.proto import engine_pb2
+from pulumi.runtime.settings import Settings
 from pulumi.runtime.stack import run_in_stack
 
 from components import facts
@@ -73,13 +74,15 @@ class Recorded:
 class Recording:
     """Everything that one run of the program registered, and what it exported.
 
-    `component_outputs` maps the URN of each component that registered its outputs to them.
+    `component_outputs` maps the URN of each component that registered its outputs to them; `warnings` is what
+    Pulumi would show to the user, such as the SDK's complaints about something deprecated.
     """
 
     resources: list[Recorded] = field(default_factory=list)
     exports: dict[str, Any] = field(default_factory=dict)
     component_outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     invokes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def of_type(self, type_: str) -> list[Recorded]:
         """The resources of a type, such as aws:ec2/instance:Instance, by name."""
@@ -131,16 +134,8 @@ def run_program(
         # When the program fails, Pulumi leaves futures that hold the same error behind; it is raised below.
         asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
         set_all_config(full)
-        configure(
-            mocks.MockSettings(  # type: ignore[no-untyped-call]
-                monitor=monitor,
-                engine=mocks.MockEngine(None),
-                project=facts.PROJECT,
-                stack=stack,
-                dry_run=preview,
-                callbacks=None,
-            )
-        )
+        # Not MockSettings: it would leave this run waiting for what the previous one did not finish.
+        Settings(facts.PROJECT, stack, monitor, _Engine(recording), dry_run=preview)
         await run_in_stack(execute)
 
     def guarded() -> None:
@@ -208,6 +203,19 @@ class _Monitor(mocks.MockMonitor):
             if any(one.urn == urn for one in self._recording.resources):
                 raise ValueError(f"the program registers {urn} twice")
             self._recording.resources.append(recorded)
+
+
+class _Engine(mocks.MockEngine):
+    """Pulumi's mock of its engine, which also keeps the warnings."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__(None)
+        self._recording = recording
+
+    def Log(self, request: Any) -> None:
+        if request.severity >= engine_pb2.WARNING:
+            self._recording.warnings.append(request.message)
+        super().Log(request)  # type: ignore[no-untyped-call]
 
 
 class _Mocks(mocks.Mocks):

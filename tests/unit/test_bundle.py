@@ -1,0 +1,80 @@
+"""The engine bundle: what is in it, and that the same sources give the same bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import re
+import shutil
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from components.bundle import engine_bundle
+from tests.unit.conftest import Record
+
+ENGINE = Path(__file__).parent.parent.parent / "engine"
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the engine's sources to play with."""
+    return Path(shutil.copytree(ENGINE, tmp_path / "engine"))
+
+
+def names(data: bytes) -> list[str]:
+    return zipfile.ZipFile(io.BytesIO(data)).namelist()
+
+
+def test_the_bundle_holds_what_the_engines_build_reads() -> None:
+    held = set(names(engine_bundle(ENGINE).data))
+    project = tomllib.loads((ENGINE / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    build = (ENGINE / "build-image").read_text()
+    needed = {"build-image", "pyproject.toml", "requirements.txt", *wheel["force-include"]}
+    needed |= set(re.findall(r"\$source/([\w.-]+)", build))
+    needed |= {project["project"]["readme"]} if "readme" in project["project"] else set()
+    assert needed <= held
+    modules = {str(path.relative_to(ENGINE)) for path in (ENGINE / "oq_celery").rglob("*.py")}
+    assert modules
+    assert modules <= held
+
+
+def test_nothing_that_the_engine_does_not_consist_of_is_in_it(sources: Path) -> None:
+    before = engine_bundle(sources)
+    (sources / "notes.txt").write_text("a stray file")
+    (sources / "requirements.in").write_text("# a comment")
+    (sources / "oq_celery" / "__pycache__").mkdir(exist_ok=True)
+    (sources / "oq_celery" / "__pycache__" / "hook.cpython-311.pyc").write_bytes(b"compiled")
+    assert engine_bundle(sources) == before
+
+
+def test_the_same_sources_give_the_same_bytes_whenever_and_wherever(sources: Path) -> None:
+    for path in sources.rglob("*"):
+        os.utime(path, (1, 1_000_000_000))
+        path.chmod(0o755 if path.is_dir() else 0o600)
+    assert engine_bundle(sources) == engine_bundle(ENGINE)
+
+
+def test_another_byte_in_the_sources_gives_another_hash(sources: Path) -> None:
+    before = engine_bundle(sources).sha256
+    module = next((sources / "oq_celery").glob("*.py"))
+    module.write_text(module.read_text() + "\n")
+    assert engine_bundle(sources).sha256 != before
+
+
+def test_a_missing_part_is_named(sources: Path) -> None:
+    (sources / "requirements.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"requirements\.txt"):
+        engine_bundle(sources)
+
+
+def test_the_program_uploads_the_bundle_under_its_hash(record: Record) -> None:
+    uploaded = record().one("aws:s3/bucketObjectv2:BucketObjectv2").inputs
+    data = base64.b64decode(uploaded["contentBase64"])
+    assert data == engine_bundle(ENGINE).data
+    assert uploaded["key"] == f"engine/{hashlib.sha256(data).hexdigest()}.zip"

@@ -1,0 +1,666 @@
+"""What the program registers: the whole of it, as a real engine would be told, but with no AWS behind it.
+
+That AWS accepts the arguments is not shown here; that the SDK knows them is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pulumi
+import pulumi_aws
+import pytest
+
+from components import facts
+from lab.recorder import REGION, UNKNOWN, Recorded, Recording, run_program
+from tests.unit.conftest import (
+    AMI,
+    ENDPOINTS,
+    ENDPOINTS_DISKLESS,
+    MODES,
+    NAT,
+    NAT_DISKLESS,
+    SMALL,
+    Record,
+)
+
+INSTANCE = "aws:ec2/instance:Instance"
+TEMPLATE = "aws:ec2/launchTemplate:LaunchTemplate"
+GROUP = "aws:autoscaling/group:Group"
+VOLUME = "aws:ebs/volume:Volume"
+ATTACHMENT = "aws:ec2/volumeAttachment:VolumeAttachment"
+EFS = "aws:efs/fileSystem:FileSystem"
+MOUNT_TARGET = "aws:efs/mountTarget:MountTarget"
+SUBNET = "aws:ec2/subnet:Subnet"
+ROUTE = "aws:ec2/route:Route"
+ROUTE_TABLE = "aws:ec2/routeTable:RouteTable"
+ASSOCIATION = "aws:ec2/routeTableAssociation:RouteTableAssociation"
+ENDPOINT = "aws:ec2/vpcEndpoint:VpcEndpoint"
+INTERFACE = "aws:ec2/networkInterface:NetworkInterface"
+NAT_GATEWAY = "aws:ec2/natGateway:NatGateway"
+EIP = "aws:ec2/eip:Eip"
+ROLE_POLICY = "aws:iam/rolePolicy:RolePolicy"
+SECRET = "aws:secretsmanager/secret:Secret"
+COMMAND = "command:local:Command"
+
+
+def walk(value: Any) -> Iterator[Any]:
+    """A value and everything inside it."""
+    yield value
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from walk(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from walk(item)
+
+
+SIZES = {
+    "homeVolumeGb": "11",
+    "varVolumeGb": "12",
+    "rabbitmqVolumeGb": "13",
+    "workerMin": "0",
+    "workerDesired": "3",
+    "workerMax": "5",
+    "workerInstanceTypes": '["c7i.large", "c7i.2xlarge"]',
+}
+
+
+def worker_subnet_ids(recording: Recording) -> set[str]:
+    return set(recording.one(GROUP).inputs["vpcZoneIdentifiers"])
+
+
+def statements(policy: str) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = json.loads(policy)["Statement"]
+    return listed
+
+
+# --- every resource -----------------------------------------------------------------------------------------
+
+
+def test_every_component_has_our_type_names_its_children_after_itself_and_registers_its_outputs(
+    each_mode: Recording,
+) -> None:
+    components = {one.urn: one for one in each_mode.resources if not one.custom}
+    assert {one.type.split(":")[-1] for one in components.values()} >= {
+        "Network", "Security", "Endpoints", "Storage", "Secrets", "BundleStore", "Master", "Workers",
+    }  # fmt: skip
+    for one in components.values():
+        assert re.fullmatch(rf"{facts.PROJECT}:component:[A-Z]\w+", one.type)
+        assert one.urn in each_mode.component_outputs
+    for one in each_mode.resources:
+        if one.custom:
+            assert one.name.startswith(components[one.parent].name + "-")
+
+
+def test_every_resource_that_can_carry_tags_says_its_name_project_and_stack(each_mode: Recording) -> None:
+    tagged = 0
+    for one in each_mode.resources:
+        if one.custom and one.type.startswith("aws:") and _takes_tags(one.type):
+            tags = one.inputs["tags"]
+            if one.type == GROUP:
+                assert all(tag["propagateAtLaunch"] for tag in tags)
+                tags = {tag["key"]: tag["value"] for tag in tags}
+            assert tags["Project"] == facts.PROJECT
+            assert tags["Stack"] == "test"
+            assert tags["Name"].startswith(f"{facts.PROJECT}-test-")
+            tagged += 1
+    assert tagged > 30
+
+
+def _takes_tags(type_: str) -> bool:
+    return "tags" in inspect.signature(_sdk_class(type_)._internal_init).parameters
+
+
+def _sdk_class(type_: str) -> Any:
+    _, module, name = type_.split(":")
+    return getattr(getattr(pulumi_aws, module.split("/")[0]), name)
+
+
+def test_the_launch_template_tags_machines_disks_and_network_interfaces(record: Record) -> None:
+    specifications = record().one(TEMPLATE).inputs["tagSpecifications"]
+    assert {one["resourceType"] for one in specifications} == {"instance", "volume", "network-interface"}
+    assert all(one["tags"]["Project"] == facts.PROJECT for one in specifications)
+
+
+def test_the_same_configuration_registers_the_same_resources_and_user_data_again(record: Record) -> None:
+    # Were a password made up in the program, or a time stamp written, the second run would differ.
+    assert run_program({}).resources == record().resources
+
+
+@pytest.mark.parametrize("mode", [NAT, ENDPOINTS_DISKLESS])
+def test_a_preview_registers_the_same_resources_with_what_is_not_known_yet_as_unknown(
+    record: Record, mode: str
+) -> None:
+    preview, update = record(preview=True, **MODES[mode]), record(**MODES[mode])
+    assert [one.urn for one in preview.resources] == [one.urn for one in update.resources]
+    assert preview.one(INSTANCE).inputs["userDataBase64"] == UNKNOWN
+    assert preview.one(TEMPLATE).inputs["userData"] == UNKNOWN
+    assert preview.exports.keys() == update.exports.keys()
+    assert preview.exports["shellCommand"] == UNKNOWN
+    assert preview.exports["masterAddress"] == update.exports["masterAddress"]
+    for one in preview.resources:  # an unknown in the middle of a text would be taken for a known text
+        assert not [
+            text for text in walk(one.inputs) if isinstance(text, str) and UNKNOWN in text and text != UNKNOWN
+        ]
+
+
+def test_the_program_uses_nothing_that_is_deprecated(each_mode: Recording) -> None:
+    assert each_mode.warnings == []  # the SDK warns of resources, and of arguments inside arguments
+    for one in each_mode.resources:
+        if one.custom and one.type.startswith("aws:"):
+            assert not _deprecated(_sdk_class(one.type)) & one.inputs.keys()
+
+
+def test_the_check_for_deprecated_arguments_knows_one() -> None:
+    assert "networkInterfaces" in _deprecated(pulumi_aws.ec2.Instance)
+
+
+def _deprecated(resource: type) -> set[str]:
+    """The deprecated properties of an SDK class, as a real engine would get them."""
+    return {
+        re.sub(r"_(\w)", lambda match: match[1].upper(), name)
+        for name, member in vars(resource).items()
+        if isinstance(member, property) and hasattr(member.fget, "_pulumi_deprecated_callable")
+    }
+
+
+# --- network ------------------------------------------------------------------------------------------------
+
+
+def test_no_node_has_a_public_address(each_mode: Recording) -> None:
+    assert not [one.name for one in each_mode.of_type(SUBNET) if one.inputs["mapPublicIpOnLaunch"]]
+    (interface,) = each_mode.one(TEMPLATE).inputs["networkInterfaces"]
+    assert interface["associatePublicIpAddress"] == "false"
+    instance = each_mode.one(INSTANCE).inputs
+    assert instance["primaryNetworkInterface"] == {"networkInterfaceId": each_mode.one(INTERFACE).id}
+    assert "associatePublicIpAddress" not in instance
+    # The only public address is the NAT gateway's, and nothing but the gateway stands in the public subnet.
+    assert [one.id for one in each_mode.of_type(EIP)] == [
+        one.inputs["allocationId"] for one in each_mode.of_type(NAT_GATEWAY)
+    ]
+    public = {one.inputs["subnetId"] for one in each_mode.of_type(NAT_GATEWAY)}
+    assert each_mode.one(INTERFACE).inputs["subnetId"] not in public
+    assert not worker_subnet_ids(each_mode) & public
+
+
+def _routes(recording: Recording, subnet_id: str) -> list[Recorded]:
+    (table,) = [
+        one.inputs["routeTableId"]
+        for one in recording.of_type(ASSOCIATION)
+        if one.inputs["subnetId"] == subnet_id
+    ]
+    gateways = [one for one in recording.of_type(ENDPOINT) if table in one.inputs.get("routeTableIds", [])]
+    return [one for one in recording.of_type(ROUTE) if one.inputs["routeTableId"] == table] + gateways
+
+
+def test_the_workers_subnets_have_no_route_out_of_the_vpc(each_mode: Recording) -> None:
+    for subnet_id in worker_subnet_ids(each_mode):
+        assert _routes(each_mode, subnet_id) == []
+    assert not [one.name for one in each_mode.of_type(ROUTE_TABLE) if "routes" in one.inputs]
+
+
+def test_the_workers_stand_in_two_zones_and_the_master_with_its_disks_in_the_first(
+    each_mode: Recording,
+) -> None:
+    zones = {
+        one.inputs["availabilityZone"]
+        for one in each_mode.of_type(SUBNET)
+        if one.id in worker_subnet_ids(each_mode)
+    }
+    assert zones == {f"{REGION}a", f"{REGION}b"}
+    master_subnet = each_mode.by_id(each_mode.one(INTERFACE).inputs["subnetId"])
+    assert master_subnet.inputs["availabilityZone"] == f"{REGION}a"
+    assert {one.inputs["availabilityZone"] for one in each_mode.of_type(VOLUME)} == {f"{REGION}a"}
+
+
+def test_with_nat_the_master_gets_out_through_the_nat_gateway(record: Record) -> None:
+    recording = record()
+    route, s3 = _routes(recording, recording.one(INTERFACE).inputs["subnetId"])
+    assert route.inputs["destinationCidrBlock"] == "0.0.0.0/0"
+    assert route.inputs["natGatewayId"] == recording.one(NAT_GATEWAY).id
+    assert s3.inputs["serviceName"] == f"com.amazonaws.{REGION}.s3"
+
+
+def test_with_endpoints_there_is_no_way_out_at_all(record: Record) -> None:
+    recording = record(**MODES[ENDPOINTS])
+    (s3,) = _routes(recording, recording.one(INTERFACE).inputs["subnetId"])
+    assert s3.inputs["vpcEndpointType"] == "Gateway"
+    for type_ in (ROUTE, NAT_GATEWAY, EIP, "aws:ec2/internetGateway:InternetGateway"):
+        assert recording.of_type(type_) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "services"),
+    [
+        (NAT, {"secretsmanager"}),
+        (ENDPOINTS, {"secretsmanager", "ssm", "ssmmessages", "monitoring", "logs", "autoscaling"}),
+    ],
+)
+def test_the_interface_endpoints_answer_to_the_services_own_names(
+    record: Record, mode: str, services: set[str]
+) -> None:
+    recording = record(**MODES[mode])
+    endpoints = [
+        one.inputs for one in recording.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Interface"
+    ]
+    assert {one["serviceName"] for one in endpoints} == {
+        f"com.amazonaws.{REGION}.{service}" for service in services
+    }
+    assert all(one["privateDnsEnabled"] for one in endpoints)
+    vpc = recording.one("aws:ec2/vpc:Vpc").inputs
+    assert vpc["enableDnsSupport"]
+    assert vpc["enableDnsHostnames"]
+
+
+def test_no_endpoint_takes_the_masters_address(each_mode: Recording) -> None:
+    addresses = [
+        configuration["ipv4"]
+        for one in each_mode.of_type(ENDPOINT)
+        for configuration in one.inputs.get("subnetConfigurations", [])
+    ]
+    taken = [*addresses, *each_mode.one(INTERFACE).inputs["privateIps"]]
+    assert (
+        len(set(taken)) == len(taken) == len(each_mode.of_type(ENDPOINT))
+    )  # S3's has none, the master has one
+
+
+def test_through_s3_only_the_engine_bundle_and_the_ssm_agent_can_be_read(each_mode: Recording) -> None:
+    (s3,) = [one for one in each_mode.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Gateway"]
+    (statement,) = statements(s3.inputs["policy"])
+    assert statement["Action"] == "s3:GetObject"
+    bucket = each_mode.one("aws:s3/bucket:Bucket")
+    assert statement["Resource"] == [
+        f"arn:aws:s3:::{bucket.id}/*",
+        f"arn:aws:s3:::amazon-ssm-{REGION}/*",
+    ]
+
+
+# --- security groups ----------------------------------------------------------------------------------------
+
+Rule = tuple[str, int, int, str]  # protocol, first and last port, who is at the other end
+
+
+def _rules(recording: Recording, direction: str) -> dict[str, list[Rule]]:
+    """The rules of every group, by the group's name without its component's."""
+    groups = {
+        one.id: one.name.removeprefix("security-")
+        for one in recording.of_type("aws:ec2/securityGroup:SecurityGroup")
+    }
+    rules: dict[str, list[Rule]] = {name: [] for name in groups.values()}
+    for one in recording.of_type(f"aws:vpc/securityGroup{direction}Rule:SecurityGroup{direction}Rule"):
+        said = one.inputs
+        others = {
+            *(groups[said[key]] for key in ["referencedSecurityGroupId"] if key in said),
+            *(said[key] for key in ("cidrIpv4", "cidrIpv6", "prefixListId") if key in said),
+        }
+        (other,) = others
+        rules[groups[said["securityGroupId"]]].append(
+            (said["ipProtocol"], said["fromPort"], said["toPort"], other)
+        )
+    return {name: sorted(listed) for name, listed in rules.items()}
+
+
+def _tcp(port: int, other: str) -> Rule:
+    return ("tcp", port, port, other)
+
+
+@pytest.mark.parametrize(
+    ("mode", "clients"),
+    [
+        (NAT, ["10.20.0.0/16"]),
+        (ENDPOINTS, ["10.20.0.0/16"]),
+        (NAT_DISKLESS, []),
+        (ENDPOINTS_DISKLESS, []),
+        (SMALL, ["10.1.0.0/16", "100.64.8.0/24"]),
+    ],
+)
+def test_what_comes_in_is_exactly_this(record: Record, mode: str, clients: list[str]) -> None:
+    assert _rules(record(**MODES[mode]), "Ingress") == {
+        "master": sorted(
+            [_tcp(5672, "workers"), _tcp(1999, "workers"), *(_tcp(8800, client) for client in clients)]
+        ),
+        "workers": [],
+        "nfs": [_tcp(2049, "master"), _tcp(2049, "workers")],
+        "endpoints": [_tcp(443, "master"), _tcp(443, "workers")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "way_out"),
+    [
+        (NAT, [_tcp(80, "0.0.0.0/0"), _tcp(443, "0.0.0.0/0")]),
+        (NAT_DISKLESS, [_tcp(80, "0.0.0.0/0"), _tcp(443, "0.0.0.0/0")]),
+        (ENDPOINTS, [_tcp(443, "pl-6ea54007")]),
+        (ENDPOINTS_DISKLESS, [_tcp(443, "pl-6ea54007")]),
+    ],
+)
+def test_what_goes_out_is_exactly_this(record: Record, mode: str, way_out: list[Rule]) -> None:
+    assert _rules(record(**MODES[mode]), "Egress") == {
+        "master": sorted([_tcp(443, "endpoints"), _tcp(2049, "nfs"), *way_out]),
+        "workers": sorted(
+            [_tcp(1999, "master"), _tcp(5672, "master"), _tcp(2049, "nfs"), _tcp(443, "endpoints")]
+        ),
+        "nfs": [],
+        "endpoints": [],
+    }
+
+
+def test_no_group_has_rules_of_another_kind_and_the_default_group_has_none(each_mode: Recording) -> None:
+    default = each_mode.one("aws:ec2/defaultSecurityGroup:DefaultSecurityGroup").inputs
+    assert (default["ingress"], default["egress"]) == ([], [])
+    for one in each_mode.of_type("aws:ec2/securityGroup:SecurityGroup"):
+        assert not {"ingress", "egress"} & one.inputs.keys()
+    assert not each_mode.of_type("aws:ec2/securityGroupRule:SecurityGroupRule")
+
+
+def test_each_kind_of_node_is_in_its_own_group(each_mode: Recording) -> None:
+    (interface,) = each_mode.one(TEMPLATE).inputs["networkInterfaces"]
+    users = {
+        "security-master": [each_mode.one(INTERFACE).inputs["securityGroups"]],
+        "security-workers": [interface["securityGroups"]],
+        "security-nfs": [one.inputs["securityGroups"] for one in each_mode.of_type(MOUNT_TARGET)],
+        "security-endpoints": [
+            one.inputs["securityGroupIds"]
+            for one in each_mode.of_type(ENDPOINT)
+            if one.inputs["vpcEndpointType"] == "Interface"
+        ],
+    }
+    for name, memberships in users.items():
+        group = each_mode.one("aws:ec2/securityGroup:SecurityGroup", name)
+        assert memberships
+        assert all(membership == [group.id] for membership in memberships)
+
+
+# --- storage ------------------------------------------------------------------------------------------------
+
+
+def test_every_disk_is_encrypted(each_mode: Recording) -> None:
+    assert len(each_mode.of_type(VOLUME)) == 3
+    assert all(one.inputs["encrypted"] is True for one in each_mode.of_type(VOLUME))
+    assert each_mode.one(EFS).inputs["encrypted"] is True
+    assert each_mode.one(INSTANCE).inputs["rootBlockDevice"]["encrypted"] is True
+    (mapping,) = each_mode.one(TEMPLATE).inputs["blockDeviceMappings"]
+    assert mapping["ebs"]["encrypted"] == "true"
+    (rule,) = each_mode.one(
+        "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration"
+    ).inputs["rules"]
+    assert rule["applyServerSideEncryptionByDefault"] == {"sseAlgorithm": "AES256"}
+    for one in each_mode.resources:  # and there is no other disk
+        assert not {"ebsBlockDevices", "ephemeralBlockDevices"} & one.inputs.keys()
+
+
+def test_the_masters_volumes_have_their_sizes_and_leave_a_snapshot(record: Record) -> None:
+    recording = record(**SIZES)
+    assert {one.name: one.inputs["size"] for one in recording.of_type(VOLUME)} == {
+        "storage-home": 11,
+        "storage-var": 12,
+        "storage-rabbitmq": 13,
+    }
+    assert all(
+        one.inputs["finalSnapshot"] and one.inputs["type"] == "gp3" for one in recording.of_type(VOLUME)
+    )
+
+
+@pytest.mark.parametrize(("mode", "keep"), [(NAT, True), (SMALL, False)])
+def test_data_is_kept_on_destroy_only_when_asked_for_and_nothing_stands_in_its_way(
+    record: Record, mode: str, keep: bool
+) -> None:
+    recording = record(**MODES[mode])
+    data = [*recording.of_type(VOLUME), recording.one(EFS)]
+    assert [one.retain_on_delete for one in data] == [keep] * 4
+    assert not [one.name for one in recording.resources if one.protect]
+    assert not [one.name for one in recording.resources if one.retain_on_delete and one not in data]
+
+
+def test_each_volume_is_attached_once_and_the_machine_stops_before_it_is_detached(
+    each_mode: Recording,
+) -> None:
+    attachments = each_mode.of_type(ATTACHMENT)
+    assert {one.inputs["volumeId"] for one in attachments} == {one.id for one in each_mode.of_type(VOLUME)}
+    assert len({one.inputs["deviceName"] for one in attachments}) == len(attachments) == 3
+    for one in attachments:
+        assert one.inputs["stopInstanceBeforeDetaching"] is True
+        assert one.inputs["instanceId"] == each_mode.one(INSTANCE).id
+        assert one.delete_before_replace
+
+
+def test_the_file_system_has_a_mount_target_in_every_zone_of_the_workers(each_mode: Recording) -> None:
+    targets = each_mode.of_type(MOUNT_TARGET)
+    assert {one.inputs["subnetId"] for one in targets} == worker_subnet_ids(each_mode)
+    assert len(targets) == 2
+    assert each_mode.one(EFS).inputs["throughputMode"] == "elastic"
+
+
+# --- secret and rights --------------------------------------------------------------------------------------
+
+
+def test_the_secret_has_no_value(each_mode: Recording) -> None:
+    assert each_mode.one(SECRET)
+    assert not [one.name for one in each_mode.resources if "secretVersion" in one.type]
+
+
+def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
+    secret = each_mode.one(SECRET).outputs["arn"]
+    bundle = each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2").inputs
+    assert statements(each_mode.one(ROLE_POLICY, "workers-rights").inputs["policy"]) == [
+        {"Effect": "Allow", "Action": ["secretsmanager:GetSecretValue"], "Resource": secret}
+    ]
+    assert statements(each_mode.one(ROLE_POLICY, "master-rights").inputs["policy"]) == [
+        {
+            "Effect": "Allow",
+            "Action": ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"],
+            "Resource": secret,
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["s3:GetObject"],
+            "Resource": f"arn:aws:s3:::{bundle['bucket']}/{bundle['key']}",
+        },
+    ]
+    attachment = each_mode.one("aws:iam/rolePolicyAttachment:RolePolicyAttachment").inputs
+    assert attachment["policyArn"] == "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"
+    assert attachment["role"] == each_mode.one("aws:iam/role:Role", "master-role").outputs["name"]
+    assert {one.type for one in each_mode.resources if one.type.startswith("aws:iam/")} == {
+        "aws:iam/role:Role",
+        ROLE_POLICY,
+        "aws:iam/rolePolicyAttachment:RolePolicyAttachment",
+        "aws:iam/instanceProfile:InstanceProfile",
+    }
+
+
+def test_each_kind_of_node_runs_with_its_own_role(each_mode: Recording) -> None:
+    master = each_mode.one("aws:iam/instanceProfile:InstanceProfile", "master-profile")
+    workers = each_mode.one("aws:iam/instanceProfile:InstanceProfile", "workers-profile")
+    assert each_mode.one(INSTANCE).inputs["iamInstanceProfile"] == master.outputs["name"]
+    assert each_mode.one(TEMPLATE).inputs["iamInstanceProfile"] == {"arn": workers.outputs["arn"]}
+    for one in (master, workers):
+        assert (
+            each_mode.one("aws:iam/role:Role", one.name.replace("profile", "role")).id == one.inputs["role"]
+        )
+
+
+def test_the_bucket_is_private_and_refuses_plain_http(each_mode: Recording) -> None:
+    block = each_mode.one("aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock").inputs
+    assert block == {
+        "bucket": each_mode.one("aws:s3/bucket:Bucket").id,
+        **dict.fromkeys(
+            ("blockPublicAcls", "blockPublicPolicy", "ignorePublicAcls", "restrictPublicBuckets"), True
+        ),
+    }
+    (statement,) = statements(each_mode.one("aws:s3/bucketPolicy:BucketPolicy").inputs["policy"])
+    assert statement["Effect"] == "Deny"
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert each_mode.one("aws:s3/bucket:Bucket").inputs["forceDestroy"] is True
+
+
+# --- machines -----------------------------------------------------------------------------------------------
+
+
+def test_imdsv2_is_required_one_hop_away_and_nobody_has_a_key(each_mode: Recording) -> None:
+    for type_ in (INSTANCE, TEMPLATE):
+        inputs = each_mode.one(type_).inputs
+        assert inputs["metadataOptions"] == {
+            "httpEndpoint": "enabled",
+            "httpTokens": "required",
+            "httpPutResponseHopLimit": 1,
+        }
+        assert "keyName" not in inputs
+
+
+def test_the_master_is_replaced_when_its_user_data_changes_and_the_old_one_goes_first(
+    each_mode: Recording,
+) -> None:
+    instance = each_mode.one(INSTANCE)
+    assert instance.inputs["userDataReplaceOnChange"] is True
+    assert instance.delete_before_replace
+
+
+def test_the_masters_address_is_fixed_and_belongs_to_an_interface_of_its_own(each_mode: Recording) -> None:
+    interface = each_mode.one(INTERFACE)
+    assert interface.inputs["privateIps"] == [each_mode.exports["masterAddress"]]
+    # The interface does not depend on the machine, so it stays when the machine is replaced.
+    assert each_mode.one(INSTANCE).urn not in interface.dependencies
+
+
+def test_debians_image_is_taken_once_and_an_image_that_is_asked_for_is_followed(record: Record) -> None:
+    first = record()
+    assert first.one(INSTANCE).ignore_changes == ("ami",)
+    assert first.one(TEMPLATE).ignore_changes == ("imageId",)
+    asked = record(**MODES[ENDPOINTS])
+    assert asked.one(INSTANCE).ignore_changes == asked.one(TEMPLATE).ignore_changes == ()
+    assert asked.one(INSTANCE).inputs["ami"] == asked.one(TEMPLATE).inputs["imageId"] == AMI
+
+
+ARM64 = {"masterInstanceType": "m7g.large", "workerInstanceTypes": '["c7g.xlarge"]'}
+
+
+def test_the_image_is_that_of_the_machines_architecture(record: Record) -> None:
+    arm = record(**ARM64)
+    assert arm.one(INSTANCE).inputs["ami"] == arm.one(TEMPLATE).inputs["imageId"]
+    assert arm.one(INSTANCE).inputs["ami"] != record().one(INSTANCE).inputs["ami"]
+
+
+def test_the_group_starts_with_the_settings_numbers_and_leaves_the_desired_one_to_the_scaler(
+    record: Record,
+) -> None:
+    group = record(**SIZES).one(GROUP)
+    assert [group.inputs[key] for key in ("minSize", "desiredCapacity", "maxSize")] == [0, 3, 5]
+    assert group.ignore_changes == ("desiredCapacity",)
+    assert group.inputs["waitForCapacityTimeout"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("mode", "spot", "types"),
+    [
+        (NAT, False, ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"]),
+        (SMALL, True, ["c7i.large", "m7i.large"]),
+    ],
+)
+def test_the_fleet_is_all_spot_or_all_on_demand_from_all_the_instance_types(
+    record: Record, mode: str, spot: bool, types: list[str]
+) -> None:
+    group = record(**MODES[mode]).one(GROUP).inputs
+    policy = group["mixedInstancesPolicy"]
+    assert policy["instancesDistribution"]["onDemandBaseCapacity"] == 0
+    assert policy["instancesDistribution"]["onDemandPercentageAboveBaseCapacity"] == (0 if spot else 100)
+    assert [one["instanceType"] for one in policy["launchTemplate"]["overrides"]] == types
+    assert group["capacityRebalance"] is spot
+
+
+def test_a_change_of_the_template_refreshes_the_machines(record: Record) -> None:
+    recording = record()
+    group, template = recording.one(GROUP), recording.one(TEMPLATE)
+    specification = group.inputs["mixedInstancesPolicy"]["launchTemplate"]["launchTemplateSpecification"]
+    # A version by number: with "$Latest" the group would never see a change.
+    assert specification == {
+        "launchTemplateId": template.id,
+        "version": str(template.outputs["latestVersion"]),
+    }
+    assert group.inputs["instanceRefresh"]["strategy"] == "Rolling"
+
+
+def test_no_machine_starts_before_its_network_storage_and_rights_are_there(each_mode: Recording) -> None:
+    for node, rights in ((INSTANCE, "master-rights"), (GROUP, "workers-rights")):
+        before = each_mode.one(node).dependencies
+        needed = [
+            each_mode.one(ROLE_POLICY, rights),
+            each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2"),
+            *each_mode.of_type(MOUNT_TARGET),
+            *each_mode.of_type(ENDPOINT),
+            *each_mode.of_type(ROUTE),
+            *each_mode.of_type(ASSOCIATION),
+            *each_mode.of_type("aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule"),
+            *each_mode.of_type("aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule"),
+        ]
+        assert [one.name for one in needed if one.urn not in before] == []
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+def test_the_wait_asks_for_the_master_again_when_the_machine_or_its_user_data_changes(record: Record) -> None:
+    recording, other = record(), record(**MODES[SMALL])
+    wait, instance = recording.one(COMMAND), recording.one(INSTANCE)
+    assert wait.inputs["create"] == instance.id
+    assert wait.inputs["interpreter"] == [
+        sys.executable, "-m", "components.wait_until_ready", "--region", REGION, "--minutes", "30",
+    ]  # fmt: skip
+    assert other.one(INSTANCE).id == instance.id
+    assert other.one(INSTANCE).inputs["userDataBase64"] != instance.inputs["userDataBase64"]
+    assert other.one(COMMAND).inputs["triggers"] != wait.inputs["triggers"]
+    assert {one.urn for one in recording.of_type(ATTACHMENT)} <= wait.dependencies
+
+
+def test_the_wait_lasts_as_long_and_has_the_aws_profile_as_the_stack_says(record: Record) -> None:
+    assert record().one(COMMAND).inputs["environment"] == {}
+    wait = run_program({"aws:profile": "seismo", "readyTimeoutMinutes": "7"}).one(COMMAND)
+    assert wait.inputs["environment"] == {"AWS_PROFILE": "seismo"}
+    assert wait.inputs["interpreter"][-1] == "7"
+
+
+def test_the_wait_can_be_turned_off(record: Record) -> None:
+    assert record(**MODES[NAT_DISKLESS]).of_type(COMMAND) == []
+
+
+# --- outputs ------------------------------------------------------------------------------------------------
+
+
+def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
+    recording = record()
+    instance = recording.one(INSTANCE).id
+    session = f"aws ssm start-session --region {REGION} --target {instance}"
+    assert recording.exports == {
+        "region": REGION,
+        "masterAddress": "10.20.0.10",
+        "masterInstanceId": instance,
+        "shellCommand": session,
+        "webUiUrl": "http://10.20.0.10:8800",
+        "webUiPortForward": session
+        + " --document-name AWS-StartPortForwardingSession"
+        + ' --parameters \'{"portNumber": ["8800"], "localPortNumber": ["8800"]}\'',
+        "volumeIds": {
+            mount: recording.one(VOLUME, f"storage-{name}").id
+            for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
+        },
+        "efsId": recording.one(EFS).id,
+        "workerGroupName": recording.one(GROUP).outputs["name"],
+        "secretName": recording.one(SECRET).outputs["name"],
+    }
+    assert not {"webUiUrl", "webUiPortForward"} & record(**MODES[NAT_DISKLESS]).exports.keys()
+
+
+# --- what is wrong is said at once --------------------------------------------------------------------------
+
+
+def test_wrong_settings_end_the_program_with_one_error_that_says_all() -> None:
+    config = {"workerMin": "5", "workerMax": "3", "egres": "nat", "clientCidrs": '["0.0.0.0/0"]'}
+    with pytest.raises(pulumi.RunError) as error:  # which Pulumi shows without a traceback
+        run_program(config)
+    for key in config.keys() - {"workerMax"}:
+        assert f"\n  {key} = " in str(error.value)

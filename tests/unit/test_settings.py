@@ -1,0 +1,249 @@
+"""The settings: what is accepted, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components import subnets
+from components.settings import KEYS, Problem, Settings, SettingsError
+
+PROJECT = Path(__file__).parent.parent.parent
+
+
+def problems(raw: Mapping[str, object]) -> dict[str, Problem]:
+    """The problems that a configuration has, by key. Fails if it has none."""
+    with pytest.raises(SettingsError) as error:
+        Settings.parse(raw)
+    return {problem.key: problem for problem in error.value.problems}
+
+
+def test_no_configuration_at_all_gives_the_defaults() -> None:
+    settings = Settings.parse({})
+    assert settings.vpc_cidr == IPv4Network("10.20.0.0/16")
+    assert settings.client_cidrs == (settings.vpc_cidr,)
+    assert settings.egress == "nat"
+    assert settings.ami_id == ""
+    assert settings.keep_data_on_destroy
+    assert settings.architecture == "x86_64"
+
+
+def test_a_key_that_is_not_set_is_as_if_it_were_not_there() -> None:
+    assert Settings.parse(dict.fromkeys(KEYS)) == Settings.parse({})
+
+
+def test_zero_and_false_are_kept() -> None:
+    settings = Settings.parse(
+        {"workerMin": "0", "workerDesired": 0, "webui": "false", "keepDataOnDestroy": False}
+    )
+    assert (settings.worker_min, settings.worker_desired) == (0, 0)
+    assert (settings.webui, settings.keep_data_on_destroy) == (False, False)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Settings.parse({}).worker_max = 3  # type: ignore[misc]
+
+
+def test_pulumi_yaml_documents_each_key_with_its_type_and_default() -> None:
+    documented = yaml.safe_load((PROJECT / "Pulumi.yaml").read_text())["config"]
+    assert list(documented) == list(KEYS)
+    types = {str: "string", int: "integer", bool: "boolean", list: "array"}
+    for key, entry in documented.items():
+        assert entry["default"] == KEYS[key].default, key
+        assert entry["type"] == types[type(KEYS[key].default)], key
+        assert len(entry["description"]) > 20, key
+
+
+def test_the_example_stack_is_right() -> None:
+    config = yaml.safe_load((PROJECT / "Pulumi.dev.yaml").read_text())["config"]
+    region = config.pop("aws:region")
+    settings = Settings.parse(
+        {key.removeprefix("openquake-cluster:"): value for key, value in config.items()}
+    )
+    assert region
+    assert not settings.keep_data_on_destroy
+
+
+def test_every_problem_is_said_at_once_with_key_value_and_remedy() -> None:
+    wrong: dict[str, object] = {
+        "vpcCidr": "10.0.0.0/28",
+        "egress": "proxy",
+        "workerMin": "many",
+        "amiId": "debian",
+        "webui": "maybe",
+        "workersMax": "3",
+    }
+    with pytest.raises(SettingsError) as error:
+        Settings.parse(wrong)
+    assert {problem.key: problem.value for problem in error.value.problems} == wrong
+    lines = str(error.value).splitlines()
+    assert lines[0] == "wrong settings: 6"
+    for (key, value), problem in zip(sorted(wrong.items()), sorted(error.value.problems), strict=True):
+        assert f"  {key} = {value}: {problem.remedy}" in lines
+        assert problem.remedy
+
+
+def test_an_unknown_key_is_refused_and_the_nearest_one_named() -> None:
+    assert problems({"workerSpots": "true"})["workerSpots"].remedy.endswith("did you mean workerSpot?")
+    assert problems({"zzz": "1"})["zzz"].remedy == "there is no such setting"
+
+
+@pytest.mark.parametrize(
+    ("cidr", "remedy"),
+    [
+        ("10.0.0.0/25", "too small for the subnets"),
+        ("10.0.0.0/15", "no VPC larger"),
+        ("11.0.0.0/16", "private network"),
+        ("172.32.0.0/16", "private network"),
+        ("100.64.0.0/16", "private network"),
+        ("10.0.1.0/16", "write the network itself: 10.0.0.0/16"),
+        ("10.0.0.0/255.255.0.0", "write the network itself: 10.0.0.0/16"),
+        ("10.0.0.0", "write the network itself: 10.0.0.0/32"),
+        ("fd00::/48", "IPv4 network"),
+        ("", "IPv4 network"),
+    ],
+)
+def test_a_vpc_network_that_cannot_be_is_refused(cidr: str, remedy: str) -> None:
+    assert remedy in problems({"vpcCidr": cidr})["vpcCidr"].remedy
+
+
+@pytest.mark.parametrize(
+    "cidr", ["0.0.0.0/0", "8.8.8.0/24", "10.0.0.0/7", "192.0.0.0/8", "203.0.113.7/32", "::/0"]
+)
+def test_a_public_client_network_is_refused(cidr: str) -> None:
+    assert cidr in problems({"clientCidrs": [cidr]})["clientCidrs"].remedy
+
+
+def test_the_remedy_for_a_public_client_network_is_port_forwarding() -> None:
+    assert "webUiPortForward" in problems({"clientCidrs": ["0.0.0.0/0"]})["clientCidrs"].remedy
+
+
+@pytest.mark.parametrize("text", ['["10.1.0.0/16", "100.64.0.0/10"]', "10.1.0.0/16, 100.64.0.0/10"])
+def test_a_list_is_json_or_separated_by_commas(text: str) -> None:
+    networks = tuple(IPv4Network(cidr) for cidr in ("10.1.0.0/16", "100.64.0.0/10"))
+    assert Settings.parse({"clientCidrs": text}).client_cidrs == networks
+
+
+def test_a_list_names_each_value_once() -> None:
+    settings = Settings.parse({"workerInstanceTypes": ["c7i.large", "c6i.large", "c7i.large"]})
+    assert settings.worker_instance_types == ("c7i.large", "c6i.large")
+
+
+@pytest.mark.parametrize(("value", "remedy"), [("[]", "at least one"), ("{}", "a list"), ("3", "a list")])
+def test_worker_types_are_a_list_with_something_in_it(value: str, remedy: str) -> None:
+    assert remedy in problems({"workerInstanceTypes": value})["workerInstanceTypes"].remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["c7i", "c7i.", "2xlarge", "C7I.LARGE", "c7i.huge", "c7i.large.search", "cache.m5.large"]
+)
+def test_what_is_no_instance_type_is_refused(name: str) -> None:
+    assert "c7i.2xlarge" in problems({"masterInstanceType": name})["masterInstanceType"].remedy
+    assert name in problems({"workerInstanceTypes": [name]})["workerInstanceTypes"].remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["m4.large", "t2.micro", "r4.xlarge", "i3.large", "p3.2xlarge", "c4.8xlarge"]
+)
+def test_a_type_whose_disks_have_no_nvme_serial_is_refused(name: str) -> None:
+    assert "Nitro" in problems({"masterInstanceType": name})["masterInstanceType"].remedy
+
+
+def test_all_nodes_have_one_architecture() -> None:
+    found = problems({"masterInstanceType": "m7i.large", "workerInstanceTypes": ["c7i.large", "c7g.large"]})
+    assert found["workerInstanceTypes"].value == "c7g.large"
+    arm = Settings.parse(
+        {"masterInstanceType": "t4g.large", "workerInstanceTypes": ["c7gn.large", "r8g.large"]}
+    )
+    assert arm.architecture == "arm64"
+
+
+def test_a_cluster_without_a_way_out_needs_an_image_with_everything_in_it() -> None:
+    assert "baked in" in problems({"egress": "endpoints"})["amiId"].remedy
+    assert Settings.parse({"egress": "endpoints", "amiId": "ami-0123456789abcdef0"}).egress == "endpoints"
+
+
+@pytest.mark.parametrize("image", ["ami-123", "ami-0123456789ABCDEF0", "ami-0123456789abcdef01", "debian-13"])
+def test_what_is_no_image_id_is_refused(image: str) -> None:
+    assert "ami-" in problems({"amiId": image})["amiId"].remedy
+
+
+def test_the_fleet_must_fit_into_the_workers_subnets() -> None:
+    vpc = "10.0.0.0/24"
+    room = subnets.worker_capacity(IPv4Network(vpc))
+    assert Settings.parse({"vpcCidr": vpc, "workerMax": room}).worker_max == room
+    found = problems({"vpcCidr": vpc, "workerMax": room + 1})
+    assert str(room) in found["vpcCidr"].remedy
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 1000))
+def test_the_numbers_of_workers_are_accepted_exactly_when_they_are_in_order(
+    minimum: int, desired: int, maximum: int
+) -> None:
+    raw = {"workerMin": str(minimum), "workerDesired": str(desired), "workerMax": str(maximum)}
+    if minimum <= desired <= maximum:
+        settings = Settings.parse(raw)
+        assert (settings.worker_min, settings.worker_desired, settings.worker_max) == (
+            minimum,
+            desired,
+            maximum,
+        )
+    else:
+        assert problems(raw).keys() <= {"workerMin", "workerDesired"}
+
+
+@given(st.integers(-10, 70000))
+def test_a_volume_has_a_size_that_gp3_has(size: int) -> None:
+    if 1 <= size <= 65536:
+        assert Settings.parse({"homeVolumeGb": str(size)}).home_volume_gb == size
+    else:
+        assert problems({"homeVolumeGb": str(size)}).keys() == {"homeVolumeGb"}
+
+
+_PRIVATE = [IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 32))
+def test_a_vpc_network_is_accepted_exactly_when_it_is_private_and_of_a_fitting_size(
+    address: int, length: int
+) -> None:
+    network = IPv4Network((address, length), strict=False)
+    private = any(network.subnet_of(space) for space in _PRIVATE)
+    if private and 16 <= length <= 24:
+        assert Settings.parse({"vpcCidr": str(network)}).vpc_cidr == network
+    else:
+        assert problems({"vpcCidr": str(network)}).keys() == {"vpcCidr"}
+
+
+_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(string.printable, max_size=12),
+    st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=2),
+    st.lists(st.integers(), max_size=2).map(json.dumps),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*KEYS, "other"]), _VALUES))
+def test_no_value_whatever_breaks_the_parser(raw: dict[str, Any]) -> None:
+    """It gives settings or says what is wrong with the keys it was given, or that clash with those."""
+    try:
+        settings = Settings.parse(raw)
+    except SettingsError as error:
+        assert error.problems
+        assert all(problem.remedy for problem in error.problems)
+        assert len(str(error).splitlines()) >= len(error.problems) + 1
+    else:
+        assert settings.worker_min <= settings.worker_desired <= settings.worker_max

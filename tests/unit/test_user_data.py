@@ -1,0 +1,171 @@
+"""The user data that the program gives to its machines: decoded, and taken apart.
+
+That a node boots from it is shown by the lab's tests, not here.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from components import facts, userdata
+from lab.recorder import Recording
+from tests.unit.conftest import ENDPOINTS, ENDPOINTS_DISKLESS, MODES, NAT, NAT_DISKLESS, Record
+from tests.unit.test_program import INSTANCE, MOUNT_TARGET, SECRET, SIZES, TEMPLATE, VOLUME
+
+# Issue 3 and others will add to it; a fifth of the limit stays free so that they can.
+ROOM = 0.8
+
+
+def encoded(recording: Recording) -> dict[str, str]:
+    """The user data of master and worker as EC2 gets it."""
+    return {
+        "master": recording.one(INSTANCE).inputs["userDataBase64"],
+        "worker": recording.one(TEMPLATE).inputs["userData"],
+    }
+
+
+def configs(recording: Recording) -> dict[str, dict[str, Any]]:
+    """The cloud-config of master and worker."""
+    return {role: userdata.decode(data) for role, data in encoded(recording).items()}
+
+
+def files(config: dict[str, Any]) -> dict[str, str]:
+    """The files that a cloud-config writes, by path."""
+    return {entry["path"]: entry["content"] for entry in config["write_files"]}
+
+
+def openquake_cfg(config: dict[str, Any]) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(files(config)[facts.OPENQUAKE_CFG])
+    return parser
+
+
+def test_user_data_is_small_enough_with_room_to_spare(each_mode: Recording) -> None:
+    for role, data in encoded(each_mode).items():
+        assert len(base64.b64decode(data)) <= ROOM * facts.USER_DATA_LIMIT, role
+
+
+def test_every_node_has_the_seeds_openquake_cfg(each_mode: Recording) -> None:
+    address = each_mode.exports["masterAddress"]
+    for role, config in configs(each_mode).items():
+        parser = openquake_cfg(config)
+        assert parser.getboolean("celery", "use_celery"), role
+        amqp = dict(parser["amqp"])
+        assert {key: amqp[key] for key in ("host", "port", "vhost", "celery_queue")} == {
+            "host": address,
+            "port": "5672",
+            "vhost": facts.AMQP_VHOST,
+            "celery_queue": "celery",
+        }
+        dbserver = dict(parser["dbserver"])
+        assert {key: dbserver[key] for key in ("multi_user", "file", "log", "host", "port")} == {
+            "multi_user": "true",
+            "file": "/var/lib/openquake/db.sqlite3",
+            "log": "/var/lib/openquake/dbserver.log",
+            "host": address,
+            "port": "1999",
+        }
+        assert parser["directory"]["shared_dir"] == facts.SHARED_DIR
+        # Upstream knows no "celery" here, and raises when it is imported.
+        assert parser["distribution"]["oq_distribute"] == "processpool"
+
+
+def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> None:
+    # 5 machines of the larger type, which has 8 virtual CPUs and 2 GiB for each
+    for config in configs(record(**SIZES)).values():
+        assert openquake_cfg(config).getint("distribution", "num_cores") == 40
+
+
+def test_no_password_is_in_the_user_data(each_mode: Recording) -> None:
+    """Not under its key, nor under a default's value; test_program shows that nothing in it is random."""
+    for role, config in configs(each_mode).items():
+        parser = openquake_cfg(config)
+        assert not parser["amqp"].get("password"), role
+        assert not parser["dbserver"].get("authkey"), role
+        assert parser["amqp"]["user"] != "guest"
+        assert "changeme" not in yaml.safe_dump(config)
+        assert (
+            json.loads(files(config)["/etc/openquake/node.json"])["secret_id"]
+            == each_mode.one(SECRET).outputs["arn"]
+        )
+
+
+def test_only_the_master_has_dbserver_webui_and_broker_and_only_workers_have_celery(
+    each_mode: Recording,
+) -> None:
+    webui = "webUiUrl" in each_mode.exports
+    written = {role: " ".join(files(config)) for role, config in configs(each_mode).items()}
+    for unit, on_master, on_worker in (
+        (facts.DBSERVER_UNIT, True, False),
+        (facts.WEBUI_UNIT, webui, False),
+        (facts.RABBITMQ_UNIT, True, False),
+        (facts.CELERY_UNIT, False, True),
+    ):
+        assert (unit in written["master"], unit in written["worker"]) == (on_master, on_worker), unit
+
+
+def test_the_master_finds_its_volumes_by_their_ids(each_mode: Recording) -> None:
+    (script,) = [step for step in configs(each_mode)["master"]["bootcmd"] if "VOLUMES=" in step]
+    for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq")):
+        volume = each_mode.one(VOLUME, f"storage-{name}").id
+        assert f"{mount}={facts.EBS_DEVICE_PREFIX}{volume.replace('-', '')}" in script
+    assert "/dev/sd" not in script
+
+
+def test_every_node_mounts_the_file_system_in_its_own_zone(each_mode: Recording) -> None:
+    targets = {
+        each_mode.by_id(one.inputs["subnetId"]).inputs["availabilityZone"]: one.inputs["ipAddress"]
+        for one in each_mode.of_type(MOUNT_TARGET)
+    }
+    for config in configs(each_mode).values():
+        assert json.loads(files(config)["/etc/openquake/node.json"])["nfs_addresses"] == targets
+
+
+def test_all_nodes_run_the_engine_of_the_bundle_that_the_program_uploads(each_mode: Recording) -> None:
+    bundle = each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2").inputs
+    nodes = {
+        role: json.loads(files(config)["/etc/openquake/node.json"])
+        for role, config in configs(each_mode).items()
+    }
+    assert nodes["master"]["bundle_key"] == bundle["key"]
+    assert nodes["master"]["bundle_bucket"] == bundle["bucket"]
+    assert nodes["master"]["bundle_sha256"] in bundle["key"]
+    assert nodes["master"]["engine_id"] == nodes["worker"]["engine_id"]
+
+
+def test_a_worker_installs_nothing(each_mode: Recording) -> None:
+    config = configs(each_mode)["worker"]
+    assert not {"packages", "apt", "package_update", "package_upgrade", "snap"} & config.keys()
+    assert "bundle_key" not in json.loads(files(config)["/etc/openquake/node.json"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "diskless"), [(NAT, False), (ENDPOINTS, False), (NAT_DISKLESS, True), (ENDPOINTS_DISKLESS, True)]
+)
+def test_only_a_diskless_worker_gets_a_root_that_is_not_written(
+    record: Record, mode: str, diskless: bool
+) -> None:
+    config = configs(record(**MODES[mode]))["worker"]
+    assert ("openquake-readonly-root.service" in " ".join(files(config))) == diskless
+
+
+def test_every_program_and_script_in_it_parses(each_mode: Recording) -> None:
+    parsed = 0
+    for config in configs(each_mode).values():
+        for path, content in files(config).items():
+            if path.endswith(".py"):
+                compile(content, path, "exec")
+                parsed += 1
+            elif content.startswith("#!/bin/sh"):
+                subprocess.run(["sh", "-n"], input=content, text=True, check=True)
+                parsed += 1
+        for step in config["bootcmd"]:
+            subprocess.run(["sh", "-n"], input=step, text=True, check=True)
+    assert parsed >= 6
