@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from oq_celery import __version__
+
+if TYPE_CHECKING:
+    from oq_celery.settings import Settings
 
 
 def main() -> None:
@@ -28,26 +31,25 @@ def main() -> None:
         metavar="N",
         help="number of processes (default: one for each core, and for each [celery] memory_per_process_mb)",
     )
+    worker.add_argument(
+        "--name", default="%h", help="tells several workers of one machine apart (default: the host's name)"
+    )
     worker.set_defaults(run=run_worker)
+    status = commands.add_parser(
+        "status",
+        help="show workers, queue and jobs",
+        description="Show the workers, the tasks that wait, and what runs of each job.",
+    )
+    status.add_argument("--json", action="store_true", help="print a JSON object")
+    status.set_defaults(run=show_status)
     arguments = parser.parse_args()
-    os.environ.setdefault("OQ_DISTRIBUTE", "no")  # this command distributes nothing
-    arguments.run(arguments)
+    os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
+    arguments.run(arguments, _settings())
 
 
-def run_worker(arguments: argparse.Namespace) -> None:
+def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     """Run the Celery worker in this process."""
-    from openquake.baselib import config
-
-    from oq_celery import settings
-
-    try:
-        if not settings.use_celery(config):
-            _fail("[celery] use_celery is not true in openquake.cfg: this machine is not to be a worker")
-        concurrency = arguments.concurrency or default_concurrency(
-            settings.load(config).memory_per_process_mb
-        )
-    except settings.SettingsError as error:
-        _fail(str(error))
+    concurrency = arguments.concurrency or default_concurrency(settings.memory_per_process_mb)
     from oq_celery.worker import app
 
     # -O fair: a task goes to a process that is free. Gossip and mingle are for workers that talk to each
@@ -61,16 +63,40 @@ def run_worker(arguments: argparse.Namespace) -> None:
             "--without-gossip",
             "--without-mingle",
             "--without-heartbeat",
-            "--hostname=openquake@%h",
+            f"--hostname=openquake@{arguments.name}",
             "--loglevel=INFO",
         ]
     )
+
+
+def show_status(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Print what the cluster does."""
+    from oq_celery import broker, status
+
+    try:
+        now = status.read(settings)
+    except broker.ERRORS as error:
+        _fail(f"RabbitMQ at {settings.host}:{settings.port} does not answer: {error}")
+    print(now.json() if arguments.json else now)
 
 
 def default_concurrency(memory_per_process_mb: int) -> int:
     """The number of processes that this machine has cores and memory for, at least one."""
     memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     return max(1, min(len(os.sched_getaffinity(0)), memory_mb // memory_per_process_mb))
+
+
+def _settings() -> Settings:
+    from openquake.baselib import config
+
+    from oq_celery import settings
+
+    try:
+        if not settings.use_celery(config):
+            _fail("[celery] use_celery is not true in openquake.cfg")
+        return settings.load(config)
+    except settings.SettingsError as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

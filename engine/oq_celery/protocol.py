@@ -18,6 +18,7 @@ rest.
 
 from __future__ import annotations
 
+import json
 import pickle
 import platform
 import uuid
@@ -131,7 +132,7 @@ def celery_task(header: TaskHeader, body: bytes | Stored) -> tuple[bytes, dict[s
         "eta": None,
         "expires": None,
         "timelimit": [None, None],
-        "argsrepr": str(header),
+        "argsrepr": json.dumps(header.plain()),  # what Celery shows of a task, for `oq-celery status`
         "kwargsrepr": "{}",
         "ignore_result": True,
         "oq_channel": header.channel,

@@ -17,11 +17,11 @@ from typing import Any
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
 
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
-from celery import Celery, signals
+from celery import signals
 from celery.worker import state
-from kombu import Queue
 from openquake.baselib import config, zeromq
 
+from oq_celery import app as application
 from oq_celery import broker, protocol, settings
 from oq_celery.attempt import Attempt
 from oq_celery.notify import notify
@@ -32,27 +32,7 @@ WATCH_SECONDS = 2.0
 log = logging.getLogger(__name__)
 SETTINGS = settings.load(config)
 
-app = Celery("oq_celery", broker=SETTINGS.url)
-app.conf.update(
-    task_serializer="pickle",
-    accept_content=["pickle"],
-    task_ignore_result=True,
-    task_queues=[Queue(SETTINGS.queue, durable=True, queue_arguments=broker.TASK_QUEUE_ARGUMENTS)],
-    task_default_queue=SETTINGS.queue,
-    # A task is the broker's until its results are with the master: whatever happens to the worker, it is
-    # delivered again.
-    task_acks_late=True,
-    task_reject_on_worker_lost=True,
-    # Every process has one task and no second one waits for it behind a long one.
-    worker_prefetch_multiplier=1,
-    # A worker that vanished without a word is missed after two of them, and its tasks go to others.
-    broker_heartbeat=15,
-    broker_transport_options={"confirm_publish": True, "socket_settings": broker.SOCKET_OPTIONS},
-    broker_connection_retry_on_startup=True,
-    broker_connection_max_retries=None,  # for ever
-    worker_lost_wait=1.0,  # seconds that a dead process's last words are waited for
-    worker_hijack_root_logger=True,
-)
+app = application.make(SETTINGS)
 _publisher = broker.Publisher(SETTINGS)
 
 
@@ -94,7 +74,7 @@ def _watch() -> None:
                 if channel not in wanted:
                     wanted[channel] = broker.depth(connection, channel) is not None
                 if not wanted[channel] and request.worker_pid:
-                    log.warning("Stopping %s: nobody waits for it", request.argsrepr)
+                    log.warning("Stopping task %s: nobody waits for it", request.id)
                     # Celery starts another process and gives the task back; the next to get it drops it.
                     os.kill(request.worker_pid, signal.SIGKILL)
         except broker.ERRORS as error:

@@ -1,0 +1,34 @@
+"""The Celery application: how workers take tasks, and how one talks to the workers."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu import Queue
+
+from oq_celery import broker
+from oq_celery.settings import Settings
+
+
+def make(settings: Settings) -> Celery:
+    """The application for the given broker, without its task: light enough for a command line."""
+    app = Celery("oq_celery", broker=settings.url)
+    app.conf.update(
+        task_serializer="pickle",
+        accept_content=["pickle", "json"],  # tasks, and Celery's own commands to workers
+        task_ignore_result=True,
+        task_queues=[Queue(settings.queue, durable=True, queue_arguments=broker.TASK_QUEUE_ARGUMENTS)],
+        task_default_queue=settings.queue,
+        # A task is the broker's until its results are with the master: whatever happens to the worker, it is
+        # delivered again.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # Every process has one task, and no second one waits for it behind a long one.
+        worker_prefetch_multiplier=1,
+        # The broker gives a worker up that was silent for two of them, and delivers its tasks to others.
+        broker_heartbeat=15,
+        broker_transport_options={"confirm_publish": True, "socket_settings": broker.SOCKET_OPTIONS},
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # for ever
+        worker_lost_wait=1.0,  # seconds that a dead process's last words are waited for
+    )
+    return app
