@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pulumi
@@ -150,15 +149,10 @@ pulumi.export("masterAddress", str(subnets.master_address))
 pulumi.export("masterInstanceId", master.instance_id)
 pulumi.export("shellCommand", session)
 if settings.webui:
-    port = str(facts.WEBUI_PORT)
-    forwarding = json.dumps({"portNumber": [port], "localPortNumber": [port]})
-    pulumi.export("webUiUrl", f"http://{subnets.master_address}:{port}")
-    pulumi.export(
-        "webUiPortForward",
-        pulumi.Output.concat(
-            session, " --document-name AWS-StartPortForwardingSession --parameters '", forwarding, "'"
-        ),
-    )
+    ports = f"portNumber={facts.WEBUI_PORT},localPortNumber={facts.WEBUI_PORT}"
+    forward = f" --document-name AWS-StartPortForwardingSession --parameters {ports}"
+    pulumi.export("webUiUrl", f"http://{subnets.master_address}:{facts.WEBUI_PORT}")
+    pulumi.export("webUiPortForward", pulumi.Output.concat(session, forward))
 pulumi.export("volumeIds", dict(storage.volume_ids))
 pulumi.export("efsId", storage.file_system_id)
 pulumi.export("workerGroupName", workers.group_name)

@@ -86,7 +86,7 @@ class Master(Component):
             security_groups=[args.security_group_id],
             description="The master's fixed address",
             tags=self.tags("interface"),
-            opts=self.child(),
+            opts=self.child(delete_before_replace=True),
         )
         self.user_data = self._user_data(args)
         instance = aws.ec2.Instance(

@@ -14,17 +14,21 @@ from components.component import Component
 from components.settings import Egress
 from components.subnets import Subnets
 
-# AWS services with an endpoint inside the VPC. Workers have no other way to AWS, so theirs exist in both
-# modes; the master uses the rest when it has no NAT gateway. The SSM agent needs no ec2messages endpoint
-# where it has ssmmessages:
+# AWS services with an endpoint inside the VPC; a service's place in the list gives its endpoint's address, so
+# new ones come last. The SSM agent needs no ec2messages endpoint where it has ssmmessages:
 # https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
-WORKER_SERVICES: Final = ("secretsmanager",)
-MASTER_SERVICES: Final = ("ssm", "ssmmessages", "monitoring", "logs", "autoscaling")
+_SERVICES: Final = ("secretsmanager", "ssm", "ssmmessages", "monitoring", "logs", "autoscaling")
+# Those that workers use, who have no other way to AWS. The master uses the rest when it has no NAT gateway.
+_WORKER_SERVICES: Final = ("secretsmanager",)
 
 
-def endpoint_services(egress: Egress) -> tuple[str, ...]:
-    """The services that get an interface endpoint."""
-    return WORKER_SERVICES if egress == "nat" else (*WORKER_SERVICES, *MASTER_SERVICES)
+def endpoint_services(egress: Egress) -> dict[str, int]:
+    """The services that get an interface endpoint, and the place of each in the order of addresses."""
+    return {
+        service: place
+        for place, service in enumerate(_SERVICES)
+        if egress == "endpoints" or service in _WORKER_SERVICES
+    }
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class Endpoints(Component):
 
     def __init__(self, name: str, args: EndpointsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
-        for position, service in enumerate(endpoint_services(args.egress)):
+        for service, place in endpoint_services(args.egress).items():
             aws.ec2.VpcEndpoint(
                 self.named(service),
                 vpc_id=args.vpc_id,
@@ -210,11 +214,12 @@ class Endpoints(Component):
                 subnet_ids=[args.subnet_id],
                 subnet_configurations=[
                     aws.ec2.VpcEndpointSubnetConfigurationArgs(
-                        subnet_id=args.subnet_id, ipv4=str(args.subnets.endpoint_address(position))
+                        subnet_id=args.subnet_id, ipv4=str(args.subnets.endpoint_address(place))
                     )
                 ],
                 security_group_ids=[args.security_group_id],
                 tags=self.tags(service),
-                opts=self.child(),
+                # Neither its address nor its service's name can be with two endpoints at a time.
+                opts=self.child(delete_before_replace=True),
             )
         self.register_outputs({"services": list(endpoint_services(args.egress))})

@@ -67,7 +67,8 @@ class Storage(Component):
                 subnet_id=args.worker_subnet_ids[zone],
                 ip_address=str(address),
                 security_groups=[args.nfs_group_id],
-                opts=self.child(),
+                # A zone has room for one mount target, and a file system for mount targets in one VPC.
+                opts=self.child(delete_before_replace=True),
             )
             for zone, address in args.nfs_addresses.items()
         ]

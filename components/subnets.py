@@ -44,9 +44,9 @@ class Subnets:
         """The address of the NFS mount target in each zone."""
         return {zone: subnet[FIXED] for zone, subnet in self.workers.items()}
 
-    def endpoint_address(self, position: int) -> IPv4Address:
-        """The address of the interface endpoint number `position`, in the master's subnet."""
-        return self.master[FIXED + 1 + position]
+    def endpoint_address(self, place: int) -> IPv4Address:
+        """The address of the interface endpoint at `place` (from 0), in the master's subnet."""
+        return self.master[FIXED + 1 + place]
 
 
 def share_out(vpc: IPv4Network, zones: Sequence[str]) -> Subnets:

@@ -37,7 +37,7 @@ def test_the_fixed_addresses_are_different_and_none_is_one_that_aws_keeps(
     vpc: IPv4Network, zones: list[str]
 ) -> None:
     shared = share_out(vpc, zones)
-    endpoints = [shared.endpoint_address(number) for number in range(len(endpoint_services("endpoints")))]
+    endpoints = [shared.endpoint_address(place) for place in endpoint_services("endpoints").values()]
     in_master = [shared.master_address, *endpoints]
     assert len(set(in_master)) == len(in_master)
     assert all(_usable(address, shared.master) for address in in_master)

@@ -427,7 +427,6 @@ def test_each_volume_is_attached_once_and_the_machine_stops_before_it_is_detache
     for one in attachments:
         assert one.inputs["stopInstanceBeforeDetaching"] is True
         assert one.inputs["instanceId"] == each_mode.one(INSTANCE).id
-        assert one.delete_before_replace
 
 
 def test_the_file_system_has_a_mount_target_in_every_zone_of_the_workers(each_mode: Recording) -> None:
@@ -513,12 +512,22 @@ def test_imdsv2_is_required_one_hop_away_and_nobody_has_a_key(each_mode: Recordi
         assert "keyName" not in inputs
 
 
-def test_the_master_is_replaced_when_its_user_data_changes_and_the_old_one_goes_first(
-    each_mode: Recording,
-) -> None:
-    instance = each_mode.one(INSTANCE)
-    assert instance.inputs["userDataReplaceOnChange"] is True
-    assert instance.delete_before_replace
+def test_the_master_is_replaced_when_its_user_data_changes(each_mode: Recording) -> None:
+    assert each_mode.one(INSTANCE).inputs["userDataReplaceOnChange"] is True
+
+
+def test_what_can_exist_only_once_is_deleted_before_it_is_replaced(each_mode: Recording) -> None:
+    interface_endpoints = [
+        one for one in each_mode.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Interface"
+    ]
+    once = [
+        each_mode.one(INSTANCE),  # its volumes and its network interface
+        each_mode.one(INTERFACE),  # its address
+        *each_mode.of_type(ATTACHMENT),  # its volume
+        *each_mode.of_type(MOUNT_TARGET),  # its zone
+        *interface_endpoints,  # its address and its service's name
+    ]
+    assert [one.name for one in once if not one.delete_before_replace] == []
 
 
 def test_the_masters_address_is_fixed_and_belongs_to_an_interface_of_its_own(each_mode: Recording) -> None:
@@ -643,7 +652,7 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
         "webUiUrl": "http://10.20.0.10:8800",
         "webUiPortForward": session
         + " --document-name AWS-StartPortForwardingSession"
-        + ' --parameters \'{"portNumber": ["8800"], "localPortNumber": ["8800"]}\'',
+        + " --parameters portNumber=8800,localPortNumber=8800",
         "volumeIds": {
             mount: recording.one(VOLUME, f"storage-{name}").id
             for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
