@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import pickle
 import shutil
@@ -20,6 +21,10 @@ from lab.host import LabError, Paths, cores, in_netns, start
 from lab.machine import Machine
 
 Say = Callable[[str], None]
+ENGINES = Path(facts.ENGINE_IMAGE_DIR).relative_to(facts.NFS_DIR)
+"""Where engine images are within the shared file system."""
+KEPT_ENGINES = 3
+"""Engine images in the cache, of some 350 MB each."""
 READY_SECONDS = 1200
 """A first boot builds the engine: minutes, on a slow network many."""
 NODE_FACTS = "/etc/openquake/node.json"
@@ -117,9 +122,11 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     (paths.cache / "apt" / "partial").mkdir(parents=True, exist_ok=True)
     efs = paths.state / "efs"
     efs.mkdir(mode=0o755)
-    engines = paths.cache / "engine"
-    if not cold and engines.is_dir():
-        shutil.copytree(engines, efs / "engine")
+    kept = kept_engine(paths, plan)
+    if kept.exists() and not cold:
+        place = efs / ENGINES
+        place.mkdir()
+        shutil.copy2(kept, place)
     logs = paths.state / "logs"
     certificates = paths.state / "tls"
     lab = Lab(paths, plan, image, tls.make_certificates(certificates, aws_api.host_names(plan.region)))
@@ -210,7 +217,7 @@ def _launch(lab: Lab, node: Node) -> None:
     lab.nodes[node.name] = node
     lab.save()
     network.connect(lab.paths, node.name, [node.address], _gateway(lab, node.subnet))
-    _apply_rules(lab)
+    apply_rules(lab)
     place = (subnet.id, str(subnet.cidr))
     imds.publish(
         imds_directory(lab.paths),
@@ -229,7 +236,8 @@ def power_on(lab: Lab, node: Node) -> None:
     lab.save()
 
 
-def _apply_rules(lab: Lab) -> None:
+def apply_rules(lab: Lab) -> None:
+    """Load the plan's security groups for the nodes that there are."""
     interfaces = {node.name: Interface(node.address, node.template.groups) for node in lab.nodes.values()}
     network.apply_rules(lab.paths, lab.plan, interfaces)
 
@@ -255,7 +263,7 @@ def _terminate(lab: Lab, node: Node) -> None:
     network.disconnect(lab.paths, node.name)
     machine.remove()
     del lab.nodes[node.name]
-    _apply_rules(lab)
+    apply_rules(lab)
     lab.save()
 
 
@@ -278,7 +286,7 @@ OFF = "off"
 def state(lab: Lab, node: Node) -> State:
     """Ask a node."""
     machine = lab.machine(node.name)
-    if machine.init() is None:
+    if not machine.pids():
         return State(False, (OFF,))
     done = machine.execute([facts.NODE_PROGRAM, "status"])
     try:
@@ -290,7 +298,7 @@ def state(lab: Lab, node: Node) -> State:
 
 def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None:
     """Wait until every node says that it is ready; LabError with the failed step when a bootstrap fails."""
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
     waiting = [node for node in lab.nodes.values() if node.ready_after is None]
     while waiting:
         for node in list(waiting):
@@ -301,13 +309,14 @@ def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None
                 lab.save()
                 waiting.remove(node)
                 say(f"{node.name} is ready {node.ready_after:.1f} s after power-on")
-            elif answer.hopeless or time.monotonic() > deadline:
+            elif answer.hopeless or time.monotonic() > begin + timeout:
                 seconds = time.time() - node.powered_on
                 raise LabError(
                     f"{node.name} is not ready {seconds:.0f} s after power-on: {problems}\n"
                     f"{console_tail(lab, node)}"
                 )
-        time.sleep(0.5)
+        # Asking costs a node a fraction of a second of its core, which a long first boot has better use for.
+        time.sleep(0.5 + (time.monotonic() - begin) / 40)
 
 
 def console_tail(lab: Lab, node: Node, lines: int = 15) -> str:
@@ -324,11 +333,25 @@ def kill(lab: Lab, name: str) -> None:
 def down(paths: Paths) -> None:
     """Take the lab away, whatever is left of it; the engine that it built goes to the cache."""
     teardown.stop(paths)
-    for built in (paths.state / "efs" / "engine").glob("*.squashfs"):
+    for built in (paths.state / "efs" / ENGINES).glob("*.squashfs"):
         kept = paths.cache / "engine" / built.name
         if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(".partial")
-            shutil.copyfile(built, part)
-            part.rename(kept)
+            _keep_engine(built, kept)
     teardown.remove(paths)
+
+
+def kept_engine(paths: Paths, plan: Plan) -> Path:
+    """Where the cache keeps the engine that the plan's bundle gives; what a retained file system has on AWS."""
+    (bundle,) = plan.objects
+    name = userdata.engine_id(hashlib.sha256(bundle.content).hexdigest())
+    return paths.cache / "engine" / f"{name}.squashfs"
+
+
+def _keep_engine(built: Path, kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(".partial")
+    shutil.copyfile(built, part)
+    part.rename(kept)
+    newest_first = sorted(kept.parent.glob("*.squashfs"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for old in newest_first[KEPT_ENGINES:]:
+        old.unlink()

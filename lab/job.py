@@ -19,6 +19,8 @@ USER = "seismologist"
 """The ordinary user of the lab, made on the master when first needed."""
 CALCULATION = re.compile(r"^\[[^\]]* #(\d+) ", re.MULTILINE)
 """How the engine's log names the calculation: ``[2026-01-31 12:00:00 #7 INFO] …``."""
+STORED = re.compile(r"Stored .* on (/\S+\.hdf5) in ")
+"""Where the engine's log says that it has put the results."""
 SUCCEEDED = re.compile(r"Task .* succeeded in ([0-9.e+-]+)s")
 """What Celery logs of a task that is done."""
 
@@ -27,11 +29,13 @@ SUCCEEDED = re.compile(r"Task .* succeeded in ([0-9.e+-]+)s")
 class Run:
     """A calculation that ended well.
 
+    :ivar datastore: its HDF5 file on the master
     :ivar seconds: of ``oq engine --run``, start to end
     :ivar started: seconds since the epoch
     """
 
     calculation: int
+    datastore: str
     seconds: float
     started: float
 
@@ -57,10 +61,10 @@ def run_job(
         lab, f"cd {directory} && {environment}exec oq engine --run {shlex.quote(job_ini.name)} 2>&1", show
     )
     seconds = time.time() - started
-    found = CALCULATION.search(log)
-    if found is None:
-        raise LabError(f"{job_ini}: the engine's log names no calculation:\n{log[-2000:]}")
-    run = Run(int(found[1]), seconds, started)
+    calculation, stored = CALCULATION.search(log), STORED.search(log)
+    if calculation is None or stored is None:
+        raise LabError(f"{job_ini}: the engine's log names no calculation or no datastore:\n{log[-2000:]}")
+    run = Run(int(calculation[1]), stored[1], seconds, started)
     if out is not None:
         _as_user(
             lab, f"exec oq engine --export-outputs {run.calculation} {directory}/exported 2>&1", show=False
@@ -156,7 +160,7 @@ def compare(lab: Lab, first: Run, second: Run) -> Difference:
     :raises LabError: when they have different datasets or shapes
     """
     program = (Path(__file__).parent / "compare_datastores.py").read_text()
-    line = f"{facts.ENGINE_DIR}/bin/python - {first.calculation} {second.calculation}"
+    line = f"{facts.ENGINE_DIR}/bin/python - {shlex.quote(first.datastore)} {shlex.quote(second.datastore)}"
     command = lab.machine(lab.master().name).command(["runuser", "--login", USER, "--command", line])
     done = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
     if done.returncode != 0:

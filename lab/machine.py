@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from lab import volumes
-from lab.host import Paths, in_netns, is_alive, join_control_group, kill, run, start, wait_until
+from lab.host import Paths, is_alive, join_control_group, kill, run, start, wait_until
 
 REBOOT = 133
 """systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
@@ -165,13 +165,6 @@ class Machine:
         """Take its disk away."""
         run(["umount", "--lazy", self.root], check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def answers(paths: Paths, namespace: str, address: IPv4Address, port: int, timeout: float = 1.0) -> bool:
-    """Whether a TCP connection from one of the lab's namespaces to an address of the lab opens."""
-    program = f"import socket; socket.create_connection(('{address}', {port}), {timeout}).close()"
-    command = in_netns(paths.netns(namespace), [sys.executable, "-c", program])
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _systemd_runs_here() -> bool:

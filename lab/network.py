@@ -224,6 +224,7 @@ def _start_resolver(paths: Paths, plan: Plan, logs: Path) -> None:
     """dnsmasq as the VPC's resolver: the endpoints' private names, AWS's others, this machine's DNS."""
     domain = f"{plan.region}.amazonaws.com"
     names = [f"--address=/amazonaws.com/{PUBLIC_API}", f"--address=/s3.{domain}/{S3}"]
+    names.append("--address=/api.openquake.org/")  # no such name: the engine asks there for newer versions
     for endpoint in plan.endpoints:
         names += [f"--address=/{endpoint.name}/{interface.address}" for interface in endpoint.interfaces]
     resolver = resolver_address(plan.vpc)

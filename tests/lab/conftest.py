@@ -1,0 +1,80 @@
+"""Clusters that the lab's tests share: each boots once per module, under a name of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lab import cluster, host, teardown
+from lab.cluster import Lab
+from lab.host import Paths
+from lab.plan import make_plan, read_config, record
+
+SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 2, "workerDesired": 2}
+OWN_IMAGE = "ami-0123456789abcdef0"
+
+
+def _paths() -> Paths:
+    return Paths("oqlabtest", host.lab_paths().cache)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("lab")]
+    if marked and (lacks := host.missing(_paths())):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"missing here: {', '.join(lacks)}"))
+
+
+@pytest.fixture(scope="session")
+def paths() -> Paths:
+    return _paths()
+
+
+@pytest.fixture(scope="module")
+def nfs_cluster(paths: Paths) -> Iterator[Lab]:
+    """A master and two workers with root disks; the master gets out by NAT."""
+    with booted(paths, workerStorage="nfs", egress="nat") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def diskless_cluster(paths: Paths) -> Iterator[Lab]:
+    """A master and two diskless workers; nothing gets out of the VPC, so their image has everything baked in."""
+    settings = {"workerStorage": "diskless", "egress": "endpoints", "amiId": OWN_IMAGE}
+    if not cluster.kept_engine(paths, make_plan(record(configuration(**settings)))).exists():
+        with booted(paths):  # which has a way to PyPI and leaves its engine in the cache
+            pass
+    with booted(paths, **settings) as lab:
+        yield lab
+
+
+def configuration(**settings: object) -> dict[str, str]:
+    return read_config("dev", [f"{key}={value}" for key, value in {**SMALL, **settings}.items()])
+
+
+@contextmanager
+def booted(paths: Paths, **settings: object) -> Iterator[Lab]:
+    teardown.remove(paths)  # what a test run that was killed has left
+    try:
+        lab = cluster.up(paths, make_plan(record(configuration(**settings))), print)
+        cluster.wait_until_ready(lab, print)
+        yield lab
+    finally:
+        cluster.down(paths)
+    assert left_over(paths) == []
+
+
+def left_over(paths: Paths) -> list[str]:
+    """Whatever of a lab is still on this machine."""
+    loops = host.run(["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]).split()
+    groups = [str(group) for root in host.control_group_roots() for group in root.glob(f"{paths.name}-*")]
+    return [
+        *map(str, host.processes(paths)),
+        *host.namespaces(paths),
+        *host.mounts_below(paths.state),
+        *(loop for loop in loops if loop.startswith(f"{paths.state}/")),
+        *groups,
+        *map(str, paths.state.glob("*")),
+    ]

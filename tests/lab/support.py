@@ -1,0 +1,66 @@
+"""What the tests of both clusters ask of a lab."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from components import facts
+from lab.cluster import Lab
+from lab.host import in_netns
+from lab.job import Difference, Run, compare, run_job, work_done
+
+ALL_PORTS = (1, 65535)
+# The engine's results as float32 differ by an order of summation: a few units in the last place, 2**-23 each.
+FLOAT32_ROUNDING = 8 * 2**-23
+
+
+def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] = ALL_PORTS) -> set[int]:
+    """The TCP ports of an address that packets from one of the lab's namespaces get to, open or not."""
+    program = str(Path(__file__).with_name("probe.py"))
+    command = [sys.executable, program, str(target), *map(str, ports)]
+    done = subprocess.run(
+        in_netns(lab.paths.netns(source), command), capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def on(lab: Lab, node: str, line: str, timeout: float = 60) -> str:
+    """What a line of shell prints on a node; the test fails when the line does."""
+    done = lab.machine(node).execute(["bash", "-c", line], timeout)
+    assert done.returncode == 0, f"{node}: {line}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def listening(lab: Lab, node: str) -> set[int]:
+    """The TCP ports on which a node listens to the network, not only to itself."""
+    sockets = [line.split()[3] for line in on(lab, node, "ss -ltnH").splitlines()]
+    return {
+        int(port)
+        for address, _, port in (socket.rpartition(":") for socket in sockets)
+        if not address.startswith("127.") and address != "[::1]"
+    }
+
+
+def demo_job(lab: Lab) -> Path:
+    """The engine's demo job of the area source, copied out of the engine on the master."""
+    source = lab.machine(lab.master().name).root_of(
+        f"{facts.ENGINE_DIR}/demos/hazard/AreaSourceClassicalPSHA"
+    )
+    copy = lab.paths.state / "job"
+    copy.mkdir(exist_ok=True)
+    for file in source.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy / "job.ini"
+
+
+def compute(lab: Lab, out: Path) -> tuple[dict[str, tuple[int, float]], Difference]:
+    """Run the demo job on the cluster and on the master alone: the workers' shares, and the difference."""
+    job_ini = demo_job(lab)
+    distributed: Run = run_job(lab, job_ini, out, show=False)
+    work = work_done(lab, distributed)
+    alone = run_job(lab, job_ini, None, processpool=True, show=False)
+    return work, compare(lab, alone, distributed)

@@ -1,0 +1,172 @@
+"""A real boot with root disks and NAT: it computes, and nothing but what has to answers.
+
+All tests share one cluster and leave it as they found it; those that stop nodes come last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from components import facts
+from lab import cluster, network
+from lab.cluster import Lab
+from lab.host import wait_until
+from lab.plan import make_plan, record
+from tests.lab.conftest import configuration
+from tests.lab.support import compute, listening, on, reached
+
+pytestmark = pytest.mark.lab
+
+
+def test_every_node_boots_with_a_clean_cloud_init(nfs_cluster: Lab) -> None:
+    for name in nfs_cluster.nodes:
+        status = json.loads(on(nfs_cluster, name, "cloud-init status --wait --format json"))
+        assert (status["status"], status["errors"], status["recoverable_errors"]) == ("done", [], {}), name
+
+
+def test_cloud_init_finds_the_user_data_valid(nfs_cluster: Lab) -> None:
+    for name in nfs_cluster.nodes:
+        said = on(nfs_cluster, name, "cloud-init schema --system 2>&1")
+        assert "Valid schema user-data" in said
+        assert "deprecated" not in said.lower()
+
+
+def test_both_workers_compute_and_the_numbers_equal_a_single_node_run(
+    nfs_cluster: Lab, tmp_path: Path
+) -> None:
+    work, difference = compute(nfs_cluster, tmp_path)
+    assert {name for name, (tasks, _) in work.items() if tasks > 0} == {"worker-1", "worker-2"}
+    assert difference.datasets >= 4
+    assert difference.relative <= 1e-6  # "equal to the last float32 bit or two"
+    assert {file.name.partition("_")[0] for file in tmp_path.glob("*.csv")} >= {"hazard"}
+
+
+def assert_a_worker_reaches_amqp_and_dbserver_alone(lab: Lab) -> None:
+    assert reached(lab, "worker-1", lab.master().address) == {facts.AMQP_PORT, facts.DBSERVER_PORT}
+
+
+def test_from_a_worker_only_amqp_and_dbserver_of_the_master_answer(nfs_cluster: Lab) -> None:
+    assert_a_worker_reaches_amqp_and_dbserver_alone(nfs_cluster)
+
+
+def test_without_its_rule_in_the_program_the_dbserver_is_cut_off(nfs_cluster: Lab) -> None:
+    recording = record(configuration())
+    kept = [one for one in recording.resources if one.inputs.get("toPort") != facts.DBSERVER_PORT]
+    assert len(kept) < len(recording.resources)
+    forgetful = make_plan(replace(recording, resources=kept))
+    cluster.apply_rules(replace(nfs_cluster, plan=forgetful))
+    try:
+        with pytest.raises(AssertionError):
+            assert_a_worker_reaches_amqp_and_dbserver_alone(nfs_cluster)
+    finally:
+        cluster.apply_rules(nfs_cluster)
+
+
+def test_from_a_client_address_only_the_webui_answers(nfs_cluster: Lab) -> None:
+    assert reached(nfs_cluster, "client", nfs_cluster.master().address) == {facts.WEBUI_PORT}
+
+
+def test_nobody_gets_to_a_worker(nfs_cluster: Lab) -> None:
+    for source in ("client", "master", "worker-2"):
+        assert reached(nfs_cluster, source, nfs_cluster.nodes["worker-1"].address) == set(), source
+
+
+def test_nobody_on_the_internet_gets_in(nfs_cluster: Lab) -> None:
+    for node in nfs_cluster.nodes.values():
+        assert reached(nfs_cluster, "world", node.address, (1, 10000)) == set(), node.name
+
+
+def test_a_worker_reaches_nothing_outside_the_vpc(nfs_cluster: Lab) -> None:
+    for target in (network.WORLD, network.PUBLIC_API, network.S3, network.WORLD_LINK):
+        assert reached(nfs_cluster, "worker-1", target, (1, 10000)) == set(), target
+
+
+def test_in_the_vpc_a_worker_reaches_nfs_and_the_endpoints_besides(nfs_cluster: Lab) -> None:
+    for target in nfs_cluster.plan.mount_targets:
+        assert reached(nfs_cluster, "worker-1", target.address) == {facts.NFS_PORT}
+    for endpoint in nfs_cluster.plan.endpoints:
+        for interface in endpoint.interfaces:
+            assert reached(nfs_cluster, "worker-1", interface.address) == {facts.HTTPS_PORT}, endpoint.name
+    assert reached(nfs_cluster, "client", nfs_cluster.plan.mount_targets[0].address) == set()
+
+
+def test_the_master_gets_out_through_nat_by_http_and_https_only(nfs_cluster: Lab) -> None:
+    assert reached(nfs_cluster, "master", network.WORLD, (1, 10000)) == {facts.HTTP_PORT, facts.HTTPS_PORT}
+
+
+def test_only_the_three_services_listen_to_the_network(nfs_cluster: Lab) -> None:
+    assert listening(nfs_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
+    for node in nfs_cluster.workers():
+        assert listening(nfs_cluster, node.name) == set(), node.name
+
+
+def test_rabbitmq_has_no_guest(nfs_cluster: Lab) -> None:
+    assert on(nfs_cluster, "master", "rabbitmqctl list_users --silent --no-table-headers").split() == [
+        facts.AMQP_USER,
+        "[]",
+    ]
+    refused = nfs_cluster.machine("master").execute(["rabbitmqctl", "authenticate_user", "guest", "guest"])
+    assert refused.returncode != 0
+
+
+def test_instance_metadata_needs_a_token(nfs_cluster: Lab) -> None:
+    program = (
+        "import urllib.request, urllib.error\n"
+        "try: urllib.request.urlopen('http://169.254.169.254/latest/meta-data/')\n"
+        "except urllib.error.HTTPError as error: print(error.code)"
+    )
+    assert on(nfs_cluster, "worker-1", f'python3 -c "{program}"').strip() == "401"
+
+
+def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) -> None:
+    (secret,) = nfs_cluster.plan.secrets
+    program = (
+        "import boto3\n"
+        f"client = boto3.client('secretsmanager', region_name='{nfs_cluster.plan.region}')\n"
+        f"print(len(client.get_secret_value(SecretId='{secret.arn}')['SecretString']) > 0)\n"
+        f"try: client.put_secret_value(SecretId='{secret.arn}', SecretString='mine')\n"
+        "except client.exceptions.ClientError as error: print(error.response['Error']['Code'])"
+    )
+    said = on(
+        nfs_cluster,
+        "worker-1",
+        f'AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt {facts.ENGINE_DIR}/bin/python -c "{program}"',
+    )
+    assert said.split() == ["True", "AccessDeniedException"]
+
+
+def test_a_reboot_of_the_master_keeps_volumes_mounted_and_services_up(nfs_cluster: Lab) -> None:
+    machine = nfs_cluster.machine("master")
+    before = machine.init()
+    on(nfs_cluster, "master", "date > /home/kept && rabbitmqctl --silent add_vhost kept")
+    machine.execute(["systemctl", "reboot"])
+    wait_until("the reboot", lambda: machine.init() not in (None, before), 60)
+    nfs_cluster.master().ready_after = None
+    cluster.wait_until_ready(nfs_cluster, print, timeout=120)
+    for directory in facts.VOLUME_MOUNTS:
+        assert on(nfs_cluster, "master", f"findmnt --noheadings --output SOURCE {directory}").startswith(
+            "/dev/loop"
+        )
+    assert on(nfs_cluster, "master", "cat /home/kept")
+    assert "kept" in on(nfs_cluster, "master", "rabbitmqctl --silent list_vhosts").split()
+    on(nfs_cluster, "master", "rabbitmqctl --silent delete_vhost kept")
+
+
+def test_a_killed_worker_is_replaced_by_a_new_one_that_gets_ready(nfs_cluster: Lab) -> None:
+    cluster.kill(nfs_cluster, "worker-1")
+    assert cluster.state(nfs_cluster, nfs_cluster.nodes["worker-1"]).problems == (cluster.OFF,)
+    cluster.scale(nfs_cluster, 2)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=120)
+    assert list(nfs_cluster.nodes) == ["master", "worker-2", "worker-3"]
+
+
+def test_a_killed_master_comes_back_with_its_data(nfs_cluster: Lab) -> None:
+    jobs = on(nfs_cluster, "master", f"stat --format %i {facts.DBSERVER_DIR}/db.sqlite3")
+    cluster.kill(nfs_cluster, "master")
+    cluster.power_on(nfs_cluster, nfs_cluster.master())
+    cluster.wait_until_ready(nfs_cluster, print, timeout=120)
+    assert on(nfs_cluster, "master", f"stat --format %i {facts.DBSERVER_DIR}/db.sqlite3") == jobs

@@ -1,0 +1,47 @@
+"""A real boot of diskless workers in a VPC without any way out, and taking down a lab that has crashed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components import facts
+from lab import cluster, network
+from lab.cluster import Lab
+from lab.host import kill, processes
+from tests.lab.conftest import left_over
+from tests.lab.support import compute, on, reached
+
+pytestmark = pytest.mark.lab
+
+
+def test_diskless_workers_compute_and_the_numbers_equal_a_single_node_run(
+    diskless_cluster: Lab, tmp_path: Path
+) -> None:
+    work, difference = compute(diskless_cluster, tmp_path)
+    assert {name for name, (tasks, _) in work.items() if tasks > 0} == {"worker-1", "worker-2"}
+    assert difference.relative <= 1e-6
+
+
+def test_a_diskless_worker_cannot_write_its_root_disk(diskless_cluster: Lab) -> None:
+    machine = diskless_cluster.machine("worker-1")
+    refused = machine.execute(["touch", "/written", "/usr/bin/written"])
+    assert refused.stderr.count("Read-only file system") == 2
+    for directory in ("/etc", "/var/log", "/root"):
+        on(diskless_cluster, "worker-1", f"touch {directory}/written")
+        assert not (machine.directory / "upper" / directory[1:] / "written").exists()
+
+
+def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:
+    for target in (network.WORLD, network.PUBLIC_API):
+        assert reached(diskless_cluster, "master", target, (1, 10000)) == set()
+    assert reached(diskless_cluster, "master", network.S3, (1, 10000)) == {facts.HTTPS_PORT}
+
+
+def test_down_removes_everything_after_a_crash_of_the_lab(diskless_cluster: Lab) -> None:
+    paths = diskless_cluster.paths
+    kill(processes(paths)[::2])
+    (paths.state / "lab.pickle").write_bytes(b"half a fi")
+    cluster.down(paths)
+    assert left_over(paths) == []

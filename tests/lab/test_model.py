@@ -1,0 +1,117 @@
+"""What the lab makes of a recording, without booting: no root needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from lab import aws_api, imds, network
+from lab.cloud import Interface, Template
+from lab.host import LabError
+from lab.plan import make_plan, read_config, record
+from lab.recorder import Recording
+
+SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:one-AbCdEf"
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return record(read_config("dev", []))
+
+
+def test_what_the_program_registers_becomes_a_plan(recording: Recording) -> None:
+    plan = make_plan(recording)
+    (master,) = plan.instances
+    (workers,) = plan.groups
+    assert len(master.volumes) == 3
+    assert (master.name, workers.name, workers.desired) == ("master", "worker", 2)
+    assert plan.subnets[master.subnet].nat
+    assert not any(plan.subnets[subnet].nat or plan.subnets[subnet].s3 for subnet in workers.subnets)
+
+
+def test_a_changed_worker_count_and_volume_size_reach_the_plan() -> None:
+    plan = make_plan(record(read_config("dev", ["workerDesired=3", "homeVolumeGb=7"])))
+    assert plan.groups[0].desired == 3
+    assert 7 in {volume.size for volume in plan.instances[0].volumes}
+
+
+def test_an_image_of_the_users_own_is_not_taken_for_debians() -> None:
+    own = make_plan(record(read_config("dev", ["amiId=ami-0123456789abcdef0"])))
+    assert not own.official_image
+    assert make_plan(record(read_config("dev", []))).official_image
+
+
+def test_an_unknown_resource_type_is_refused_by_name(recording: Recording) -> None:
+    strange = replace(recording.resources[-1], type="aws:sqs/queue:Queue", name="backlog", custom=True)
+    with pytest.raises(LabError, match="aws:sqs/queue:Queue backlog"):
+        make_plan(replace(recording, resources=[*recording.resources, strange]))
+
+
+def test_an_unknown_argument_is_refused_by_name(recording: Recording) -> None:
+    changed = [
+        replace(one, inputs={**one.inputs, "keyName": "mine"}) if one.type.endswith(":Instance") else one
+        for one in recording.resources
+    ]
+    with pytest.raises(LabError, match="keyName"):
+        make_plan(replace(recording, resources=changed))
+
+
+def test_every_rule_of_the_program_is_a_line_of_the_routers_rules(recording: Recording) -> None:
+    plan = make_plan(recording)
+    master = Interface(plan.instances[0].address, plan.instances[0].template.groups)
+    lines = network.ruleset(plan, [master]).splitlines()
+    registered = [one for one in recording.resources if "SecurityGroupIngressRule" in one.type]
+    registered += [one for one in recording.resources if "SecurityGroupEgressRule" in one.type]
+    assert sum(line.endswith(" return") for line in lines) == len(registered) > 0
+
+
+def test_metadata_is_answered_as_names_or_values() -> None:
+    template = Template("ami-1", "c6i.large", (), "a-role", b"\x1f\x8b data")
+    tree = imds.metadata(
+        template, IPv4Address("10.0.0.5"), ("subnet-1", "10.0.0.0/24"), "i-1", "eu-central-1b"
+    )
+    assert imds.lookup(tree, "/latest/meta-data/placement/availability-zone") == b"eu-central-1b"
+    assert imds.lookup(tree, "/latest/user-data") == b"\x1f\x8b data"
+    assert b"placement/" in (imds.lookup(tree, "/latest/meta-data/") or b"").split()
+    assert imds.lookup(tree, "/latest/meta-data/spot/instance-action") is None
+
+
+def test_an_action_is_allowed_only_by_a_statement_that_names_it_and_its_resource() -> None:
+    read = {"Effect": "Allow", "Action": ["secretsmanager:GetSecretValue"], "Resource": SECRET}
+    assert aws_api.allowed([read], "secretsmanager:GetSecretValue", SECRET)
+    assert not aws_api.allowed([read], "secretsmanager:PutSecretValue", SECRET)
+    assert not aws_api.allowed([read], "secretsmanager:GetSecretValue", SECRET + "x")
+    assert not aws_api.allowed([], "secretsmanager:GetSecretValue", SECRET)
+    deny = {"Effect": "Deny", "Action": "*", "Resource": "*"}
+    assert not aws_api.allowed([read, deny], "secretsmanager:GetSecretValue", SECRET)
+
+
+def test_requests_are_read_as_iam_reads_them() -> None:
+    signed = {
+        "HTTP_AUTHORIZATION": "AWS4-HMAC-SHA256 Credential=a-role/20260101/eu-central-1/secretsmanager/aws4_request, x"
+    }
+    target = {**signed, "HTTP_X_AMZ_TARGET": "secretsmanager.GetSecretValue"}
+    body = b'{"SecretId": "one"}'
+    assert aws_api.request_of(target, body, {"one": SECRET}) == (
+        "a-role",
+        "secretsmanager:GetSecretValue",
+        SECRET,
+    )
+    s3 = {
+        "HTTP_AUTHORIZATION": "AWS4-HMAC-SHA256 Credential=a-role/20260101/eu-central-1/s3/aws4_request, x",
+        "HTTP_HOST": "bucket.s3.eu-central-1.amazonaws.com",
+        "PATH_INFO": "/key/of.zip",
+        "REQUEST_METHOD": "GET",
+    }
+    assert aws_api.request_of(s3, b"", {}) == ("a-role", "s3:GetObject", "arn:aws:s3:::bucket/key/of.zip")
+
+
+def test_settings_that_are_wrong_give_one_message() -> None:
+    with pytest.raises(LabError, match="workerMin"):
+        record(read_config("dev", ["workerMin=9", "workerMax=2"]))
+    with pytest.raises(LabError, match="key=value"):
+        read_config("dev", ["workerMin"])
+    with pytest.raises(LabError, match=r"Pulumi\.absent\.yaml"):
+        read_config("absent", [])
