@@ -41,10 +41,8 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, default=str)
 
 
-# --- one parser for each kind of value: takes what the configuration holds, returns the typed value, or
-# raises a --- ValueError whose text is the remedy
-# ------------------------------------------------------------------------------
-
+# A parser takes what the configuration holds and returns the typed value, or raises a ValueError whose text
+# is the remedy.
 Parser = Callable[[object], Any]
 
 # Private address space: RFC 1918, and for clients also RFC 6598 (carriers' and VPNs' shared space).
@@ -256,9 +254,7 @@ def _snake_case(key: str) -> str:
 def _unknown(key: str, value: object) -> Problem:
     near = difflib.get_close_matches(key, KEYS, n=1)
     return Problem(
-        key,
-        value,
-        f"there is no such setting; did you mean {near[0]}?" if near else "there is no such setting",
+        key, value, "there is no such setting" + "".join(f"; did you mean {name}?" for name in near)
     )
 
 
@@ -279,9 +275,7 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
     if parsed.get("egress") == "endpoints" and parsed.get("amiId") == "":
-        remedy = (
-            "with egress = endpoints nothing can be installed: name an image that has everything baked in"
-        )
+        remedy = "name an image with everything baked in, since egress = endpoints lets nothing be installed"
         problems.append(Problem("amiId", "", remedy))
     master = parsed.get("masterInstanceType")
     if master is not None:

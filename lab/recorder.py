@@ -89,9 +89,7 @@ class Recording:
         return sorted((one for one in self.resources if one.type == type_), key=lambda one: one.name)
 
     def one(self, type_: str, name: str | None = None) -> Recorded:
-        """The only resource of a type, or the one with that name. Raises LookupError if there is not exactly
-        one.
-        """
+        """The only resource of a type, or the one with that name. Raises LookupError if there is no such one."""
         found = [one for one in self.of_type(type_) if name in (None, one.name)]
         if len(found) != 1:
             raise LookupError(f"expected one {type_} {name or ''}, found {[one.name for one in found]}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from components import subnets
@@ -187,6 +187,10 @@ def test_the_fleet_must_fit_into_the_workers_subnets() -> None:
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 1000))
+@example(minimum=2, desired=2, maximum=2)
+@example(minimum=2, desired=1, maximum=3)
+@example(minimum=2, desired=4, maximum=3)
+@example(minimum=4, desired=3, maximum=3)
 def test_the_numbers_of_workers_are_accepted_exactly_when_they_are_in_order(
     minimum: int, desired: int, maximum: int
 ) -> None:
@@ -199,7 +203,8 @@ def test_the_numbers_of_workers_are_accepted_exactly_when_they_are_in_order(
             maximum,
         )
     else:
-        assert problems(raw).keys() <= {"workerMin", "workerDesired"}
+        too_high, outside = minimum > maximum, not minimum <= desired <= maximum
+        assert ("workerMin" in problems(raw), "workerDesired" in problems(raw)) == (too_high, outside)
 
 
 @given(st.integers(-10, 70000))

@@ -110,9 +110,11 @@ def test_it_is_patient_with_an_agent_that_is_not_there_yet_and_says_each_state_o
 
 
 def test_a_command_that_never_reached_the_node_is_sent_again(ssm: Ssm) -> None:
+    said: list[str] = []
     ssm.answers(ssm.sends(), -1, "", state="TimedOut")
     ssm.runs(0, READY)
-    wait(ssm.node, 30, lambda _line: None)
+    wait(ssm.node, 30, said.append)
+    assert said == ["the SSM agent does not answer", "ready"]
 
 
 def test_at_the_deadline_it_fails_with_the_problems_and_the_end_of_the_log(ssm: Ssm) -> None:
