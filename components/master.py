@@ -84,7 +84,7 @@ class Master(Component):
             subnet_id=args.subnet_id,
             private_ips=[str(args.address)],
             security_groups=[args.security_group_id],
-            description="The master's fixed address",
+            description="The fixed address of the master",
             tags=self.tags("interface"),
             opts=self.child(delete_before_replace=True),
         )

@@ -17,6 +17,9 @@ from components import facts
 from components.component import Component
 from components.settings import Egress
 
+_Ingress = aws.vpc.SecurityGroupIngressRule
+_Egress = aws.vpc.SecurityGroupEgressRule
+
 
 @dataclass(frozen=True)
 class SecurityArgs:
@@ -52,13 +55,18 @@ class Security(Component):
         # With a NAT gateway too, since private DNS sends the whole VPC to the endpoints that exist.
         self._connect("master-endpoints", self.master, self.endpoints, facts.HTTPS_PORT, "AWS services")
         if args.webui:
-            for cidr in args.client_cidrs:
-                self._clients_to_webui(cidr)
+            for cidr in map(str, args.client_cidrs):
+                child = f"clients-{cidr.replace('/', '-')}"
+                self._allow(_Ingress, child, self.master, facts.WEBUI_PORT, "WebUI", cidr=cidr)
         if args.egress == "nat":
-            self._master_to_internet(facts.HTTP_PORT, "Debian's archive")
-            self._master_to_internet(facts.HTTPS_PORT, "Python packages and AWS")
+            for port, use in (
+                (facts.HTTP_PORT, "Debian packages"),
+                (facts.HTTPS_PORT, "Python packages, AWS"),
+            ):
+                self._allow(_Egress, f"master-internet-{port}", self.master, port, use, cidr="0.0.0.0/0")
         else:
-            self._master_to_s3(args.s3_prefix_list_id)
+            s3 = args.s3_prefix_list_id
+            self._allow(_Egress, "master-s3", self.master, facts.HTTPS_PORT, "S3", prefix_list_id=s3)
         self.register_outputs(
             {
                 "masterGroupId": self.master.id,
@@ -89,66 +97,32 @@ class Security(Component):
         description: str,
     ) -> None:
         """Let `source` out to a TCP port of `target`, and let it in there."""
-        aws.vpc.SecurityGroupEgressRule(
-            self.named(f"{child}-out"),
-            security_group_id=source.id,
-            referenced_security_group_id=target.id,
-            ip_protocol="tcp",
-            from_port=port,
-            to_port=port,
-            description=description,
-            tags=self.tags(f"{child}-out"),
-            opts=self.child(),
-        )
-        aws.vpc.SecurityGroupIngressRule(
-            self.named(f"{child}-in"),
-            security_group_id=target.id,
-            referenced_security_group_id=source.id,
-            ip_protocol="tcp",
-            from_port=port,
-            to_port=port,
-            description=description,
-            tags=self.tags(f"{child}-in"),
-            opts=self.child(),
-        )
+        self._allow(_Egress, f"{child}-out", source, port, description, group_id=target.id)
+        self._allow(_Ingress, f"{child}-in", target, port, description, group_id=source.id)
 
-    def _clients_to_webui(self, cidr: IPv4Network) -> None:
-        child = f"clients-{str(cidr).replace('/', '-')}"
-        aws.vpc.SecurityGroupIngressRule(
+    def _allow(
+        self,
+        direction: type[_Ingress] | type[_Egress],
+        child: str,
+        group: aws.ec2.SecurityGroup,
+        port: int,
+        description: str,
+        *,
+        group_id: pulumi.Input[str] | None = None,
+        cidr: str | None = None,
+        prefix_list_id: pulumi.Input[str] | None = None,
+    ) -> None:
+        """One rule of `group` for one TCP port; one of the last three names the other end."""
+        direction(
             self.named(child),
-            security_group_id=self.master.id,
-            cidr_ipv4=str(cidr),
-            ip_protocol="tcp",
-            from_port=facts.WEBUI_PORT,
-            to_port=facts.WEBUI_PORT,
-            description="WebUI",
-            tags=self.tags(child),
-            opts=self.child(),
-        )
-
-    def _master_to_internet(self, port: int, description: str) -> None:
-        child = f"master-internet-{port}"
-        aws.vpc.SecurityGroupEgressRule(
-            self.named(child),
-            security_group_id=self.master.id,
-            cidr_ipv4="0.0.0.0/0",
-            ip_protocol="tcp",
-            from_port=port,
-            to_port=port,
-            description=description,
-            tags=self.tags(child),
-            opts=self.child(),
-        )
-
-    def _master_to_s3(self, prefix_list_id: pulumi.Input[str]) -> None:
-        aws.vpc.SecurityGroupEgressRule(
-            self.named("master-s3"),
-            security_group_id=self.master.id,
+            security_group_id=group.id,
+            referenced_security_group_id=group_id,
+            cidr_ipv4=cidr,
             prefix_list_id=prefix_list_id,
             ip_protocol="tcp",
-            from_port=facts.HTTPS_PORT,
-            to_port=facts.HTTPS_PORT,
-            description="S3 through its gateway endpoint",
-            tags=self.tags("master-s3"),
+            from_port=port,
+            to_port=port,
+            description=description,
+            tags=self.tags(child),
             opts=self.child(),
         )

@@ -359,6 +359,14 @@ def test_no_group_has_rules_of_another_kind_and_the_default_group_has_none(each_
     assert not each_mode.of_type("aws:ec2/securityGroupRule:SecurityGroupRule")
 
 
+def test_descriptions_have_only_the_characters_that_ec2_allows_in_them(each_mode: Recording) -> None:
+    # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateSecurityGroup.html: no apostrophe, for example
+    described = [one.inputs["description"] for one in each_mode.resources if "/securityGroup" in one.type]
+    assert len(described) > 15
+    for text in described:
+        assert re.fullmatch(r"[a-zA-Z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{1,255}", text)
+
+
 def test_each_kind_of_node_is_in_its_own_group(each_mode: Recording) -> None:
     (interface,) = each_mode.one(TEMPLATE).inputs["networkInterfaces"]
     users = {
