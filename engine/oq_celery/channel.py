@@ -20,6 +20,7 @@ from openquake.baselib.general import humansize
 from openquake.baselib.parallel import Monitor, Pickled, Result
 
 from oq_celery import broker, protocol, spool
+from oq_celery.order import Order, Path
 from oq_celery.protocol import Reply, Stored, TaskHeader
 from oq_celery.settings import Settings
 from oq_celery.spool import StoredPickle
@@ -27,6 +28,9 @@ from oq_celery.spool import StoredPickle
 SCHEME: Final = "celery://"
 PREFETCH: Final = 64  # results that the broker sends ahead; each is a message of limited size
 POLL_SECONDS: Final = 1.0
+# Bytes of results that wait for those of earlier tasks: in memory, and with those in the shared directory.
+MEMORY_LIMIT: Final = 256 * 2**20
+HELD_LIMIT: Final = 8 * 2**30
 WAITING_FIRST, WAITING_AGAIN = (
     3.0,
     60.0,
@@ -43,10 +47,21 @@ class TransportError(RuntimeError):
 class _Task:
     """A task whose results have not come yet."""
 
+    path: Path
     header: TaskHeader
     message: tuple[bytes, dict[str, Any], dict[str, Any]]
     files: list[str]
     starts: list[str] = field(default_factory=list)  # the workers that began an attempt
+
+
+@dataclass
+class _Done:
+    """The results of a complete attempt, which may have to wait for those of earlier tasks."""
+
+    results: list[Result]
+    files: list[str]
+    held: int = 0  # bytes that wait,
+    in_memory: int = 0  # and of them those that wait in memory
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,9 @@ class Channel:
         self._publisher = broker.Publisher(settings)
         self._local: deque[Result] = deque()
         self._tasks: dict[int, _Task] = {}
+        self._order: Order[_Done] = Order()
+        self._ended: list[Result] = []  # messages of the end of a task that the engine has not got yet
+        self._held = self._in_memory = 0  # bytes of results that wait for earlier tasks
         self._inbox: queue.SimpleQueue[Reply | _Lost | BaseException] = queue.SimpleQueue()
         self._ready = threading.Event()  # the queues exist
         self._closed = False
@@ -132,11 +150,12 @@ class Channel:
             size=sum(map(len, args)),
             versions=protocol.versions(),
         )
-        task = self._tasks[task_no] = _Task(header, protocol.celery_task(header, body), files)
+        path = self._order.submit(args)
+        task = self._tasks[task_no] = _Task(path, header, protocol.celery_task(header, body), files)
         self._publish(task)
 
     def __iter__(self) -> Iterator[Result]:
-        """Yield the results of one complete attempt of each task, in the order in which the attempts end.
+        """Yield the results of one complete attempt of each task, in the order of the tasks.
 
         Raises:
             TransportError: if a task cannot be done.
@@ -171,20 +190,60 @@ class Channel:
         spool.remove_directory(self._directory)
 
     def _results(self, reply: Reply) -> Iterator[Result]:
-        """The results of a complete attempt, or nothing if the task has been done before."""
+        """What can be handed on now that an attempt is complete; nothing if its task was done before."""
         files = [str(self._directory / reply.attempt)] if reply.has_file else []
         self._files.retain(files)
         task = self._tasks.pop(reply.task_no, None)
-        if task is not None:
-            self._files.release(task.files)
-            results: list[Result] = pickle.loads(spool.read(reply.stored) if reply.stored else reply.body)  # noqa: S301
-            for result in results:
-                if result.func is not None:  # a subtask, which will be sent with these arguments
-                    self._files.retain(arg.stored.path for arg in result.pik if isinstance(arg, StoredPickle))
-                yield result
-        else:
+        if task is None:
             log.debug("Dropped attempt %s of task %d: done before", reply.attempt, reply.task_no)
-        self._files.release(files)
+            self._files.release(files)
+            return
+        self._files.release(task.files)
+        *results, ended = pickle.loads(spool.read(reply.stored) if reply.stored else reply.body)  # noqa: S301
+        for subtask in (result for result in results if result.func is not None):
+            self._files.retain(arg.stored.path for arg in subtask.pik if isinstance(arg, StoredPickle))
+            self._order.announce(task.path, subtask.pik)
+            yield subtask
+        done = _Done([result for result in results if result.func is None], files)
+        if task.path != self._order.first:
+            self._hold_back(done, f"held-{task.header.task_no}")
+        self._ended.append(ended)
+        ready = self._order.complete(task.path, done)
+        for item in ready:
+            yield from item.results
+            self._held -= item.held
+            self._in_memory -= item.in_memory
+            self._files.release(item.files)
+        if ready or not self._must_pause():
+            ended_now, self._ended = self._ended, []
+            yield from ended_now
+
+    def _hold_back(self, done: _Done, file_name: str) -> None:
+        """Account for results that have to wait; above a limit they wait in a file."""
+        in_memory = [result for result in done.results if not isinstance(result.pik, StoredPickle)]
+        done.held = sum(len(result.pik) for result in done.results)
+        done.in_memory = sum(len(result.pik) for result in in_memory)
+        if self._in_memory + done.in_memory > MEMORY_LIMIT:
+            path = self._directory / file_name
+            writer = spool.Writer(path)
+            for result in in_memory:
+                result.pik = StoredPickle(result.pik, writer.append(result.pik.pik))
+            writer.close()
+            self._files.retain([str(path)])
+            done.files.append(str(path))
+            done.in_memory = 0
+        self._held += done.held
+        self._in_memory += done.in_memory
+
+    def _must_pause(self) -> bool:
+        """Whether the engine must not hear of ended tasks now, because it would send more.
+
+        Usually it hears at once and sends the next one, whatever earlier task is still computed; not when too
+        many results wait for that one already.
+        """
+        return self._held > HELD_LIMIT and any(
+            task.path == self._order.first for task in self._tasks.values()
+        )
 
     def _started(self, reply: Reply) -> None:
         task = self._tasks.get(reply.task_no)
