@@ -118,6 +118,7 @@ workers = Workers(
         maximum=settings.worker_max,
         spot=settings.worker_spot,
         storage=settings.worker_storage,
+        drain_minutes=settings.drain_minutes,
         subnet_ids=list(network.worker_subnet_ids.values()),
         security_group_id=security.workers.id,
         master_address=subnets.master_address,

@@ -49,6 +49,8 @@ RABBITMQ_UNIT: Final = "rabbitmq-server.service"
 DBSERVER_UNIT: Final = "openquake-dbserver.service"
 WEBUI_UNIT: Final = "openquake-webui.service"
 CELERY_UNIT: Final = "openquake-celery.service"
+METRICS_UNIT: Final = "openquake-metrics.service"
+DRAIN_UNIT: Final = "openquake-drain.service"
 
 # --- RabbitMQ and Celery ----------------------------------------------------------------------------------------------
 AMQP_USER: Final = "openquake"
@@ -57,6 +59,13 @@ CELERY_QUEUE: Final = "celery"  # the seed's name
 # OpenQuake's hardware advice is 2 GB of memory per core, so a worker starts no
 # more processes than that.
 MEMORY_PER_PROCESS_MB: Final = 2048
+
+# --- the fleet ---
+METRICS_NAMESPACE: Final = "OpenQuake"  # of CloudWatch
+METRICS_DIMENSION: Final = "Cluster"
+METRICS_SECONDS: Final = 10  # between two publications while there is work
+DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
+HAND_OVER_SECONDS: Final = 15  # what giving unfinished tasks back may take
 
 # --- user data --------------------------------------------------------------------------------------------------------
 # AWS refuses more than 16 KB before base64: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/user-data.html

@@ -18,6 +18,7 @@ from components.lookups import Image
 from components.roles import NodeRole, NodeRoleArgs
 from components.secrets import Secrets
 from components.storage import volume_name
+from components.tags import cluster_name
 
 _ROOT_GB: Final = 20  # the image, the packages, and the engine while it is being built
 # AWS's names for data volumes; the node finds the volumes by their ids and never uses these.
@@ -143,6 +144,7 @@ class Master(Component):
                     bundle_sha256=args.bundle.sha256,
                     nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
                     num_cores=args.fleet_processes,
+                    cluster=cluster_name(pulumi.get_stack()),
                     **known,
                 )
             )

@@ -186,6 +186,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerMax": Key(8, _integer(1, 1000)),
     "workerSpot": Key(False, _boolean),
     "workerStorage": Key("nfs", _one_of("nfs", "diskless")),
+    "drainMinutes": Key(15, _integer(1, 2880)),
     "homeVolumeGb": Key(100, _VOLUME_GB),
     "varVolumeGb": Key(50, _VOLUME_GB),
     "rabbitmqVolumeGb": Key(20, _VOLUME_GB),
@@ -213,6 +214,7 @@ class Settings:
     worker_max: int
     worker_spot: bool
     worker_storage: WorkerStorage
+    drain_minutes: int
     home_volume_gb: int
     var_volume_gb: int
     rabbitmq_volume_gb: int

@@ -5,6 +5,11 @@ from __future__ import annotations
 from components import facts
 
 
+def cluster_name(stack: str) -> str:
+    """The cluster's name: in front of its resources' names, and its dimension in CloudWatch."""
+    return f"{facts.PROJECT}-{stack}"
+
+
 def tags(stack: str, name: str) -> dict[str, str]:
     """The tags of the resource called `name` in `stack`.
 
@@ -12,7 +17,7 @@ def tags(stack: str, name: str) -> dict[str, str]:
     a launch template nor those of an autoscaling group.
     """
     return {
-        "Name": f"{facts.PROJECT}-{stack}-{name}",
+        "Name": f"{cluster_name(stack)}-{name}",
         "Project": facts.PROJECT,
         "Stack": stack,
         "ManagedBy": "pulumi",

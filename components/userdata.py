@@ -22,7 +22,9 @@ import yaml
 from components import facts
 
 CLOUD_INIT_DIR: Final = Path(__file__).resolve().parent.parent / "cloud-init"
-LIBRARY_DIR: Final = "/usr/local/lib/oq_node"
+LIBRARY_PARENT: Final = "/usr/local/lib"
+LIBRARY_DIR: Final = f"{LIBRARY_PARENT}/oq_node"
+_COMMON: Final = ("common", "secret")  # modules of both kinds of node
 VOLUME_DEADLINE_SECONDS: Final = 300
 
 # Debian packages that the master needs and the official image has not. A custom image may carry them already; with
@@ -53,7 +55,8 @@ class Node:
     """What both kinds of node are told.
 
     nfs_addresses maps the name of a zone to the address of the shared file system's mount target there; num_cores is
-    the number of worker processes of the largest fleet (the engine keeps twice as many tasks in flight).
+    the number of worker processes of the largest fleet (the engine keeps twice as many tasks in flight); cluster is
+    this cluster's name in CloudWatch.
     """
 
     region: str
@@ -63,6 +66,7 @@ class Node:
     bundle_sha256: str
     nfs_addresses: Mapping[str, str]
     num_cores: int
+    cluster: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +81,13 @@ class MasterNode(Node):
 
 @dataclasses.dataclass(frozen=True)
 class WorkerNode(Node):
-    """A worker: storage is `nfs` (a root disk, engine and data on NFS) or `diskless` (nothing is written to a disk)."""
+    """A worker: storage is `nfs` (a root disk, engine and data on NFS) or `diskless` (nothing is written to a disk).
+
+    drain_seconds is what its running tasks may take when the autoscaling group ends it.
+    """
 
     storage: Literal["nfs", "diskless"]
+    drain_seconds: int
 
 
 def engine_id(bundle_sha256: str) -> str:
@@ -182,58 +190,75 @@ def _literal(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _BlockDumper.add_representer(str, _literal)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Role:
+    """What tells one kind of node from the other: modules of its program, units, further files, boot scripts."""
+
+    modules: tuple[str, ...]
+    units: tuple[str, ...]
+    templates: Mapping[str, str]
+    boot: tuple[str, ...]
+
+
+def _role(node: Node) -> _Role:
+    if isinstance(node, MasterNode):
+        return _Role(
+            modules=("master", "metrics"),
+            units=(
+                facts.DBSERVER_UNIT,
+                facts.METRICS_UNIT,
+                *([facts.WEBUI_UNIT] if node.webui else []),
+            ),
+            templates={
+                f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf": "units/rabbitmq-server.conf",
+                "/etc/rabbitmq/rabbitmq.conf": "etc/rabbitmq.conf",
+                "/etc/rabbitmq/rabbitmq-env.conf": "etc/rabbitmq-env.conf",
+            },
+            boot=(_volumes_script(node),),
+        )
+    if not isinstance(node, WorkerNode):
+        raise TypeError(f"neither a master nor a worker: {node}")
+    diskless = node.storage == "diskless"
+    return _Role(
+        modules=("worker", "drain"),
+        units=(
+            facts.CELERY_UNIT,
+            facts.DRAIN_UNIT,
+            *(["openquake-readonly-root.service"] if diskless else []),
+        ),
+        templates={},
+        boot=(_read("boot/diskless.sh"),) if diskless else (),
+    )
+
+
 def cloud_config(node: Node) -> dict[str, Any]:
     """The cloud-config of a node as data."""
-    master = isinstance(node, MasterNode)
-    role = "master" if master else "worker"
-    units = (
-        [facts.DBSERVER_UNIT, *([facts.WEBUI_UNIT] if node.webui else [])]
-        if isinstance(node, MasterNode)
-        else []
-    )
-    files = [
-        _file("/etc/openquake/node.json", json.dumps(node_facts(node)), "0644"),
-        _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
-        _template(node, "/etc/default/openquake", "etc/default-openquake"),
-        _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
-        _template(node, "/usr/local/bin/oq", "etc/oq", "0755"),
-        *(_library(name) for name in ("common", "secret", role)),
-        _file(
-            facts.NODE_PROGRAM,
-            f'#!/bin/sh\nPYTHONPATH=/usr/local/lib exec python3 -m oq_node.{role} "$@"\n',
-            "0755",
-        ),
-    ]
-    boot: list[str] = []
-    if isinstance(node, MasterNode):
-        files += [
-            _template(
-                node,
-                f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf",
-                "units/rabbitmq-server.conf",
-            ),
-            _template(node, "/etc/rabbitmq/rabbitmq.conf", "etc/rabbitmq.conf"),
-            _template(node, "/etc/rabbitmq/rabbitmq-env.conf", "etc/rabbitmq-env.conf"),
-        ]
-        boot = [_volumes_script(node)]
-    else:
-        units = [facts.CELERY_UNIT]
-        files.append(_template(node, "/usr/local/bin/oq-celery", "etc/oq", "0755"))
-        if isinstance(node, WorkerNode) and node.storage == "diskless":
-            units.append("openquake-readonly-root.service")
-            boot = [_read("boot/diskless.sh")]
-    files += [_template(node, f"/etc/systemd/system/{unit}", f"units/{unit}") for unit in units]
-    config: dict[str, Any] = {
+    role = _role(node)
+    program = f'#!/bin/sh\nPYTHONPATH={LIBRARY_PARENT} exec python3 -m oq_node.{role.modules[0]} "$@"\n'
+    return {
         # People come by Session Manager; the image's SSH server would only be one more thing that listens, and its
         # keys cost seconds of every boot.
         "ssh_genkeytypes": ["ed25519"],
         "no_ssh_fingerprints": True,
         "ssh": {"emit_keys_to_console": False},
-        "bootcmd": ["systemctl mask --quiet --now --no-block ssh.service ssh.socket", *boot],
-        "write_files": files,
+        "bootcmd": ["systemctl mask --quiet --now --no-block ssh.service ssh.socket", *role.boot],
+        "write_files": [
+            _file("/etc/openquake/node.json", json.dumps(node_facts(node))),
+            _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
+            _template(node, "/etc/default/openquake", "etc/default-openquake"),
+            _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
+            _template(node, "/usr/local/bin/oq", "etc/oq", "0755"),
+            _template(node, "/usr/local/bin/oq-celery", "etc/oq", "0755"),
+            *(
+                _file(f"{LIBRARY_DIR}/{name}.py", _read(f"oq_node/{name}.py"))
+                for name in _COMMON + role.modules
+            ),
+            _file(facts.NODE_PROGRAM, program, "0755"),
+            *(_template(node, path, name) for path, name in role.templates.items()),
+            *(_template(node, f"/etc/systemd/system/{unit}", f"units/{unit}") for unit in role.units),
+        ],
         "runcmd": [[facts.NODE_PROGRAM, "bootstrap"]],
     }
-    return config
 
 
 def _volumes_script(node: MasterNode) -> str:
@@ -249,10 +274,6 @@ def _read(name: str) -> str:
 
 def _file(path: str, content: str, permissions: str = "0644") -> dict[str, str]:
     return {"path": path, "permissions": permissions, "content": content}
-
-
-def _library(module: str) -> dict[str, str]:
-    return _file(f"{LIBRARY_DIR}/{module}.py", _read(f"oq_node/{module}.py"))
 
 
 def _template(node: Node, path: str, name: str, permissions: str = "0644") -> dict[str, str]:

@@ -17,6 +17,7 @@ from components.lookups import Image
 from components.roles import NodeRole, NodeRoleArgs
 from components.secrets import Secrets
 from components.settings import WorkerStorage
+from components.tags import cluster_name
 
 _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's manual of a worker
 _WARMUP_SECONDS: Final = 60  # from power-on to the first task, with room
@@ -41,6 +42,7 @@ class WorkersArgs:
     maximum: int
     spot: bool
     storage: WorkerStorage
+    drain_minutes: int
     subnet_ids: Sequence[pulumi.Input[str]]
     security_group_id: pulumi.Input[str]
     master_address: IPv4Address
@@ -139,6 +141,8 @@ def _user_data(args: WorkersArgs, secret_id: str) -> str:
             nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
             storage=args.storage,
             num_cores=args.fleet_processes,
+            cluster=cluster_name(pulumi.get_stack()),
+            drain_seconds=args.drain_minutes * 60,
         )
     )
 

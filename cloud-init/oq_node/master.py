@@ -227,6 +227,8 @@ def bootstrap() -> None:
         mount_engine()
     with step("DbServer"):
         start(FACTS["dbserver_unit"])
+    with step("metrics"):
+        start(FACTS["metrics_unit"])
     if FACTS["webui"]:
         with step("WebUI"):
             start(FACTS["webui_unit"])
@@ -238,7 +240,7 @@ def problems() -> list[str]:
     if FACTS["webui"]:
         services[FACTS["webui_unit"]] = FACTS["webui_port"]
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
-    found += unit_problems(*services)
+    found += unit_problems(*services, FACTS["metrics_unit"])
     for unit, port in services.items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")

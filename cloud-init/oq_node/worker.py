@@ -60,12 +60,13 @@ def bootstrap() -> None:
     with step("Celery"):
         if FACTS["storage"] == "diskless":
             run("systemctl", "start", "--no-block", "openquake-readonly-root.service")
-        start(FACTS["celery_unit"])
+        start(FACTS["celery_unit"], FACTS["drain_unit"])
 
 
 def problems() -> list[str]:
     """What keeps this worker from computing; empty when it consumes tasks."""
-    found = mount_problems(FACTS["nfs_dir"], FACTS["engine_dir"]) + unit_problems(FACTS["celery_unit"])
+    found = mount_problems(FACTS["nfs_dir"], FACTS["engine_dir"])
+    found += unit_problems(FACTS["celery_unit"], FACTS["drain_unit"])
     if FACTS["storage"] == "diskless" and not os.statvfs("/").f_flag & os.ST_RDONLY:
         found.append("the root disk is still writable")
     return found

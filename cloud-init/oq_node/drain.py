@@ -1,0 +1,118 @@
+"""Lets a worker that has to go, go in order: no new tasks, then the running ones to their end or back to the queue.
+
+Three things announce the end, all in the instance's metadata: the autoscaling group wants the instance terminated (a
+scale-in, an instance refresh, a rebalance), a spot interruption (two minutes), or the recommendation that comes before
+one. Celery's warm shutdown does the rest: it takes no more tasks and ends with the last one that runs. What is not
+done at the deadline is killed, and the broker gives it to another worker at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import time
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from oq_node.common import FACTS, metadata, say
+
+POLL_SECONDS = 5
+# A spot instance has two minutes from the notice; the hand-over wants a few seconds of them.
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+SPOT_SECONDS = 120
+HAND_OVER_SECONDS: int = FACTS["hand_over_seconds"]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Why this worker goes, and how many seconds its running tasks have left."""
+
+    reason: str
+    seconds: float
+    terminating: bool = False  # the autoscaling group waits for our word
+
+
+def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seconds: float) -> Notice | None:
+    """What the metadata announce, the group's wish first, since that one has to be answered.
+
+    `read` gives a metadata value, None where there is none.
+    """
+    if read("autoscaling/target-lifecycle-state") == "Terminated":
+        return Notice("the autoscaling group ends this instance", drain_seconds, terminating=True)
+    if action := read("spot/instance-action"):
+        end = datetime.datetime.fromisoformat(json.loads(action)["time"])
+        seconds = (end - now).total_seconds() - HAND_OVER_SECONDS
+        return Notice(f"spot interruption at {end:%H:%M:%S} UTC", max(0.0, seconds))
+    if read("events/recommendations/rebalance"):
+        return Notice("AWS recommends to rebalance this spot instance", SPOT_SECONDS - HAND_OVER_SECONDS)
+    return None
+
+
+def read(path: str) -> str | None:
+    """A metadata value; None where there is none, or no answer just now."""
+    try:
+        return metadata(path)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+def drain(found: Notice) -> None:
+    """Stop consuming at once; wait for the running tasks, but not beyond the deadline."""
+    unit = FACTS["celery_unit"]
+    say(f"draining: {found.reason}; running tasks have {found.seconds:.0f} s")
+    subprocess.run(["systemctl", "stop", "--no-block", unit], check=True)
+    deadline = time.monotonic() + found.seconds
+    while _runs(unit):
+        if time.monotonic() > deadline:
+            say("drained: unfinished tasks go back to the queue")
+            subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=False)
+            return
+        time.sleep(1)
+    say("drained: all running tasks were finished")
+
+
+def _runs(unit: str) -> bool:
+    state = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True).stdout.strip()
+    return state in ("active", "activating", "deactivating")
+
+
+def complete(client: Any) -> None:
+    """Tell the autoscaling group that it need not wait any longer."""
+    client.complete_lifecycle_action(
+        AutoScalingGroupName=metadata("tags/instance/aws:autoscaling:groupName"),
+        LifecycleHookName=FACTS["drain_hook"],
+        InstanceId=metadata("instance-id"),
+        LifecycleActionResult="CONTINUE",
+    )
+    say("told the autoscaling group that this instance can go")
+
+
+def main() -> None:
+    """Watch until the instance is gone."""
+    import boto3
+
+    client = boto3.client("autoscaling", region_name=FACTS["region"])
+    drained = completed = False
+    while not completed:
+        time.sleep(POLL_SECONDS)
+        try:
+            found = notice(read, datetime.datetime.now(datetime.UTC), FACTS["drain_seconds"])
+            if found is None:
+                continue
+            if not drained:
+                drain(found)
+                drained = True
+            if found.terminating:
+                complete(client)
+                completed = True
+        except Exception as error:  # the watch goes on, whatever metadata or AWS answer
+            say(f"drain watch: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Publishes what the queue and the fleet do to CloudWatch, where the scaling policies and people read it.
+
+Runs on the master with the engine's Python. Every few seconds while there is work, once a minute otherwise: a metric
+costs by the request.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from oq_node.common import FACTS, say
+
+BUSY_SECONDS: int = FACTS["metrics_seconds"]
+IDLE_SECONDS = 60
+
+
+def metric_data(status: Any, cluster: str) -> list[dict[str, Any]]:
+    """The metrics of one moment, as PutMetricData takes them. `status` is an oq_celery.status.Status."""
+    alive, busy = len(status.workers), sum(worker.busy for worker in status.workers)
+    values = {
+        "TasksWaiting": status.waiting,
+        "TasksOutstanding": status.waiting + busy,
+        "WorkersAlive": alive,
+        "WorkersBusy": sum(1 for worker in status.workers if worker.busy),
+        "BacklogPerWorker": status.waiting / max(1, alive),
+    }
+    return [
+        {
+            "MetricName": name,
+            "Dimensions": [{"Name": FACTS["metrics_dimension"], "Value": cluster}],
+            "Value": value,
+            "Unit": "Count",
+            "StorageResolution": 1,  # seconds: alarms of less than a minute need it
+        }
+        for name, value in values.items()
+    ]
+
+
+def main() -> None:
+    """Publish for ever; a broker or CloudWatch that does not answer is reported and asked again."""
+    import boto3
+    from openquake.baselib import config
+    from oq_celery import settings, status
+
+    client = boto3.client("cloudwatch", region_name=FACTS["region"])
+    celery = settings.load(config)
+    published, trouble = -float(IDLE_SECONDS), ""
+    while True:
+        started = time.monotonic()
+        try:
+            now = status.read(celery)
+            busy = now.waiting or any(worker.busy for worker in now.workers)
+            if busy or started - published >= IDLE_SECONDS:
+                client.put_metric_data(
+                    Namespace=FACTS["metrics_namespace"], MetricData=metric_data(now, FACTS["cluster"])
+                )
+                published = started
+            trouble = ""
+        except Exception as error:  # neither boto3's errors nor the broker's have a common base
+            if str(error) != trouble:
+                trouble = str(error)
+                say(f"metrics: {trouble}")
+        time.sleep(max(0.0, BUSY_SECONDS - (time.monotonic() - started)))
+
+
+if __name__ == "__main__":
+    main()
