@@ -36,6 +36,18 @@ MASTER_PACKAGES: Final = (
     "python3-boto3",  # the bundle from S3 and the secret, before there is an engine
 )
 
+# What the image starts and a node must not: the SSH server, since people come by Session Manager and nothing should
+# listen that need not; Debian's own upgrades, which would restart the broker in the middle of a calculation (nodes are
+# upgraded by a new image) and which a worker, without a way out, could only fail at.
+MASKED_UNITS: Final = (
+    "ssh.service",
+    "ssh.socket",
+    "apt-daily.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.service",
+    "apt-daily-upgrade.timer",
+)
+
 # One level of x86-64 for the whole fleet, AVX2, which every Nitro type has: the engine's compiled code (numba, numpy,
 # OpenBLAS) would otherwise follow each machine's own CPU, and a task that moves from one type to another could change
 # the last bits of its result. It also makes the numba cache of the master's image good for every worker.
@@ -236,12 +248,11 @@ def cloud_config(node: Node) -> dict[str, Any]:
     role = _role(node)
     program = f'#!/bin/sh\nPYTHONPATH={LIBRARY_PARENT} exec python3 -m oq_node.{role.modules[0]} "$@"\n'
     return {
-        # People come by Session Manager; the image's SSH server would only be one more thing that listens, and its
-        # keys cost seconds of every boot.
+        # SSH keys that nobody uses cost seconds of every boot.
         "ssh_genkeytypes": ["ed25519"],
         "no_ssh_fingerprints": True,
         "ssh": {"emit_keys_to_console": False},
-        "bootcmd": ["systemctl mask --quiet --now --no-block ssh.service ssh.socket", *role.boot],
+        "bootcmd": [f"systemctl mask --quiet --now --no-block {' '.join(MASKED_UNITS)}", *role.boot],
         "write_files": [
             _file("/etc/openquake/node.json", json.dumps(node_facts(node))),
             _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),

@@ -56,7 +56,9 @@ def plot_hazard_curves(exports: Path, picture: Path, title: str) -> None:
         if site is None:
             site = max(range(len(sites)), key=lambda one: sum(sites[one][2]))
         longitude, latitude, probabilities = sites[site]
-        axes.loglog(levels, probabilities, color=colours(number / len(files)), label=_intensity(file))
+        # Beyond the truncation of the ground motion the probability is zero, which has no place on this axis.
+        points = [pair for pair in zip(levels, probabilities, strict=True) if pair[1] > 0]
+        axes.loglog(*zip(*points, strict=True), color=colours(number / len(files)), label=_intensity(file))
         axes.set_title(f"{title}\nmean hazard curves at {longitude:.2f}°, {latitude:.2f}°", fontsize=11)
     axes.set_xlabel("acceleration (g)")
     axes.set_ylabel("probability of exceedance in the investigation time")
