@@ -8,8 +8,7 @@ import pickle
 import socket
 import traceback
 import uuid
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
@@ -47,14 +46,6 @@ class Attempt:
         if cls._current is None:
             raise RuntimeError(f"No task of {url} runs in this process")
         return cls._current
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, etype: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
-    ) -> None:
-        """Nothing: the attempt ends when the task has."""
 
     def run(self, body: bytes | Stored) -> None:
         """Do the task and send its results, or nothing at all if nobody wants them any more."""

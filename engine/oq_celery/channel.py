@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import amqp
 from openquake.baselib.general import humansize
@@ -103,12 +103,10 @@ class Channel:
         self._alone_since: float | None = None
         Channel._open.add(self)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, etype: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """End it, as the engine does when it has all results."""
         self.close()
 
     @classmethod

@@ -8,7 +8,7 @@ replaced:
 - `get_return_ip` is not asked for an address that nobody connects to;
 - a `Starmap` keeps the distribution that it began with, whatever other ones choose meanwhile;
 - `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet;
-- `Starmap.submit` opens the channel where upstream binds a ZeroMQ port;
+- `Starmap.submit` opens the channel where upstream binds a ZeroMQ port, for tasks of this process too;
 - `Starmap.share` turns to the processpool, because shared memory ends at the machine;
 - `Starmap.shutdown` closes the channels that an error or an abort left open.
 """
@@ -16,6 +16,7 @@ replaced:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,8 @@ def extend(parallel: Any, settings: Settings) -> None:
     def connect(end_point: str, socket_type: int, mode: str, timeout: int = 60) -> Any:
         """Stand in for the class `Socket`: celery URLs lead to this process's channel or attempt."""
         if end_point.startswith(SCHEME):
-            return Channel.find(end_point) or Attempt.current(end_point)
+            # Both outlive the task, so leaving the `with` that upstream puts around its socket ends neither.
+            return contextlib.nullcontext(Channel.find(end_point) or Attempt.current(end_point))
         return upstream_socket(end_point, socket_type, mode, timeout)
 
     def get_return_ip(receiver_host: str) -> str:
@@ -73,7 +75,8 @@ def extend(parallel: Any, settings: Settings) -> None:
         self.distribute = starmap.distribute
 
     def submit(self: Any, args: Any, func: Callable[..., Any] | None = None) -> None:
-        if self.distribute == CELERY and not hasattr(self, "socket"):
+        on_cluster = oq_distribute() == CELERY and self.distribute in (CELERY, "no")
+        if on_cluster and not hasattr(self, "socket"):
             type(self).running_tasks = self.tasks
             self.socket = Channel(settings, self.calc_id)
             self.monitor.shared = self._shared

@@ -1,0 +1,262 @@
+"""A RabbitMQ server, workers and jobs on this machine's loopback, as subprocesses that end with the tests.
+
+The tests run under the project's environment; the engine has its own, which they drive by its commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / ".venv-engine"
+# Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
+DEADLINE = 240.0  # seconds; the first import of the engine compiles for a minute
+
+sys.path.insert(0, str(ROOT / "engine"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Any, what: str, deadline: float = DEADLINE) -> None:
+    """Poll a condition; a failure says what was waited for."""
+    end = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {deadline:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+def run(
+    command: Sequence[str | Path], env: dict[str, str], *, check: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(command, env=env, check=check, capture_output=True, text=True, timeout=DEADLINE)
+
+
+class Process:
+    """A subprocess in a session of its own, with its output in a file."""
+
+    def __init__(self, arguments: Sequence[str | Path], log: Path, env: dict[str, str]) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self._popen = subprocess.Popen(
+                arguments,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=env,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        return self._popen.wait(timeout)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process alone."""
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        """End the process and everything that it started, now."""
+        if self.running():
+            os.killpg(self.pid, signal.SIGKILL)
+        self._popen.wait()
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Broker:
+    """A RabbitMQ server of its own: data, node name and ports."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._directory = directory
+        directory.mkdir()
+        (directory / "rabbitmq.conf").write_text(
+            f"default_user = {USER}\ndefault_pass = {PASSWORD}\ndefault_vhost = {VHOST}\n"
+        )
+        (directory / "plugins").write_text("[].")
+        self._env = os.environ | {
+            "HOME": str(directory),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"oqlab{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_LOG_BASE": str(directory / "log"),
+            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        }
+        # Started here and not by RabbitMQ, whose epmd would outlive it.
+        epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        self._epmd = Process(epmd, directory / "epmd.log", self._env)
+        self._server: Process | None = None
+
+    def start(self) -> None:
+        self._server = Process([RABBITMQ], self._directory / "server.log", self._env)
+        wait_until(self._answers, "RabbitMQ to listen", 60)
+
+    def stop(self) -> None:
+        """Stop the server in good order; its data stay."""
+        if self._server is not None:
+            self._server.signal(signal.SIGTERM)
+            self._server.wait(60)
+
+    def remove(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+        self._epmd.kill()
+
+    def control(self, *arguments: str) -> str:
+        """Run rabbitmqctl."""
+        return run([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments], self._env, check=True).stdout
+
+    def _answers(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@dataclass
+class Job:
+    """A finished run of `oq engine --run`."""
+
+    output: str
+    status: int
+    datastores: list[Path] = field(default_factory=list)
+
+
+class Cluster:
+    """One openquake.cfg with its own queue and directories; starts workers and jobs that use it."""
+
+    def __init__(self, directory: Path, broker: Broker, **changes: str) -> None:
+        """Write the configuration.
+
+        Args:
+            directory: does not exist yet.
+            broker: of the tests.
+            changes: values of openquake.cfg by "section.key".
+        """
+        self.directory = directory
+        self.data = directory / "data"
+        self.data.mkdir(parents=True)
+        self.shared = directory / "shared"
+        self.shared.mkdir()
+        self.queue = directory.name
+        self.processes: list[Process] = []
+        values = {
+            "celery.use_celery": "true",
+            "amqp.host": "127.0.0.1",
+            "amqp.port": str(broker.port),
+            "amqp.user": USER,
+            "amqp.password": PASSWORD,
+            "amqp.vhost": VHOST,
+            "amqp.celery_queue": self.queue,
+            "distribution.num_cores": "2",
+            "directory.shared_dir": str(self.shared),
+            "dbserver.host": "127.0.0.1",  # no DbServer: the engine opens the database itself
+            "dbserver.file": str(directory / "db.sqlite3"),
+        } | changes
+        sections: dict[str, list[str]] = {}
+        for name, value in values.items():
+            section, key = name.split(".")
+            sections.setdefault(section, []).append(f"{key} = {value}")
+        text = "\n".join("\n".join([f"[{section}]", *lines]) for section, lines in sections.items())
+        config = directory / "openquake.cfg"
+        config.write_text(text)
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("OQ_")} | {
+            "OQ_CONFIG_FILE": str(config),
+            "OQ_DATADIR": str(self.data),
+            "C_FORCE_ROOT": "1",  # Celery refuses pickles as root, which the tests may be
+            "PYTHONPATH": str(Path(__file__).parent),  # tasks.py
+            "CI": "1",  # the engine does not ask its makers for news
+        }
+
+    def worker(self, name: str, processes: int = 1) -> Process:
+        """Start a worker and wait until it takes tasks."""
+        command: list[str | Path] = [ENGINE / "bin/oq-celery", "worker"]
+        command += [f"--concurrency={processes}", f"--name={name}"]
+        worker = Process(command, self.directory / f"{name}.log", self.env)
+        self.processes.append(worker)
+        wait_until(lambda: "ready." in worker.output() or not worker.running(), f"{name} to be ready")
+        assert worker.running(), worker.output()
+        return worker
+
+    def start(self, *arguments: str | Path, **env: str) -> Process:
+        """Start a command of the engine's environment."""
+        log = self.directory / f"command-{len(self.processes)}.log"
+        program, *rest = arguments
+        command: list[str | Path] = [ENGINE / "bin" / program, *rest]
+        process = Process(command, log, self.env | env)
+        self.processes.append(process)
+        return process
+
+    def run(self, *inis: Path, prefix: Sequence[str] = (), **env: str) -> Job:
+        """Run calculations one after another in one `oq engine` process."""
+        result = run([*prefix, ENGINE / "bin/oq", "engine", "--multi", "--run", *inis], self.env | env)
+        output = result.stdout + result.stderr
+        return Job(
+            output, result.returncode, [Path(p) for p in re.findall(r"Stored .* on (\S+\.hdf5)", output)]
+        )
+
+    def python(self, code: str, prefix: Sequence[str] = (), **env: str) -> str:
+        """Run Python code in the engine's environment and return what it prints."""
+        result = run([*prefix, ENGINE / "bin/python", "-c", textwrap.dedent(code)], self.env | env)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def end(self) -> None:
+        """End every process that was started here."""
+        for process in self.processes:
+            process.kill()
+
+
+@contextmanager
+def cluster(directory: Path, broker: Broker, **changes: str) -> Iterator[Cluster]:
+    """A cluster whose processes end with the block."""
+    made = Cluster(directory, broker, **changes)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def differences(one: Path, other: Path, env: dict[str, str]) -> dict[str, Any]:
+    """Compare every number of two datastores, to the bit.
+
+    Returns:
+        What differs by the name of the dataset; the names of what they have in common under "equal".
+    """
+    script = Path(__file__).with_name("compare.py")
+    result = run([ENGINE / "bin/python", script, one, other], env, check=True)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
