@@ -234,6 +234,13 @@ class Cluster:
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
+    def with_zeromq_ports(self) -> Path:
+        """The same configuration, but with upstream's ports for results of a processpool."""
+        changed = self.directory / "with_zeromq_ports.cfg"
+        config = (self.directory / "openquake.cfg").read_text()
+        changed.write_text(config.replace("receiver_ports = 9-9", "receiver_ports = 1912-1930"))
+        return changed
+
     def end(self) -> None:
         """End every process that was started here."""
         for process in self.processes:

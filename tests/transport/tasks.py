@@ -21,3 +21,12 @@ def fail(numbers: list[int], monitor: Any) -> dict[int, int]:
 def where(numbers: list[int], monitor: Any) -> dict[str, int]:
     time.sleep(0.2)
     return {f"{socket.gethostname()}/{os.getpid()}": 1}
+
+
+def shared_sum(power: int, monitor: Any) -> dict[int, int]:
+    with monitor.shared["numbers"] as numbers:
+        return {power: int((numbers**power).sum())}
+
+
+def size(data: bytes, monitor: Any) -> dict[str, int]:
+    return {"size": len(data)}

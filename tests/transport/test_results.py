@@ -46,14 +46,11 @@ def on_cluster(cluster: Cluster, inis: list[Path]) -> Job:
 @pytest.fixture(scope="module")
 def on_one_core(cluster: Cluster, inis: list[Path]) -> Job:
     """The same jobs by upstream's processpool on one core, with the configuration but its ZeroMQ ports."""
-    receiver_ports = cluster.directory / "receiver_ports.cfg"
-    config = (cluster.directory / "openquake.cfg").read_text()
-    receiver_ports.write_text(config.replace("receiver_ports = 9-9", "receiver_ports = 1912-1930"))
     job = cluster.run(
         *inis,
         prefix=["taskset", "--cpu-list", "0"],
         OQ_DISTRIBUTE="processpool",
-        OQ_CONFIG_FILE=str(receiver_ports),
+        OQ_CONFIG_FILE=str(cluster.with_zeromq_ports()),
     )
     assert job.status == 0, job.output
     return job
@@ -65,8 +62,8 @@ def test_the_numbers_equal_those_of_a_pool_of_one_process_to_the_bit(
 ) -> None:
     """Every dataset of the datastore but those about the run itself.
 
-    Against a pool of several processes this would fail by up to 3e-7: such a pool adds the results up as they come, and
-    two runs of it differ from each other by as much.
+    Against a pool of several processes this would fail by up to 3e-7: such a pool adds the results up as they
+    come, and two runs of it differ from each other by as much.
     """
     number = list(JOBS).index(kind)
     found = harness.differences(on_cluster.datastores[number], on_one_core.datastores[number], cluster.env)

@@ -1,0 +1,213 @@
+"""When the engine uses Celery, and what it does then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, wait_until
+
+HOW = "from openquake.baselib import parallel; print(parallel.oq_distribute())"
+
+
+@pytest.fixture
+def idle(tmp_path: Path, broker: Broker) -> harness.Cluster:
+    """A configuration for which there are no workers."""
+    return Cluster(tmp_path / "oqlab-idle", broker)
+
+
+def test_use_celery_is_the_switch(idle: Cluster) -> None:
+    assert idle.python(HOW).strip() == "celery"
+
+
+def test_without_use_celery_the_engine_is_upstreams(tmp_path: Path, broker: Broker) -> None:
+    cluster = Cluster(tmp_path / "oqlab-off", broker, **{"celery.use_celery": "false"})
+    found = cluster.python(
+        """
+        import json, sys
+        from openquake.baselib import parallel
+        replaced = [
+            parallel.oq_distribute, parallel.get_return_ip, parallel.Starmap.__init__, parallel.Starmap.submit,
+            parallel.Starmap.share, parallel.Starmap.init.__func__, parallel.Starmap.shutdown.__func__,
+        ]
+        print(json.dumps({
+            "modules": sorted({function.__module__ for function in [*replaced, parallel.Socket]}),
+            "distributions": sorted(parallel.submit),
+            "chosen": parallel.oq_distribute(),
+            "loaded": sorted({name.split(".")[0] for name in sys.modules} & {"amqp", "celery"}),
+        }))
+        """
+    )
+    assert json.loads(found) == {
+        "modules": ["openquake.baselib.parallel", "openquake.baselib.zeromq"],
+        "distributions": ["no", "processpool", "slurm", "threadpool", "zmq"],
+        "chosen": "processpool",
+        "loaded": [],
+    }
+
+
+@pytest.mark.parametrize("chosen", ["no", "processpool"])
+def test_a_distribution_in_the_environment_of_a_command_wins(chosen: str, idle: Cluster) -> None:
+    assert idle.python(HOW, OQ_DISTRIBUTE=chosen).strip() == chosen
+
+
+def test_zmq_means_celery_because_the_cluster_has_no_zeromq_workers(idle: Cluster) -> None:
+    """`run_jobs` sets it around several jobs at once."""
+    assert idle.python(HOW, OQ_DISTRIBUTE="zmq").strip() == "celery"
+
+
+def test_spawned_processes_use_celery_too(idle: Cluster) -> None:
+    """As the WebUI's jobs do, whose parent may have imported no more than the engine's base."""
+    code = f"""
+        import subprocess, sys
+        import openquake.baselib
+        subprocess.run([sys.executable, "-c", {HOW!r}], check=True)
+        """
+    assert idle.python(code).strip() == "celery"
+
+
+def test_other_pythons_of_the_environment_load_next_to_nothing(idle: Cluster) -> None:
+    loaded = idle.python("import sys; print(*sys.modules)").split()
+    assert {name for name in loaded if name.startswith("oq_celery")} == {"oq_celery", "oq_celery.hook"}
+    assert not {"openquake", "typing", "configparser", "amqp", "celery"} & set(loaded)
+
+
+def test_wrong_settings_are_all_reported_at_once_and_without_a_traceback(
+    tmp_path: Path, broker: Broker
+) -> None:
+    changes = {
+        "amqp.host": "",
+        "amqp.port": "0",
+        "directory.shared_dir": "shared",
+        "celery.memory_per_process_mb": "0",
+    }
+    cluster = Cluster(tmp_path / "oqlab-wrong", broker, **changes)
+    for command in (["oq", "engine", "--lhc"], ["oq-celery", "status"], ["oq-celery", "worker"]):
+        program, *rest = command
+        result = harness.run([harness.ENGINE / "bin" / program, *rest], cluster.env)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        for problem in (
+            "[amqp] host is missing",
+            "[amqp] port = 0",
+            "[directory] shared_dir = shared",
+            "[celery] memory_per_process_mb = 0",
+        ):
+            assert problem in result.stderr
+
+
+def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path, broker: Broker) -> None:
+    """`num_cores` is the fleet's: 64 processes on a master of one core would only stand in each other's way."""
+    cluster = Cluster(tmp_path / "oqlab-pool", broker, **{"distribution.num_cores": "64"})
+    code = """
+        from openquake.baselib.parallel import Starmap, num_cores
+        if __name__ == "__main__":
+            Starmap.init("processpool")
+            print(len(Starmap.pids), Starmap.CT, num_cores)
+            Starmap.shutdown()
+        """
+    assert cluster.python(code, prefix=["taskset", "--cpu-list", "0"]).split() == ["1", "128", "64"]
+
+
+def test_a_job_waits_for_workers_and_says_so(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-late", broker) as cluster:
+        shutil.copytree(
+            harness.ENGINE / "lib/python3.11/site-packages/openquake/qa_tests_data/event_based/case_2",
+            tmp_path / "job",
+        )
+        job = cluster.start("oq", "engine", "--run", tmp_path / "job/job.ini")
+        wait_until(lambda: "Waiting for workers: 0 alive, 2 tasks queued" in job.output(), "the log line")
+        assert job.running()
+        cluster.worker("late")
+        assert job.wait() == 0, job.output()
+
+
+def test_arrays_in_shared_memory_stay_on_the_master(cluster: Cluster) -> None:
+    """Conditioned ground motion fields are computed with `Starmap.share`, and shared memory ends at the machine."""
+    found = cluster.python(
+        """
+        import numpy
+        from openquake.baselib import parallel
+        import tasks
+        if __name__ == "__main__":
+            smap = parallel.Starmap(tasks.shared_sum)
+            smap.share(numbers=numpy.arange(10))
+            for power in (1, 2):
+                smap.submit((power,))
+            print(smap.distribute, sorted(smap.reduce().items()))
+            parallel.Starmap.shutdown()
+        """,
+        OQ_CONFIG_FILE=str(cluster.with_zeromq_ports()),
+    )
+    assert found.strip() == "processpool [(1, 45), (2, 285)]"
+
+
+def test_an_exception_in_a_task_reaches_the_job_with_its_traceback(cluster: Cluster) -> None:
+    found = cluster.python(
+        """
+        from openquake.baselib import parallel
+        from openquake.commonlib import logs
+        from openquake.commonlib.datastore import create_job_dstore
+        import tasks
+        logs.dbcmd("upgrade_db")
+        log, dstore = create_job_dstore()
+        try:
+            with log:
+                parallel.Starmap(tasks.fail, [([1],), ([2],)], h5=dstore.hdf5).reduce()
+        except ValueError as error:
+            print("raised", error)
+        print(*logs.dbcmd("get_log", log.calc_id), sep="\\n")
+        """
+    )
+    raised, logged = found.split("raised", 1)[1], found
+    assert "cannot square [" in raised
+    assert "tests/transport/tasks.py" in logged
+    assert "raise ValueError" in logged
+
+
+def test_a_worker_of_another_version_is_refused_with_both_versions_in_the_error(
+    tmp_path: Path, broker: Broker
+) -> None:
+    with harness.cluster(tmp_path / "oqlab-versions", broker) as cluster:
+        cluster.worker("old")
+        found = cluster.python(
+            """
+            import oq_celery
+            oq_celery.__version__ = "99.0"
+            from openquake.baselib import parallel
+            import tasks
+            try:
+                parallel.Starmap(tasks.square, [([1],), ([2],)]).reduce()
+            except RuntimeError as error:
+                print(error)
+            """
+        )
+    assert "oq_celery 0.1.0" in found
+    assert "oq_celery 99.0" in found
+
+
+def test_status_shows_workers_and_queue(cluster: Cluster) -> None:
+    status = json.loads(
+        harness.run([harness.ENGINE / "bin/oq-celery", "status", "--json"], cluster.env).stdout
+    )
+    assert [worker["name"] for worker in status["workers"]] == ["openquake@one", "openquake@two"]
+    assert {worker["processes"] for worker in status["workers"]} == {1}
+    assert status["waiting"] == 0
+
+
+def test_nothing_of_a_finished_job_stays_behind(cluster: Cluster, broker: Broker) -> None:
+    cluster.python(
+        """
+        from openquake.baselib import parallel
+        import tasks
+        big = [b"x" * 400_000 + bytes([i]) for i in range(4)]
+        print(parallel.Starmap(tasks.size, [(item,) for item in big]).reduce())
+        """
+    )
+    assert list((cluster.shared / "oq_celery").iterdir()) == []
+    queues = broker.control("list_queues", "-p", harness.VHOST, "name").split()
+    assert not [queue for queue in queues if queue.startswith("oq.")]
