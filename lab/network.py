@@ -25,6 +25,7 @@ from lab.host import LabError, Paths, in_netns, run, start, wait_until
 
 IMDS = IPv4Address("169.254.169.254")
 # The lab's internet is in the block that RFC 2544 sets aside for benchmarks, which no real network has.
+WORLD_NETWORK = IPv4Network("198.19.0.0/24")
 WORLD_LINK = IPv4Address(
     "198.19.0.1"
 )  # the router's end of the link to the world: the NAT gateway's public address
@@ -81,6 +82,9 @@ def create(paths: Paths, plan: Plan, logs: Path) -> None:
         world,
         "table ip world { chain out { type nat hook postrouting priority 100; oifname tap0 masquerade; }; }",
     )
+    # The lab's own addresses are behind the router, whatever this machine's network calls by them.
+    for inside in (plan.vpc, WORLD_NETWORK):
+        _ip(world, "route", "add", str(inside), "via", str(WORLD_LINK), "dev", DEVICE)
     _start_slirp(paths, world, logs)
     apply_rules(paths, plan, {})
     _start_resolver(paths, plan, logs)

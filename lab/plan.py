@@ -75,6 +75,17 @@ ARGUMENTS: Mapping[str, str] = {
         "vpcZoneIdentifiers desiredCapacity maxSize mixedInstancesPolicy "
         "minSize capacityRebalance healthCheckType waitForCapacityTimeout instanceRefresh"
     ),
+    "aws:autoscaling/lifecycleHook:LifecycleHook": (
+        "name autoscalingGroupName lifecycleTransition heartbeatTimeout defaultResult"
+    ),
+    "aws:autoscaling/policy:Policy": (
+        "autoscalingGroupName policyType adjustmentType stepAdjustments metricAggregationType "
+        "estimatedInstanceWarmup"
+    ),
+    "aws:cloudwatch/metricAlarm:MetricAlarm": (
+        "namespace metricName dimensions statistic comparisonOperator threshold period evaluationPeriods "
+        "datapointsToAlarm treatMissingData alarmActions alarmDescription"
+    ),
     "aws:ebs/volume:Volume": "size availabilityZone type encrypted finalSnapshot",
     "aws:ec2/volumeAttachment:VolumeAttachment": (
         "instanceId volumeId deviceName stopInstanceBeforeDetaching"

@@ -362,6 +362,17 @@ _OUTPUTS: Final[Mapping[str, Callable[[mocks.MockResourceArgs, str], dict[str, A
         "name": id_,
         "arn": _arn("autoscaling", f"autoScalingGroup:{id_}:autoScalingGroupName/{id_}"),
     },
+    "aws:autoscaling/policy:Policy": lambda args, id_: {
+        "name": id_,
+        "arn": _arn(
+            "autoscaling",
+            f"scalingPolicy:{id_}:autoScalingGroupName/{args.inputs['autoscalingGroupName']}:policyName/{id_}",
+        ),
+    },
+    "aws:cloudwatch/metricAlarm:MetricAlarm": lambda _args, id_: {
+        "name": id_,
+        "arn": _arn("cloudwatch", f"alarm:{id_}"),
+    },
     "aws:ebs/volume:Volume": lambda _args, id_: {"arn": _arn("ec2", f"volume/{id_}")},
     "aws:efs/fileSystem:FileSystem": lambda _args, id_: {
         "arn": _arn("elasticfilesystem", f"file-system/{id_}"),

@@ -14,11 +14,12 @@ from lab.host import in_netns
 from lab.job import Difference, Run, compare, run_job, work_done
 
 ALL_PORTS = (1, 65535)
-# The engine's results as float32 differ by an order of summation: a few units in the last place, 2**-23 each.
+LOW_PORTS = (1, 10000)  # all that this project uses, in a sixth of the time
+# The engine adds up float32 in the order in which tasks end: a few units in the last place, of 2**-23 each.
 FLOAT32_ROUNDING = 8 * 2**-23
 
 
-def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] = ALL_PORTS) -> set[int]:
+def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] = LOW_PORTS) -> set[int]:
     """The TCP ports of an address that packets from one of the lab's namespaces get to, open or not."""
     program = str(Path(__file__).with_name("probe.py"))
     command = [sys.executable, program, str(target), *map(str, ports)]
