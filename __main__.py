@@ -8,16 +8,17 @@ import pulumi
 
 from components import facts
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
-from components.instance_types import fleet_processes
+from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
 from components.master import Master, MasterArgs
 from components.network import Endpoints, EndpointsArgs, Network, NetworkArgs
 from components.readiness import Readiness, ReadinessArgs
+from components.scaling import Scaling, ScalingArgs
 from components.secrets import Secrets
 from components.security import Security, SecurityArgs
 from components.storage import Storage, StorageArgs
 from components.subnets import share_out
-from components.workers import Workers, WorkersArgs
+from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
 # --- what is asked for, and where ---
 settings = read_settings()
@@ -129,6 +130,17 @@ workers = Workers(
         after=surroundings,
     ),
 )
+if settings.worker_min < settings.worker_max:
+    Scaling(
+        "scaling",
+        ScalingArgs(
+            group_name=workers.group_name,
+            minimum=settings.worker_min,
+            maximum=settings.worker_max,
+            processes=least_processes(region.worker_types),
+            warmup_seconds=WARMUP_SECONDS,
+        ),
+    )
 if settings.wait_for_ready:
     Readiness(
         "readiness",

@@ -64,7 +64,9 @@ MEMORY_PER_PROCESS_MB: Final = 2048
 METRICS_NAMESPACE: Final = "OpenQuake"  # of CloudWatch
 METRICS_DIMENSION: Final = "Cluster"
 METRICS_SECONDS: Final = 10  # between two publications while there is work
+METRICS_IDLE_SECONDS: Final = 60  # and without
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
+DRAIN_POLL_SECONDS: Final = 5  # between two looks of a worker at whether it has to go
 HAND_OVER_SECONDS: Final = 15  # what giving unfinished tasks back may take
 
 # --- user data --------------------------------------------------------------------------------------------------------

@@ -66,6 +66,15 @@ def processes(instance_type: InstanceType) -> int:
     return max(1, min(instance_type.vcpus, instance_type.memory_mb // facts.MEMORY_PER_PROCESS_MB))
 
 
+def least_processes(types: Iterable[InstanceType]) -> int:
+    """The worker processes on any machine of these types: those of the smallest.
+
+    Scaling counts with these: too few workers would leave tasks waiting for another boot, too many share the
+    work and end it sooner.
+    """
+    return min(processes(instance_type) for instance_type in types)
+
+
 def fleet_processes(workers: int, types: Iterable[InstanceType]) -> int:
     """The worker processes of a full fleet: `workers` machines of the largest type.
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pulumi
 import pulumi_aws as aws
 
-from components import userdata
+from components import facts, userdata
 from components.bundle import BundleStore
 from components.component import Component
 from components.instance_types import Architecture
@@ -74,6 +74,12 @@ class Master(Component):
                         "Effect": "Allow",
                         "Action": ["s3:GetObject"],
                         "Resource": pulumi.Output.concat(args.bundle.bucket_arn, "/", args.bundle.key),
+                    },
+                    {
+                        "Effect": "Allow",
+                        "Action": ["cloudwatch:PutMetricData"],
+                        "Resource": "*",  # metrics have no ARN
+                        "Condition": {"StringEquals": {"cloudwatch:namespace": facts.METRICS_NAMESPACE}},
                     },
                 ],
                 managed_policies=[f"arn:{args.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"],

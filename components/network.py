@@ -19,7 +19,7 @@ from components.subnets import Subnets
 # https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
 _SERVICES: Final = ("secretsmanager", "ssm", "ssmmessages", "monitoring", "logs", "autoscaling")
 # Those that workers use, who have no other way to AWS. The master uses the rest when it has no NAT gateway.
-_WORKER_SERVICES: Final = ("secretsmanager",)
+_WORKER_SERVICES: Final = ("secretsmanager", "autoscaling")
 
 
 def endpoint_services(egress: Egress) -> dict[str, int]:

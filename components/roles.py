@@ -24,6 +24,7 @@ class NodeRoleArgs:
 class NodeRole(Component):
     """A role that EC2 instances take on through an instance profile."""
 
+    name: pulumi.Output[str]
     profile_name: pulumi.Output[str]
     profile_arn: pulumi.Output[str]
     policies: list[pulumi.Resource]
@@ -62,6 +63,7 @@ class NodeRole(Component):
         profile = aws.iam.InstanceProfile(
             self.named("profile"), role=role.name, tags=self.tags("profile"), opts=self.child()
         )
+        self.name = role.name
         self.profile_name, self.profile_arn = profile.name, profile.arn
         # A node calls AWS as soon as it boots: it must not start before its rights exist.
         self.policies = [rights, *attachments]

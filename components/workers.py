@@ -10,7 +10,8 @@ from typing import Final
 import pulumi
 import pulumi_aws as aws
 
-from components import userdata
+from components import facts, userdata
+from components.capacity import hook_seconds
 from components.component import Component
 from components.instance_types import Architecture
 from components.lookups import Image
@@ -20,7 +21,7 @@ from components.settings import WorkerStorage
 from components.tags import cluster_name
 
 _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's manual of a worker
-_WARMUP_SECONDS: Final = 60  # from power-on to the first task, with room
+WARMUP_SECONDS: Final = 60  # from power-on to the first task, with room
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ class WorkersArgs:
 class Workers(Component):
     """A launch template and the group that starts machines from it, over all zones.
 
-    A change of the template replaces the machines by and by. The number of machines belongs to whoever scales
-    the group, after its creation.
+    The number of machines belongs to whoever scales the group, after its creation. Whatever ends a machine of
+    the group (scaling in, a change of the template, a rebalance of spot capacity) goes through the group's
+    drain hook: the machine takes no more tasks, and has `drain_minutes` for those that it runs.
+
+    A change of the template replaces the machines by and by: at most half of them drain at a time, each while
+    its replacement boots. Spot capacity that AWS thinks it will take back is replaced before it goes.
     """
 
     group_name: pulumi.Output[str]
@@ -80,7 +85,7 @@ class Workers(Component):
             instance_refresh=aws.autoscaling.GroupInstanceRefreshArgs(
                 strategy="Rolling",
                 preferences=aws.autoscaling.GroupInstanceRefreshPreferencesArgs(
-                    min_healthy_percentage=50, instance_warmup=str(_WARMUP_SECONDS)
+                    min_healthy_percentage=50, instance_warmup=str(WARMUP_SECONDS)
                 ),
             ),
             tags=[
@@ -90,7 +95,40 @@ class Workers(Component):
             opts=self.child(ignore_changes=["desired_capacity"], depends_on=[*role.policies, *args.after]),
         )
         self.group_name = group.name
+        self._drain(args, role, group)
         self.register_outputs({"groupName": self.group_name})
+
+    def _drain(self, args: WorkersArgs, role: NodeRole, group: aws.autoscaling.Group) -> None:
+        """Let the group wait for a worker that has to go, until the worker says that it can."""
+        # Not one of the group's initial hooks, which AWS takes only when the group is made: this one follows
+        # the settings, and `destroy` removes it before the group, and so does not wait for idle workers.
+        aws.autoscaling.LifecycleHook(
+            self.named("drain"),
+            name=facts.DRAIN_HOOK,
+            autoscaling_group_name=group.name,
+            lifecycle_transition="autoscaling:EC2_INSTANCE_TERMINATING",
+            heartbeat_timeout=hook_seconds(args.drain_minutes),
+            default_result="CONTINUE",  # a worker that says nothing is gone already, or as good as gone
+            opts=self.child(),
+        )
+        # A policy of its own, since the group does not exist when its machines' role is made.
+        aws.iam.RolePolicy(
+            self.named("drain"),
+            role=role.name,
+            policy=pulumi.Output.json_dumps(
+                {
+                    "Version": "2012-10-17",
+                    "Statement": [
+                        {
+                            "Effect": "Allow",
+                            "Action": ["autoscaling:CompleteLifecycleAction"],
+                            "Resource": group.arn,
+                        }
+                    ],
+                }
+            ),
+            opts=self.child(),
+        )
 
     def _template(self, args: WorkersArgs, role: NodeRole) -> aws.ec2.LaunchTemplate:
         return aws.ec2.LaunchTemplate(
@@ -106,7 +144,10 @@ class Workers(Component):
                 )
             ],
             metadata_options=aws.ec2.LaunchTemplateMetadataOptionsArgs(
-                http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
+                http_endpoint="enabled",
+                http_tokens="required",
+                http_put_response_hop_limit=1,
+                instance_metadata_tags="enabled",  # a worker finds its group's name there
             ),
             block_device_mappings=[
                 aws.ec2.LaunchTemplateBlockDeviceMappingArgs(

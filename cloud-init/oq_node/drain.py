@@ -19,7 +19,7 @@ from typing import Any
 
 from oq_node.common import FACTS, metadata, say
 
-POLL_SECONDS = 5
+POLL_SECONDS: int = FACTS["drain_poll_seconds"]
 # A spot instance has two minutes from the notice; the hand-over wants a few seconds of them.
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 SPOT_SECONDS = 120
@@ -36,18 +36,20 @@ class Notice:
 
 
 def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seconds: float) -> Notice | None:
-    """What the metadata announce, the group's wish first, since that one has to be answered.
+    """What the metadata announce; of several things the one that leaves the least time.
 
-    `read` gives a metadata value, None where there is none.
+    `read` gives a metadata value, None where there is none. Nothing gives the tasks more than `drain_seconds`.
     """
-    if read("autoscaling/target-lifecycle-state") == "Terminated":
-        return Notice("the autoscaling group ends this instance", drain_seconds, terminating=True)
+    terminating = read("autoscaling/target-lifecycle-state") == "Terminated"
     if action := read("spot/instance-action"):
         end = datetime.datetime.fromisoformat(json.loads(action)["time"])
-        seconds = (end - now).total_seconds() - HAND_OVER_SECONDS
-        return Notice(f"spot interruption at {end:%H:%M:%S} UTC", max(0.0, seconds))
+        seconds = max(0.0, (end - now).total_seconds() - HAND_OVER_SECONDS)
+        return Notice(f"spot interruption at {end:%H:%M:%S} UTC", min(seconds, drain_seconds), terminating)
+    if terminating:
+        return Notice("the autoscaling group ends this instance", drain_seconds, terminating)
     if read("events/recommendations/rebalance"):
-        return Notice("AWS recommends to rebalance this spot instance", SPOT_SECONDS - HAND_OVER_SECONDS)
+        seconds = min(SPOT_SECONDS - HAND_OVER_SECONDS, drain_seconds)
+        return Notice("AWS recommends to rebalance this spot instance", seconds)
     return None
 
 
@@ -61,8 +63,20 @@ def read(path: str) -> str | None:
         raise
 
 
+def look() -> Notice | None:
+    """What is announced now; None also when the metadata do not answer as they should."""
+    try:
+        return notice(read, datetime.datetime.now(datetime.UTC), FACTS["drain_seconds"])
+    except (OSError, ValueError, KeyError) as error:
+        say(f"drain watch: {error}")
+        return None
+
+
 def drain(found: Notice) -> None:
-    """Stop consuming at once; wait for the running tasks, but not beyond the deadline."""
+    """Stop consuming at once; wait for the running tasks, but not beyond the deadline.
+
+    A notice that comes meanwhile can bring the deadline nearer: a spot interruption does not wait for the group.
+    """
     unit = FACTS["celery_unit"]
     say(f"draining: {found.reason}; running tasks have {found.seconds:.0f} s")
     subprocess.run(["systemctl", "stop", "--no-block", unit], check=True)
@@ -73,6 +87,8 @@ def drain(found: Notice) -> None:
             subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=False)
             return
         time.sleep(1)
+        if newer := look():
+            deadline = min(deadline, time.monotonic() + newer.seconds)
     say("drained: all running tasks were finished")
 
 
@@ -101,7 +117,7 @@ def main() -> None:
     while not completed:
         time.sleep(POLL_SECONDS)
         try:
-            found = notice(read, datetime.datetime.now(datetime.UTC), FACTS["drain_seconds"])
+            found = look()
             if found is None:
                 continue
             if not drained:
@@ -110,7 +126,7 @@ def main() -> None:
             if found.terminating:
                 complete(client)
                 completed = True
-        except Exception as error:  # the watch goes on, whatever metadata or AWS answer
+        except Exception as error:  # the watch goes on, whatever AWS answers
             say(f"drain watch: {error}")
 
 

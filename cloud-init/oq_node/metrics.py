@@ -12,7 +12,7 @@ from typing import Any
 from oq_node.common import FACTS, say
 
 BUSY_SECONDS: int = FACTS["metrics_seconds"]
-IDLE_SECONDS = 60
+IDLE_SECONDS: int = FACTS["metrics_idle_seconds"]
 
 
 def metric_data(status: Any, cluster: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Subnets, instance types, fleet sizes and tags: pure functions."""
+"""Subnets, instance types, fleet sizes, scaling steps and tags: pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import facts
-from components.instance_types import InstanceType, architecture, check, fleet_processes, processes
+from components.capacity import Step, steps_out
+from components.instance_types import (
+    InstanceType,
+    architecture,
+    check,
+    fleet_processes,
+    least_processes,
+    processes,
+)
 from components.network import endpoint_services
 from components.subnets import RESERVED, Subnets, share_out, worker_capacity
 from components.tags import tags
@@ -127,9 +135,51 @@ def test_a_machine_runs_a_process_for_each_cpu_that_has_its_memory(
     assert processes(InstanceType("any", vcpus, memory_mb)) == expected
 
 
-def test_a_full_fleet_is_counted_with_its_largest_type() -> None:
+def test_a_full_fleet_is_counted_with_its_largest_type_and_a_single_worker_with_its_smallest() -> None:
     types = [InstanceType("small", 2, 4096), InstanceType("large", 8, 32768), InstanceType("lean", 16, 8192)]
     assert fleet_processes(5, types) == 40
+    assert least_processes(types) == 2
+
+
+PROCESSES = st.integers(1, 192)
+ROOM = st.integers(1, 1000)
+
+
+def _step_of(steps: list[Step], waiting: int) -> Step:
+    (step,) = [one for one in steps if one.at_least <= waiting and (one.below is None or waiting < one.below)]
+    return step
+
+
+@given(PROCESSES, ROOM)
+def test_the_steps_start_with_one_task_have_no_gap_and_do_not_end(processes: int, room: int) -> None:
+    steps = steps_out(processes, room)
+    assert steps[0].at_least == 1
+    assert [one.below for one in steps[:-1]] == [one.at_least for one in steps[1:]]
+    assert all(one.below is None or one.at_least < one.below for one in steps)
+    assert steps[-1].below is None
+    assert len(steps) <= 20  # AWS's limit for one policy
+
+
+@given(PROCESSES, ROOM, st.integers(1, 10**6))
+def test_however_many_tasks_wait_their_workers_are_added_but_no_more_than_there_is_room_for(
+    processes: int, room: int, waiting: int
+) -> None:
+    added = _step_of(steps_out(processes, room), waiting).workers
+    needed = -(-waiting // processes)
+    assert 1 <= added <= room
+    assert added >= min(needed, room)
+    assert added < 2 * needed
+
+
+def test_a_fleet_of_up_to_six_workers_of_four_processes_grows_like_this() -> None:
+    assert steps_out(4, 6) == [Step(1, 5, 1), Step(5, 9, 2), Step(9, 17, 4), Step(17, None, 6)]
+    assert steps_out(4, 1) == [Step(1, None, 1)]
+
+
+@pytest.mark.parametrize(("processes", "room"), [(0, 1), (1, 0)])
+def test_a_fleet_that_cannot_grow_has_no_steps(processes: int, room: int) -> None:
+    with pytest.raises(ValueError, match="nothing to scale"):
+        steps_out(processes, room)
 
 
 def test_a_resource_is_tagged_with_project_stack_and_name() -> None:

@@ -16,7 +16,8 @@ import pulumi
 import pulumi_aws
 import pytest
 
-from components import facts
+from components import facts, userdata
+from components.capacity import steps_out
 from lab.recorder import REGION, UNKNOWN, Recorded, Recording, run_program
 from tests.unit.conftest import (
     AMI,
@@ -47,6 +48,9 @@ EIP = "aws:ec2/eip:Eip"
 ROLE_POLICY = "aws:iam/rolePolicy:RolePolicy"
 SECRET = "aws:secretsmanager/secret:Secret"
 COMMAND = "command:local:Command"
+HOOK = "aws:autoscaling/lifecycleHook:LifecycleHook"
+SCALING_POLICY = "aws:autoscaling/policy:Policy"
+ALARM = "aws:cloudwatch/metricAlarm:MetricAlarm"
 
 
 def walk(value: Any) -> Iterator[Any]:
@@ -238,7 +242,7 @@ def test_with_endpoints_there_is_no_way_out_at_all(record: Record) -> None:
 @pytest.mark.parametrize(
     ("mode", "services"),
     [
-        (NAT, {"secretsmanager"}),
+        (NAT, {"secretsmanager", "autoscaling"}),
         (ENDPOINTS, {"secretsmanager", "ssm", "ssmmessages", "monitoring", "logs", "autoscaling"}),
     ],
 )
@@ -256,6 +260,18 @@ def test_the_interface_endpoints_answer_to_the_services_own_names(
     vpc = recording.one("aws:ec2/vpc:Vpc").inputs
     assert vpc["enableDnsSupport"]
     assert vpc["enableDnsHostnames"]
+
+
+def test_an_endpoint_has_the_same_address_whatever_others_there_are(record: Record) -> None:
+    addresses = [
+        {
+            one.inputs["serviceName"]: one.inputs["subnetConfigurations"][0]["ipv4"]
+            for one in record(**MODES[mode]).of_type(ENDPOINT)
+            if one.inputs["vpcEndpointType"] == "Interface"
+        }
+        for mode in (NAT, ENDPOINTS)
+    ]
+    assert addresses[0].items() < addresses[1].items()
 
 
 def test_no_endpoint_takes_the_masters_address(each_mode: Recording) -> None:
@@ -469,7 +485,26 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
             "Action": ["s3:GetObject"],
             "Resource": f"arn:aws:s3:::{bundle['bucket']}/{bundle['key']}",
         },
+        {
+            "Effect": "Allow",
+            "Action": ["cloudwatch:PutMetricData"],
+            "Resource": "*",
+            "Condition": {"StringEquals": {"cloudwatch:namespace": "OpenQuake"}},
+        },
     ]
+    assert statements(each_mode.one(ROLE_POLICY, "workers-drain").inputs["policy"]) == [
+        {
+            "Effect": "Allow",
+            "Action": ["autoscaling:CompleteLifecycleAction"],
+            "Resource": each_mode.one(GROUP).outputs["arn"],
+        }
+    ]
+    roles = {name: each_mode.one("aws:iam/role:Role", f"{name}-role").id for name in ("master", "workers")}
+    assert {one.name: one.inputs["role"] for one in each_mode.of_type(ROLE_POLICY)} == {
+        "master-rights": roles["master"],
+        "workers-rights": roles["workers"],
+        "workers-drain": roles["workers"],
+    }
     attachment = each_mode.one("aws:iam/rolePolicyAttachment:RolePolicyAttachment").inputs
     assert attachment["policyArn"] == "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"
     assert attachment["role"] == each_mode.one("aws:iam/role:Role", "master-role").outputs["name"]
@@ -510,14 +545,21 @@ def test_the_bucket_is_private_and_refuses_plain_http(each_mode: Recording) -> N
 
 
 def test_imdsv2_is_required_one_hop_away_and_nobody_has_a_key(each_mode: Recording) -> None:
-    for type_ in (INSTANCE, TEMPLATE):
+    required = {"httpEndpoint": "enabled", "httpTokens": "required", "httpPutResponseHopLimit": 1}
+    # A worker learns its group's name from its tags.
+    for type_, more in ((INSTANCE, {}), (TEMPLATE, {"instanceMetadataTags": "enabled"})):
         inputs = each_mode.one(type_).inputs
-        assert inputs["metadataOptions"] == {
-            "httpEndpoint": "enabled",
-            "httpTokens": "required",
-            "httpPutResponseHopLimit": 1,
-        }
+        assert inputs["metadataOptions"] == required | more
         assert "keyName" not in inputs
+
+
+def test_the_workers_tags_have_only_keys_that_the_metadata_can_show(each_mode: Recording) -> None:
+    # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html: others stop the launch
+    template, group = each_mode.one(TEMPLATE).inputs, each_mode.one(GROUP).inputs
+    keys = {key for one in template["tagSpecifications"] for key in one["tags"]}
+    keys |= {tag["key"] for tag in group["tags"]}
+    assert keys
+    assert all(re.fullmatch(r"[a-zA-Z0-9+\-=.,_:@]+", key) for key in keys)
 
 
 def test_the_master_is_replaced_when_its_user_data_changes(each_mode: Recording) -> None:
@@ -600,6 +642,104 @@ def test_a_change_of_the_template_refreshes_the_machines(record: Record) -> None
         "version": str(template.outputs["latestVersion"]),
     }
     assert group.inputs["instanceRefresh"]["strategy"] == "Rolling"
+
+
+def test_a_worker_that_has_to_go_is_waited_for(record: Record) -> None:
+    recording = record(drainMinutes="7")
+    hook = recording.one(HOOK)
+    assert hook.inputs == {
+        "name": facts.DRAIN_HOOK,
+        "autoscalingGroupName": recording.one(GROUP).outputs["name"],
+        "lifecycleTransition": "autoscaling:EC2_INSTANCE_TERMINATING",
+        "heartbeatTimeout": 7 * 60 + facts.DRAIN_POLL_SECONDS + facts.HAND_OVER_SECONDS,
+        "defaultResult": "CONTINUE",
+    }
+    # A hook among the group's initial ones would never follow the settings again.
+    assert "initialLifecycleHooks" not in recording.one(GROUP).inputs
+
+
+def test_every_cluster_has_the_hook(each_mode: Recording) -> None:
+    assert each_mode.one(HOOK).inputs["autoscalingGroupName"] == each_mode.one(GROUP).outputs["name"]
+
+
+def test_a_refresh_takes_half_of_the_workers_at_most(record: Record) -> None:
+    preferences = record().one(GROUP).inputs["instanceRefresh"]["preferences"]
+    assert preferences == {"minHealthyPercentage": 50, "instanceWarmup": "60"}
+
+
+# --- scaling ------------------------------------------------------------------------------------------------
+
+
+def _alarm_and_policy(recording: Recording, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The alarm and the policy of this name, which belong together."""
+    alarm, policy = recording.one(ALARM, name), recording.one(SCALING_POLICY, name)
+    assert alarm.inputs["alarmActions"] == [policy.outputs["arn"]]
+    assert policy.inputs["autoscalingGroupName"] == recording.one(GROUP).outputs["name"]
+    return alarm.inputs, policy.inputs
+
+
+def test_waiting_tasks_add_workers_within_one_period(each_mode: Recording) -> None:
+    alarm, policy = _alarm_and_policy(each_mode, "scaling-out")
+    assert (alarm["metricName"], alarm["statistic"]) == ("TasksWaiting", "Maximum")
+    assert (alarm["comparisonOperator"], alarm["threshold"]) == ("GreaterThanOrEqualToThreshold", 1)
+    assert (alarm["period"], alarm["evaluationPeriods"]) == (facts.METRICS_SECONDS, 1)
+    assert (policy["policyType"], policy["adjustmentType"]) == ("StepScaling", "ChangeInCapacity")
+    assert policy["estimatedInstanceWarmup"] == 60
+
+
+def test_the_steps_are_those_of_the_smallest_type_and_of_the_room_between_min_and_max(record: Record) -> None:
+    sizes = {**SIZES, "workerMin": "1", "workerDesired": "1", "workerMax": "7"}  # 2 processes and 8
+    _, policy = _alarm_and_policy(record(**sizes), "scaling-out")
+    absent = "without end"
+    bounds = [
+        (
+            int(one["metricIntervalLowerBound"]) + 1,  # AWS counts them from the alarm's threshold
+            one.get("metricIntervalUpperBound", absent),
+            one["scalingAdjustment"],
+        )
+        for one in policy["stepAdjustments"]
+    ]
+    assert bounds == [
+        (step.at_least, absent if step.below is None else str(step.below - 1), step.workers)
+        for step in steps_out(2, 6)
+    ]
+
+
+@pytest.mark.parametrize("minimum", ["0", "2"])
+def test_a_fleet_with_nothing_to_do_for_minutes_goes_back_to_its_minimum(
+    record: Record, minimum: str
+) -> None:
+    alarm, policy = _alarm_and_policy(record(workerMin=minimum), "scaling-in")
+    assert (alarm["metricName"], alarm["statistic"]) == ("TasksOutstanding", "Maximum")
+    assert (alarm["comparisonOperator"], alarm["threshold"]) == ("LessThanOrEqualToThreshold", 0)
+    # Each of the minutes has to be idle: one task in any of them, and the workers stay.
+    assert alarm["evaluationPeriods"] == alarm["datapointsToAlarm"] == 5
+    assert alarm["period"] >= facts.METRICS_IDLE_SECONDS  # an idle master publishes no oftener
+    assert (policy["policyType"], policy["adjustmentType"]) == ("StepScaling", "ExactCapacity")
+    assert policy["stepAdjustments"] == [{"metricIntervalUpperBound": "0", "scalingAdjustment": int(minimum)}]
+
+
+def test_a_master_that_publishes_nothing_neither_adds_nor_removes_workers(each_mode: Recording) -> None:
+    alarms = each_mode.of_type(ALARM)
+    assert len(alarms) == 2
+    for one in alarms:
+        assert one.inputs["treatMissingData"] == "notBreaching"
+        assert not {"okActions", "insufficientDataActions"} & one.inputs.keys()
+
+
+def test_the_alarms_watch_what_this_clusters_master_publishes(each_mode: Recording) -> None:
+    master = userdata.decode(each_mode.one(INSTANCE).inputs["userDataBase64"])
+    (node,) = [one for one in master["write_files"] if one["path"] == "/etc/openquake/node.json"]
+    told = json.loads(node["content"])
+    for one in each_mode.of_type(ALARM):
+        assert one.inputs["namespace"] == told["metrics_namespace"]
+        assert one.inputs["dimensions"] == {told["metrics_dimension"]: told["cluster"]}
+
+
+def test_a_fleet_of_one_size_is_not_scaled(record: Record) -> None:
+    recording = record(workerMin="2", workerMax="2")
+    assert not [*recording.of_type(SCALING_POLICY), *recording.of_type(ALARM)]
+    assert recording.one(HOOK)
 
 
 def test_no_machine_starts_before_its_network_storage_and_rights_are_there(each_mode: Recording) -> None:

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from components import subnets
+from components.capacity import hook_seconds
 from components.settings import KEYS, Problem, Settings, SettingsError
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -213,6 +214,21 @@ def test_a_volume_has_a_size_that_gp3_has(size: int) -> None:
         assert Settings.parse({"homeVolumeGb": str(size)}).home_volume_gb == size
     else:
         assert problems({"homeVolumeGb": str(size)}).keys() == {"homeVolumeGb"}
+
+
+@given(st.integers(-10, 3000))
+def test_a_worker_may_drain_for_as_long_as_aws_waits_for_it(minutes: int) -> None:
+    try:
+        seconds = hook_seconds(minutes)
+    except ValueError:
+        assert problems({"drainMinutes": str(minutes)}).keys() == {"drainMinutes"}
+    else:
+        assert Settings.parse({"drainMinutes": str(minutes)}).drain_minutes == minutes
+        assert 60 * minutes < seconds <= 7200
+
+
+def test_the_remedy_for_too_long_a_drain_names_the_longest() -> None:
+    assert "119" in problems({"drainMinutes": "120"})["drainMinutes"].remedy
 
 
 _PRIVATE = [IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
