@@ -46,6 +46,8 @@ MASKED_UNITS: Final = (
     "apt-daily.timer",
     "apt-daily-upgrade.service",
     "apt-daily-upgrade.timer",
+    "epmd.service",  # the broker starts its own, on loopback
+    "epmd.socket",
 )
 
 # One level of x86-64 for the whole fleet, AVX2, which every Nitro type has: the engine's compiled code (numba, numpy,
@@ -226,7 +228,12 @@ def _role(node: Node) -> _Role:
                 "/etc/rabbitmq/rabbitmq.conf": "etc/rabbitmq.conf",
                 "/etc/rabbitmq/rabbitmq-env.conf": "etc/rabbitmq-env.conf",
             },
-            boot=(_volumes_script(node),),
+            # An image with RabbitMQ baked in would start it before its users and its volume are there. At the first
+            # boot only: the bootstrap starts it, and later boots find all in place.
+            boot=(
+                f"cloud-init-per instance broker {_mask('--runtime', facts.RABBITMQ_UNIT)}",
+                _volumes_script(node),
+            ),
         )
     if not isinstance(node, WorkerNode):
         raise TypeError(f"neither a master nor a worker: {node}")
@@ -239,7 +246,7 @@ def _role(node: Node) -> _Role:
             *(["openquake-readonly-root.service"] if diskless else []),
         ),
         templates={},
-        boot=(_read("boot/diskless.sh"),) if diskless else (),
+        boot=(_mask(facts.RABBITMQ_UNIT), *([_read("boot/diskless.sh")] if diskless else [])),
     )
 
 
@@ -252,7 +259,7 @@ def cloud_config(node: Node) -> dict[str, Any]:
         "ssh_genkeytypes": ["ed25519"],
         "no_ssh_fingerprints": True,
         "ssh": {"emit_keys_to_console": False},
-        "bootcmd": [f"systemctl mask --quiet --now --no-block {' '.join(MASKED_UNITS)}", *role.boot],
+        "bootcmd": [_mask(*MASKED_UNITS), *role.boot],
         "write_files": [
             _file("/etc/openquake/node.json", json.dumps(node_facts(node))),
             _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
@@ -270,6 +277,10 @@ def cloud_config(node: Node) -> dict[str, Any]:
         ],
         "runcmd": [[facts.NODE_PROGRAM, "bootstrap"]],
     }
+
+
+def _mask(*units: str) -> str:
+    return f"systemctl mask --quiet --now --no-block {' '.join(units)}"
 
 
 def _volumes_script(node: MasterNode) -> str:

@@ -67,15 +67,12 @@ def install_packages() -> None:
     missing = [name for name in FACTS["packages"] if not installed(name)]
     if not missing:
         return
-    # The broker starts when its configuration is there and not by the package's own script.
-    run("systemctl", "mask", "--runtime", FACTS["rabbitmq_unit"], "epmd.service", "epmd.socket")
     until("apt-get update", 120, lambda: run("apt-get", "--quiet", "update", env=ENVIRONMENT), every=10)
     run(
         "apt-get", "--quiet", "--yes", "--no-install-recommends", "--option", "Dpkg::Options::=--force-confold",
         "--option", "Dpkg::Options::=--force-unsafe-io", "--option", "DPkg::Lock::Timeout=120",
         "install", *missing, env=ENVIRONMENT,
     )  # fmt: skip
-    run("systemctl", "unmask", "--runtime", FACTS["rabbitmq_unit"])
 
 
 def installed(package: str) -> bool:
@@ -155,6 +152,7 @@ def start_broker(password: str) -> None:
         "permissions": [{"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}],
     }
     write("/etc/rabbitmq/definitions.json", json.dumps(definitions), 0o640, FACTS["rabbitmq_user"])
+    run("systemctl", "unmask", "--runtime", FACTS["rabbitmq_unit"])  # bootcmd has masked it
     start(FACTS["rabbitmq_unit"])
 
 
