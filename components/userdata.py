@@ -231,6 +231,7 @@ def _role(node: Node) -> _Role:
             # An image with RabbitMQ baked in would start it before its users and its volume are there. At the first
             # boot only: the bootstrap starts it, and later boots find all in place.
             boot=(
+                _mask(*MASKED_UNITS),
                 f"cloud-init-per instance broker {_mask('--runtime', facts.RABBITMQ_UNIT)}",
                 _volumes_script(node),
             ),
@@ -246,7 +247,7 @@ def _role(node: Node) -> _Role:
             *(["openquake-readonly-root.service"] if diskless else []),
         ),
         templates={},
-        boot=(_mask(facts.RABBITMQ_UNIT), *([_read("boot/diskless.sh")] if diskless else [])),
+        boot=(*([_read("boot/diskless.sh")] if diskless else []), _mask(*MASKED_UNITS, facts.RABBITMQ_UNIT)),
     )
 
 
@@ -259,7 +260,7 @@ def cloud_config(node: Node) -> dict[str, Any]:
         "ssh_genkeytypes": ["ed25519"],
         "no_ssh_fingerprints": True,
         "ssh": {"emit_keys_to_console": False},
-        "bootcmd": [_mask(*MASKED_UNITS), *role.boot],
+        "bootcmd": list(role.boot),
         "write_files": [
             _file("/etc/openquake/node.json", json.dumps(node_facts(node))),
             _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
