@@ -88,7 +88,7 @@ def drain(found: Notice) -> None:
             return
         time.sleep(1)
         if newer := look():
-            deadline = time.monotonic() + newer.seconds
+            deadline = min(deadline, time.monotonic() + newer.seconds)
     say("drained: all running tasks were finished")
 
 
