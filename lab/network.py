@@ -83,8 +83,8 @@ def create(paths: Paths, plan: Plan, logs: Path) -> None:
         "table ip world { chain out { type nat hook postrouting priority 100; oifname tap0 masquerade; }; }",
     )
     # The lab's own addresses are behind the router, whatever this machine's network calls by them.
-    for inside in (plan.vpc, WORLD_NETWORK):
-        _ip(world, "route", "add", str(inside), "via", str(WORLD_LINK), "dev", DEVICE)
+    for own in (plan.vpc, WORLD_NETWORK):
+        _ip(world, "route", "add", str(own), "via", str(WORLD_LINK), "dev", DEVICE)
     _start_slirp(paths, world, logs)
     apply_rules(paths, plan, {})
     _start_resolver(paths, plan, logs)

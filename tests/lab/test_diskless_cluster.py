@@ -11,7 +11,7 @@ from lab import cluster, network
 from lab.cluster import Lab
 from lab.host import kill, processes
 from tests.lab.conftest import left_over
-from tests.lab.support import FLOAT32_ROUNDING, compute, on, reached
+from tests.lab.support import FLOAT32_ROUNDING, compute, listening, on, reached
 
 pytestmark = pytest.mark.lab
 
@@ -31,6 +31,12 @@ def test_a_diskless_worker_cannot_write_its_root_disk(diskless_cluster: Lab) -> 
     for directory in ("/etc", "/var/log", "/root"):
         on(diskless_cluster, "worker-1", f"touch {directory}/written")
         assert not (machine.directory / "upper" / directory[1:] / "written").exists()
+
+
+def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cluster: Lab) -> None:
+    assert listening(diskless_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
+    for node in diskless_cluster.workers():
+        assert listening(diskless_cluster, node.name) == set(), node.name
 
 
 def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:
