@@ -27,6 +27,14 @@ Statements = Sequence[Mapping[str, Any]]
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+IAM_PREFIXES = {"monitoring": "cloudwatch"}
+"""The prefix of a service's actions in IAM, where it is not the name that requests are signed for."""
+CBOR_OPERATION = "/service/GraniteServiceVersion20100801/operation/"
+"""What CloudWatch's requests are sent to in the protocol that boto3 uses for it (Smithy RPC v2 CBOR)."""
+METRICS = "metrics.jsonl"
+COMPLETED = "completed"
+
+
 def host_names(region: str) -> list[str]:
     """The DNS names that the API's certificate has to be good for."""
     return [
@@ -34,12 +42,17 @@ def host_names(region: str) -> list[str]:
     ]  # fmt: skip
 
 
-def configuration(plan: Plan, certificates: Path) -> dict[str, Any]:
-    """What the server needs of the plan, as JSON values."""
+def configuration(plan: Plan, certificates: Path, events: Path) -> dict[str, Any]:
+    """What the server needs of the plan, as JSON values.
+
+    :param events: the directory where it writes down what the lab wants to know, see :class:`Events`
+    """
     return {
         "region": plan.region,
         "account": plan.account,
         "certificates": str(certificates),
+        "events": str(events),
+        "groups": {group.aws_name: group.arn for group in plan.groups},
         "secrets": [{"name": secret.name, "arn": secret.arn} for secret in plan.secrets],
         "objects": [
             {"bucket": item.bucket, "key": item.key, "content": base64.b64encode(item.content).decode()}
@@ -72,19 +85,22 @@ def _listed(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
-def request_of(environ: Mapping[str, Any], body: bytes, secrets: Mapping[str, str]) -> tuple[str, str, str]:
+def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str]) -> tuple[str, str, str]:
     """Who asks for what: the access key's id, the IAM action, the resource's ARN (``*`` where none is known).
 
-    :param secrets: the ARN of a secret by its name
+    :param arns: the ARN of a secret or an autoscaling group by its name
     """
     authorization = environ.get("HTTP_AUTHORIZATION", "")
     _, _, scope = authorization.partition("Credential=")
-    key, _, _, service = ([*scope.split(",")[0].split("/"), "", "", "", ""])[:4]
+    key, _, _, signed = ([*scope.split(",")[0].split("/"), "", "", "", ""])[:4]
+    service = IAM_PREFIXES.get(signed, signed)
+    if CBOR_OPERATION in environ.get("PATH_INFO", ""):
+        return key, f"{service}:{environ['PATH_INFO'].rpartition('/')[2]}", "*"
     target = environ.get("HTTP_X_AMZ_TARGET", "")
     if target:
         action = f"{service}:{target.rpartition('.')[2]}"
         identifier = json.loads(body or b"{}").get("SecretId", "")
-        return key, action, secrets.get(identifier, identifier) or "*"
+        return key, action, arns.get(identifier, identifier) or "*"
     host = environ.get("HTTP_HOST", "").partition(":")[0]
     if service == "s3" or ".s3." in host or host.startswith("s3."):
         bucket, dot, _ = host.partition(".s3.")
@@ -92,8 +108,56 @@ def request_of(environ: Mapping[str, Any], body: bytes, secrets: Mapping[str, st
         verb = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "DELETE": "DeleteObject"}
         action = verb.get(environ["REQUEST_METHOD"], environ["REQUEST_METHOD"])
         return key, f"s3:{action}", f"arn:aws:s3:::{f'{bucket}/{path}' if dot else path}"
-    action = parse_qs(body.decode(errors="replace")).get("Action", ["?"])[0]
-    return key, f"{service}:{action}", "*"
+    form = parse_qs(body.decode(errors="replace"))
+    group = form.get("AutoScalingGroupName", [""])[0]
+    return key, f"{service}:{form.get('Action', ['?'])[0]}", arns.get(group, group) or "*"
+
+
+class Events:
+    """WSGI middleware that writes down what the lab wants to know of its nodes.
+
+    Metrics that they publish go to a file of JSON lines, besides to moto. CompleteLifecycleAction, which moto
+    does not know, is answered here and leaves a file named after the instance.
+    """
+
+    def __init__(self, application: Wsgi, directory: Path, metrics: list[Any]) -> None:
+        """``metrics`` is the list that moto's CloudWatch appends to, a MetricDatum each; emptied here."""
+        self.application = application
+        self.directory = directory
+        self.metrics = metrics
+        (directory / COMPLETED).mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        _, action, _ = request_of(environ, body, {})
+        if action == "autoscaling:CompleteLifecycleAction":
+            (instance,) = parse_qs(body.decode())["InstanceId"]
+            (self.directory / COMPLETED / instance).touch()
+            answer = (
+                b"<CompleteLifecycleActionResponse xmlns='http://autoscaling.amazonaws.com/doc/2011-01-01/'>"
+                b"<CompleteLifecycleActionResult/></CompleteLifecycleActionResponse>"
+            )
+            respond("200 OK", [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))])
+            return [answer]
+        answered = self.application(environ, respond)
+        if action == "cloudwatch:PutMetricData":
+            self._write_metrics()
+        return answered
+
+    def _write_metrics(self) -> None:
+        with (self.directory / METRICS).open("a") as file:
+            while self.metrics:
+                datum = self.metrics.pop(0)
+                line = {
+                    "time": datum.timestamp.timestamp(),
+                    "namespace": datum.namespace,
+                    "name": datum.name,
+                    "dimensions": {one.name: one.value for one in datum.dimensions},
+                    "value": datum.value,
+                }
+                file.write(json.dumps(line) + "\n")
 
 
 class Guard:
@@ -103,13 +167,13 @@ class Guard:
         self.application = application
         self.roles: Mapping[str, Statements] = settings["roles"]
         self.s3_endpoint: Statements = settings["s3_endpoint"]
-        self.secrets = {secret["name"]: secret["arn"] for secret in settings["secrets"]}
+        self.arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
 
     def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
-        key, action, resource = request_of(environ, body, self.secrets)
+        key, action, resource = request_of(environ, body, self.arns)
         permitted = allowed(self.roles.get(key, ()), action, resource)
         if action.startswith("s3:"):
             permitted = permitted and allowed(self.s3_endpoint, action, resource)
@@ -156,10 +220,12 @@ def serve(settings: Mapping[str, Any]) -> None:
     for address in settings["mount_targets"]:
         threading.Thread(target=_accept, args=(address,), daemon=True).start()
     certificates = Path(settings["certificates"])
+    cloudwatch = get_backend("cloudwatch")[settings["account"]][settings["region"]]
+    moto = DomainDispatcherApplication(create_backend_app)
     run_simple(
         "0.0.0.0",  # noqa: S104  every address of this namespace is one of AWS's
         HTTPS_PORT,
-        Guard(DomainDispatcherApplication(create_backend_app), settings),
+        Guard(Events(moto, Path(settings["events"]), cloudwatch.metric_data), settings),
         threaded=True,
         ssl_context=(str(certificates / "api.pem"), str(certificates / "api.key")),
         request_handler=MotoRequestHandler,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import cluster, demo, job
+from lab import cluster, demo, faults, job
 from lab.host import LabError, Paths, lab_paths, require_host
 from lab.plan import make_plan, read_config, record
 
@@ -95,6 +95,26 @@ def _scale(paths: Paths, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _interrupt(paths: Paths, arguments: argparse.Namespace) -> int:
+    lab = cluster.load(paths)
+    say(f"{arguments.node} has {arguments.seconds:.0f} s")
+    faults.interrupt(lab, arguments.node, arguments.seconds)
+    say(f"{arguments.node} is off")
+    return 0
+
+
+def _partition(paths: Paths, arguments: argparse.Namespace) -> int:
+    lab = cluster.load(paths)
+    say(f"{arguments.node} is cut off for {arguments.seconds:.0f} s")
+    faults.partition(lab, arguments.node, arguments.seconds)
+    return 0
+
+
+def _restart(paths: Paths, arguments: argparse.Namespace) -> int:
+    faults.restart(cluster.load(paths), arguments.service)
+    return 0
+
+
 def _down(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     cluster.down(paths)
@@ -158,6 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     node(command("start", _start, "power a node on again and wait until it is ready"))
     one = command("scale", _scale, "replace dead workers, then start or remove some until there are NUMBER")
     one.add_argument("number", type=int, metavar="NUMBER")
+    one = command("interrupt", _interrupt, "announce a spot interruption to a node, then switch it off")
+    node(one)
+    one.add_argument(
+        "--seconds", type=float, default=faults.SPOT_SECONDS, help="from the notice to the end (default: 120)"
+    )
+    one = command("partition", _partition, "drop all packets from and to a node for some time")
+    node(one)
+    one.add_argument("--seconds", type=float, required=True, help="how long")
+    one = command("restart", _restart, "restart a service of the master")
+    one.add_argument("service", choices=faults.SERVICES)
     command("down", _down, "remove all that belongs to the lab, after a crash too")
     return parser
 

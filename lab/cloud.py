@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 Statement = Mapping[str, object]
@@ -89,6 +89,7 @@ class Template:
 
     :ivar role: the name of the role that its instance profile gives it
     :ivar user_data: what IMDS serves, raw bytes
+    :ivar metadata_tags: the instance's tags that IMDS serves, none where the program has not enabled it
     """
 
     image_id: str
@@ -96,6 +97,7 @@ class Template:
     groups: tuple[str, ...]
     role: str
     user_data: bytes
+    metadata_tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,82 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Hook:
+    """A lifecycle hook of terminating instances.
+
+    :ivar seconds: how long the group waits for CompleteLifecycleAction
+    """
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a scaling policy: from ``lower`` to ``upper`` beyond the alarm's threshold, None for no end."""
+
+    lower: float | None
+    upper: float | None
+    adjustment: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A step scaling policy.
+
+    :ivar kind: ``ChangeInCapacity`` or ``ExactCapacity``
+    :ivar warmup: seconds in which a new instance counts as being added
+    """
+
+    arn: str
+    kind: str
+    steps: tuple[Step, ...]
+    warmup: float
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A CloudWatch alarm over the largest value of a metric in each period; missing data do not breach.
+
+    :ivar at_least: whether values from the threshold up breach, rather than those down from it
+    :ivar period: seconds
+    :ivar periods: how many periods are looked at, all of which must breach
+    :ivar policies: the ARNs of what it calls
+    """
+
+    name: str
+    namespace: str
+    metric: str
+    dimensions: Mapping[str, str]
+    at_least: bool
+    threshold: float
+    period: int
+    periods: int
+    policies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Group:
-    """An autoscaling group; its instances are named ``name-1`` and so on."""
+    """An autoscaling group; its instances are named ``name-1`` and so on.
+
+    :ivar arn: its ARN, which ends in ``autoScalingGroupName/`` and the name that AWS knows it by
+    """
 
     name: str
     template: Template
     subnets: tuple[str, ...]
     desired: int
     maximum: int
+    minimum: int = 0
+    arn: str = ""
+    hook: Hook | None = None
+    policies: tuple[Policy, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+
+    @property
+    def aws_name(self) -> str:
+        """The name that AWS knows it by."""
+        return self.arn.rpartition("/")[2]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ READY_SECONDS = 1200
 """A first boot builds the engine: minutes, on a slow network many."""
 NODE_FACTS = "/etc/openquake/node.json"
 """The file in a node's user data that holds what its own program knows."""
+LEAVING_POLL_SECONDS = 0.5
+"""Between two looks at whether a node that leaves is done."""
 EFS = "/run/oqlab/efs"
 APT = "/run/oqlab/apt"
 
@@ -40,6 +42,7 @@ class Node:
     :ivar group: the autoscaling group that it belongs to, None for an instance of the program's own
     :ivar powered_on: when, in seconds since the epoch
     :ivar ready_after: seconds from then until it was ready, None before
+    :ivar leaves_by: when the group ends it at the latest, in seconds since the epoch; None while it stays
     """
 
     name: str
@@ -51,6 +54,7 @@ class Node:
     cpus: tuple[int, ...]
     powered_on: float = 0.0
     ready_after: float | None = None
+    leaves_by: float | None = None
 
 
 @dataclass
@@ -87,12 +91,16 @@ class Lab:
 
     def master(self) -> Node:
         """The one node that belongs to no group."""
-        (node,) = [node for node in self.nodes.values() if node.group is None]
+        (node,) = [node for node in list(self.nodes.values()) if node.group is None]
         return node
 
     def workers(self) -> list[Node]:
-        """The nodes of groups."""
-        return [node for node in self.nodes.values() if node.group is not None]
+        """The nodes of groups, those too that are leaving."""
+        return [node for node in list(self.nodes.values()) if node.group is not None]
+
+    def staying(self) -> list[Node]:
+        """The nodes that a group counts: those that are not leaving."""
+        return [node for node in self.workers() if node.leaves_by is None]
 
 
 def _file(paths: Paths) -> Path:
@@ -133,7 +141,7 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     lab.save()
     network.create(paths, plan, logs)
     configuration = paths.state / "aws_api.json"
-    configuration.write_text(json.dumps(aws_api.configuration(plan, certificates)))
+    configuration.write_text(json.dumps(aws_api.configuration(plan, certificates, events_directory(paths))))
     for namespace, module, argument in (
         ("vpc", "lab.imds", imds_directory(paths)),
         ("aws", "lab.aws_api", configuration),
@@ -152,6 +160,11 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
 def imds_directory(paths: Paths) -> Path:
     """Where the metadata of each instance is."""
     return paths.state / "imds"
+
+
+def events_directory(paths: Paths) -> Path:
+    """Where the AWS API writes down what nodes tell it."""
+    return paths.state / "events"
 
 
 def baked_packages(plan: Plan) -> Sequence[str]:
@@ -224,6 +237,8 @@ def _launch(lab: Lab, node: Node) -> None:
         node.address,
         imds.metadata(node.template, node.address, place, node.id, subnet.zone),
     )
+    if node.group is not None:
+        imds.announce(imds_directory(lab.paths), node.address, imds.LIFECYCLE_STATE, "InService")
     machine = lab.machine(node.name)
     machine.create(lab.image, network.resolver_address(plan.vpc), lab.authority)
     power_on(lab, node)
@@ -243,18 +258,44 @@ def apply_rules(lab: Lab) -> None:
 
 
 def scale(lab: Lab, number: int) -> None:
-    """Make the group this large: the dead are replaced, the newest of too many shut down and removed."""
+    """Make the group this large, and wait for those that leave; see :func:`set_capacity`."""
+    set_capacity(lab, number)
+    while lab.workers() != lab.staying():
+        if not end_drained(lab):
+            time.sleep(LEAVING_POLL_SECONDS)
+
+
+def set_capacity(lab: Lab, number: int) -> None:
+    """Make the group this large: replace the dead, start what lacks, let the newest of too many leave.
+
+    Those that leave are told by their metadata, and end in :func:`end_drained`: the group's lifecycle hook.
+    """
     group = lab.group()
     if not 0 <= number <= group.maximum:
         raise LabError(f"the group {group.name} has at most {group.maximum} instances")
     for node in lab.workers():
         if lab.machine(node.name).init() is None:
             _terminate(lab, node)
-    for node in lab.workers()[number:]:
-        lab.machine(node.name).power_off()
-        _terminate(lab, node)
-    for _ in range(number - len(lab.workers())):
+    for node in lab.staying()[number:]:
+        node.leaves_by = time.time() + (group.hook.seconds if group.hook else 0)
+        imds.announce(imds_directory(lab.paths), node.address, imds.LIFECYCLE_STATE, "Terminated")
+        lab.save()
+    for _ in range(number - len(lab.staying())):
         _launch_worker(lab, group)
+
+
+def end_drained(lab: Lab) -> list[str]:
+    """End the leaving nodes that have said that they can go, that are off, or whose time is over; their names."""
+    ended = []
+    for node in lab.workers():
+        if node.leaves_by is None:
+            continue
+        completed = events_directory(lab.paths) / aws_api.COMPLETED / node.id
+        if completed.exists() or time.time() > node.leaves_by or lab.machine(node.name).init() is None:
+            lab.machine(node.name).power_off()
+            _terminate(lab, node)
+            ended.append(node.name)
+    return ended
 
 
 def _terminate(lab: Lab, node: Node) -> None:

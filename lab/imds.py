@@ -24,10 +24,16 @@ from lab.network import IMDS, mac_address
 TOKEN_PATH = "/latest/api/token"  # noqa: S105  the path, not a token
 
 
+LIFECYCLE_STATE = "autoscaling/target-lifecycle-state"
+SPOT_ACTION = "spot/instance-action"
+
+
 def metadata(
     template: Template, address: IPv4Address, subnet: tuple[str, str], instance_id: str, zone: str
 ) -> dict[str, Any]:
     """The tree below a version of the metadata service, in AWS's names, for one instance.
+
+    What comes and goes while it runs is not there yet: see :func:`announce`.
 
     :param subnet: its id and its CIDR
     """
@@ -76,6 +82,7 @@ def metadata(
             },
             "placement": {"availability-zone": zone, "region": region},
             "services": {"domain": "amazonaws.com", "partition": "aws"},
+            **({"tags": {"instance": dict(template.metadata_tags)}} if template.metadata_tags else {}),
         },
         "dynamic": {
             "instance-identity": {
@@ -101,6 +108,17 @@ def publish(directory: Path, address: IPv4Address, tree: Mapping[str, Any]) -> N
     written = directory / f"{address}.new"
     written.write_text(json.dumps(tree))
     written.rename(directory / f"{address}.json")
+
+
+def announce(directory: Path, address: IPv4Address, path: str, value: str) -> None:
+    """Let the instance at ``address`` find a value at a path below its meta-data from now on."""
+    tree = json.loads((directory / f"{address}.json").read_text())
+    *above, name = path.split("/")
+    place = tree["meta-data"]
+    for word in above:
+        place = place.setdefault(word, {})
+    place[name] = value
+    publish(directory, address, tree)
 
 
 def lookup(tree: Mapping[str, Any], path: str) -> bytes | None:

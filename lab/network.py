@@ -16,7 +16,8 @@ sockets.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -114,6 +115,22 @@ def connect(paths: Paths, name: str, addresses: Sequence[IPv4Address], gateway: 
 def disconnect(paths: Paths, name: str) -> None:
     """Remove a namespace; its link goes with it."""
     run(["ip", "netns", "delete", paths.netns(name)], check=False)
+
+
+@contextmanager
+def silent(paths: Paths, name: str) -> Iterator[None]:
+    """Drop all packets from and to a namespace, as a link does that is cut without anybody's notice."""
+    vpc, table = paths.netns("vpc"), f"ip silent_{name.replace('-', '_')}"
+    link = link_name(name)
+    _nft(
+        vpc,
+        f"table {table} {{ chain from {{ type filter hook prerouting priority -300; iifname {link} drop; }};"
+        f" chain to {{ type filter hook postrouting priority 300; oifname {link} drop; }}; }}",
+    )
+    try:
+        yield
+    finally:
+        run(in_netns(vpc, ["nft", "delete", "table", *table.split()]), check=False)
 
 
 def apply_rules(paths: Paths, plan: Plan, instances: Mapping[str, Interface]) -> None:

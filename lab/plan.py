@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,19 @@ from components import facts
 from components.settings import KEYS, Settings, SettingsError
 from lab import recorder
 from lab.cloud import (
+    Alarm,
     Endpoint,
     Group,
+    Hook,
     Instance,
     Interface,
     Plan,
+    Policy,
     Rule,
     S3Object,
     Secret,
     Statement,
+    Step,
     Subnet,
     Template,
     Volume,
@@ -109,6 +113,8 @@ ARGUMENTS: Mapping[str, str] = {
     "command:local:Command": "interpreter create dir environment triggers",
 }
 ALWAYS = {"tags"}
+GROUP_TAG = "aws:autoscaling:groupName"
+"""The tag that AWS itself gives to the instances of a group."""
 DEBIAN_PARAMETERS = "/aws/service/debian/"
 """Where Debian publishes the ids of its images; an image that was not looked up there is somebody's own."""
 
@@ -190,6 +196,11 @@ _REQUIRED: Mapping[str, Mapping[str, object]] = {
     "aws:ec2/subnet:Subnet": {"mapPublicIpOnLaunch": False},
     "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup": {"ingress": [], "egress": []},
     "aws:ec2/route:Route": {"destinationCidrBlock": "0.0.0.0/0"},
+    "aws:autoscaling/lifecycleHook:LifecycleHook": {
+        "lifecycleTransition": "autoscaling:EC2_INSTANCE_TERMINATING"
+    },
+    "aws:autoscaling/policy:Policy": {"policyType": "StepScaling", "metricAggregationType": "Maximum"},
+    "aws:cloudwatch/metricAlarm:MetricAlarm": {"statistic": "Maximum", "treatMissingData": "notBreaching"},
 }
 
 
@@ -359,11 +370,83 @@ class _Reader:
                 groups=tuple(interface["securityGroups"]),
                 role=self._role_of(template.inputs["iamInstanceProfile"]["arn"]),
                 user_data=base64.b64decode(template.inputs["userData"]),
+                metadata_tags=_metadata_tags(one, template),
             ),
             subnets=tuple(one.inputs["vpcZoneIdentifiers"]),
             desired=one.inputs["desiredCapacity"],
             maximum=one.inputs["maxSize"],
+            minimum=one.inputs["minSize"],
+            arn=one.outputs["arn"],
+            hook=self._hook(one),
+            policies=tuple(self._policies(one)),
+            alarms=tuple(self._alarms()),
         )
+
+    def _hook(self, group: Recorded) -> Hook | None:
+        hooks = [
+            hook
+            for hook in self._of("aws:autoscaling/lifecycleHook:LifecycleHook")
+            if hook.inputs["autoscalingGroupName"] == group.outputs["name"]
+        ]
+        if len(hooks) > 1:
+            raise LabError(f"{group.name}: the lab knows one lifecycle hook, not {len(hooks)}")
+        return Hook(hooks[0].inputs["name"], hooks[0].inputs["heartbeatTimeout"]) if hooks else None
+
+    def _policies(self, group: Recorded) -> Iterator[Policy]:
+        for one in self._of("aws:autoscaling/policy:Policy"):
+            if one.inputs["autoscalingGroupName"] != group.outputs["name"]:
+                raise LabError(f"{one.name}: it scales no group that the lab knows")
+            if one.inputs["adjustmentType"] not in ("ChangeInCapacity", "ExactCapacity"):
+                raise LabError(f"{one.name}: the lab does not know {one.inputs['adjustmentType']}")
+            yield Policy(
+                arn=one.outputs["arn"],
+                kind=one.inputs["adjustmentType"],
+                steps=tuple(
+                    Step(
+                        _number(step.get("metricIntervalLowerBound")),
+                        _number(step.get("metricIntervalUpperBound")),
+                        step["scalingAdjustment"],
+                    )
+                    for step in one.inputs["stepAdjustments"]
+                ),
+                warmup=one.inputs.get("estimatedInstanceWarmup", 0),
+            )
+
+    def _alarms(self) -> Iterator[Alarm]:
+        comparisons = {"GreaterThanOrEqualToThreshold": True, "LessThanOrEqualToThreshold": False}
+        for one in self._of("aws:cloudwatch/metricAlarm:MetricAlarm"):
+            given = one.inputs
+            if given["comparisonOperator"] not in comparisons:
+                raise LabError(f"{one.name}: the lab does not know {given['comparisonOperator']}")
+            if given["datapointsToAlarm"] != given["evaluationPeriods"]:
+                raise LabError(f"{one.name}: the lab knows alarms that need all their periods to breach")
+            yield Alarm(
+                name=one.outputs["name"],
+                namespace=given["namespace"],
+                metric=given["metricName"],
+                dimensions=given["dimensions"],
+                at_least=comparisons[given["comparisonOperator"]],
+                threshold=given["threshold"],
+                period=given["period"],
+                periods=given["evaluationPeriods"],
+                policies=tuple(given["alarmActions"]),
+            )
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def _metadata_tags(group: Recorded, template: Recorded) -> dict[str, str]:
+    """The tags that a group's instances find in their metadata, where the launch template says so."""
+    if template.inputs["metadataOptions"].get("instanceMetadataTags") != "enabled":
+        return {}
+    tags: dict[str, str] = {}
+    for specification in template.inputs.get("tagSpecifications", []):
+        if specification["resourceType"] == "instance":
+            tags.update(specification["tags"])
+    tags.update({tag["key"]: tag["value"] for tag in group.inputs["tags"] if tag["propagateAtLaunch"]})
+    return {**tags, GROUP_TAG: group.outputs["name"]}
 
 
 def _statements(policy: str | None) -> list[Statement]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +78,48 @@ def test_metadata_is_answered_as_names_or_values() -> None:
     assert imds.lookup(tree, "/latest/user-data") == b"\x1f\x8b data"
     assert b"placement/" in (imds.lookup(tree, "/latest/meta-data/") or b"").split()
     assert imds.lookup(tree, "/latest/meta-data/spot/instance-action") is None
+
+
+def test_what_is_announced_to_an_instance_is_in_its_metadata_from_then_on(
+    recording: Recording, tmp_path: Path
+) -> None:
+    (group,) = make_plan(recording).groups
+    address = IPv4Address("10.0.0.5")
+    tree = imds.metadata(group.template, address, ("subnet-1", "10.0.0.0/24"), "i-1", "eu-central-1b")
+    found = imds.lookup(tree, "/latest/meta-data/tags/instance/aws:autoscaling:groupName")
+    assert found == group.aws_name.encode()
+    imds.publish(tmp_path, address, tree)
+    imds.announce(tmp_path, address, imds.LIFECYCLE_STATE, "Terminated")
+    announced = json.loads((tmp_path / f"{address}.json").read_text())
+    assert imds.lookup(announced, f"/latest/meta-data/{imds.LIFECYCLE_STATE}") == b"Terminated"
+    assert imds.lookup(announced, "/latest/meta-data/instance-id") == b"i-1"
+
+
+def test_a_worker_may_complete_the_hook_of_its_own_group_only(recording: Recording) -> None:
+    plan = make_plan(recording)
+    (group,) = plan.groups
+    statements = plan.roles[group.template.role]
+    signed = {
+        "HTTP_AUTHORIZATION": "AWS4-HMAC-SHA256 Credential=a-role/20260101/r/autoscaling/aws4_request, x"
+    }
+    form = "Action=CompleteLifecycleAction&AutoScalingGroupName="
+    asked = aws_api.request_of(signed, (form + group.aws_name).encode(), {group.aws_name: group.arn})
+    assert asked == ("a-role", "autoscaling:CompleteLifecycleAction", group.arn)
+    assert aws_api.allowed(statements, *asked[1:])
+    other = aws_api.request_of(signed, (form + "other").encode(), {group.aws_name: group.arn})
+    assert not aws_api.allowed(statements, *other[1:])
+
+
+def test_the_master_alone_may_publish_metrics(recording: Recording) -> None:
+    plan = make_plan(recording)
+    signed = {
+        "HTTP_AUTHORIZATION": "AWS4-HMAC-SHA256 Credential=a-role/20260101/r/monitoring/aws4_request, x",
+        "PATH_INFO": "/service/GraniteServiceVersion20100801/operation/PutMetricData",
+    }
+    _, action, resource = aws_api.request_of(signed, b"", {})
+    assert action == "cloudwatch:PutMetricData"
+    assert aws_api.allowed(plan.roles[plan.instances[0].template.role], action, resource)
+    assert not aws_api.allowed(plan.roles[plan.groups[0].template.role], action, resource)
 
 
 def test_an_action_is_allowed_only_by_a_statement_that_names_it_and_its_resource() -> None:
