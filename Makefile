@@ -42,7 +42,8 @@ host-packages:
 
 $(VENV)/.done: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r engine/bootstrap.txt
+	$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes requirements-dev.txt
 	@touch $@
 
 $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*.py)
