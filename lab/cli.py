@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import cluster, demo, faults, job
+from lab import cluster, demo, faults, job, scale_demo
 from lab.host import LabError, Paths, lab_paths, require_host
 from lab.plan import make_plan, read_config, record
 
@@ -29,9 +29,8 @@ def _up(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _demo(paths: Paths, arguments: argparse.Namespace) -> int:
-    demo.run_demo(
-        paths, arguments.stack, arguments.set, arguments.out, say, cold=arguments.cold, keep=arguments.keep
-    )
+    show = scale_demo.run_scale_demo if arguments.scale else demo.run_demo
+    show(paths, arguments.stack, arguments.set, arguments.out, say, cold=arguments.cold, keep=arguments.keep)
     return 0
 
 
@@ -159,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("out"), metavar="DIR", help="for the outputs (default: out)"
     )
     one.add_argument("--keep", action="store_true", help="leave the cluster up")
+    one.add_argument(
+        "--scale", action="store_true", help="no workers at first: they come with the job and go after it"
+    )
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
     one = command("run", _run, "run a calculation on the cluster as an ordinary user and export its outputs")
     one.add_argument("job_ini", type=Path, metavar="JOB_INI", help="the job file; its whole folder is copied")

@@ -37,7 +37,11 @@ def samples(lab: Lab, since: float) -> list[Sample]:
     file = cluster.events_directory(lab.paths) / aws_api.METRICS
     if not file.exists():
         return []
-    parsed = [Sample.parse(json.loads(line)) for line in file.read_text().splitlines(keepends=True) if line]
+    parsed = [
+        Sample.parse(json.loads(line))
+        for line in file.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
     return [sample for sample in parsed if sample.time >= since]
 
 
