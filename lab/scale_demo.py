@@ -1,0 +1,54 @@
+"""``make demo SCALE=1``: a fleet of no workers, a job, and a fleet of no workers again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+from lab import cluster, scaler
+from lab.demo import Say, fetch_demo, phase
+from lab.host import Paths
+from lab.job import run_job
+from lab.plan import make_plan, read_config, record
+
+HURRY = 5
+"""By how much the alarms look at fewer periods than recorded: an idle fleet goes after one minute, not five."""
+GONE_SECONDS = 600
+"""The longest wait for the workers' end: an idle minute that has to be a whole one, published once a minute."""
+
+
+def run_scale_demo(
+    paths: Paths, stack: str, settings: Sequence[str], out: Path, say: Say, *, cold: bool, keep: bool
+) -> None:
+    """Boot a master alone, compute on the workers that its queue brings, and wait until they are gone.
+
+    It is taken down after an error too, but not with ``keep``.
+    """
+    plan = make_plan(record(read_config(stack, [*settings, "workerMin=0", "workerDesired=0"])))
+    try:
+        with phase("power-on to ready", say):
+            lab = cluster.up(paths, plan, say, cold=cold)
+            cluster.wait_until_ready(lab, say)
+        job_ini = fetch_demo(lab, paths.state / "demo")
+        say(f"from here on the recorded alarms scale the fleet; they look at 1/{HURRY} of their periods")
+        stop, begin = Event(), time.time()
+        with ThreadPoolExecutor() as pool:
+            followed = pool.submit(scaler.follow, lab, stop, say, HURRY)
+            try:
+                with phase("the job, which waits for workers", say):
+                    run_job(lab, job_ini, out, show=False)
+                with phase("until no worker is left", say):
+                    scaler.wait_for_size(lab, 0, GONE_SECONDS)
+            finally:
+                stop.set()
+            history = followed.result()
+    finally:
+        if not keep:
+            with phase("down", say):
+                cluster.down(paths)
+    print(f"\nworkers: {history}")
+    for moment, number in history.numbers:
+        print(f"{max(0.0, moment - begin):7.1f} s  {number}")
