@@ -1,0 +1,111 @@
+"""Clusters of the lab, as the benchmarks use them: a name of their own, tasks of shell, journals with times."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from benchmarks.modes import Skipped
+from components import facts
+from lab import cluster, host, teardown
+from lab.cluster import Lab, Node
+from lab.host import Paths
+from lab.plan import make_plan, read_config, record
+
+SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 2, "workerMin": 0, "workerMax": 2}
+NAME = "oqlabbench"
+
+
+def require_command(name: str) -> None:
+    """Skipped when the lab cannot run here or has no such command."""
+    _paths()
+    found = subprocess.run(
+        [sys.executable, "-m", "lab", name, "--help"], cwd=host.REPOSITORY, capture_output=True, check=False
+    )
+    if found.returncode:
+        raise Skipped(f"the lab has no command {name}")
+
+
+@contextmanager
+def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
+    """A lab with these settings over the stack's, ready; it is taken down after the block, also after an error."""
+    paths = _paths()
+    teardown.remove(paths)  # what a run that was killed has left
+    configuration = [f"{key}={value}" for key, value in {**SMALL, **settings}.items()]
+    try:
+        lab = cluster.up(paths, make_plan(record(read_config("dev", configuration))), say)
+        cluster.wait_until_ready(lab, say)
+        yield lab
+    finally:
+        cluster.down(paths)
+
+
+@contextmanager
+def lab_command(*arguments: str) -> Iterator[None]:
+    """A command of the lab that runs beside the block and ends with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lab", *arguments],
+        cwd=host.REPOSITORY,
+        env={**os.environ, "OQLAB_NAME": NAME},
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+
+
+@contextmanager
+def tasks(lab: Lab, commands: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A master on the lab's master node whose tasks are these lines of shell.
+
+    It prints the time at each end of a task; it ends with the block. `os.system` is a task that every worker knows.
+    """
+    code = (
+        "import os, sys, time\n"
+        "from openquake.baselib.parallel import Starmap\n"
+        f"for _ in Starmap(os.system, {[(command,) for command in commands]!r}): print(time.time(), flush=True)\n"
+    )
+    words = ["runuser", "-u", facts.OPENQUAKE_USER, "--", "sh", "-c"]
+    words += [
+        'set -a; . /etc/default/openquake; umask 0007; exec "$0" -c "$1"',
+        f"{facts.ENGINE_DIR}/bin/python",
+        code,
+    ]
+    process = subprocess.Popen(
+        lab.machine(lab.master().name).command(words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def journal(lab: Lab, node: Node) -> list[tuple[float, str]]:
+    """What a node has logged since it was powered on: seconds since the epoch and the message."""
+    words = ["journalctl", "--no-pager", "--quiet", "--output=short-unix"]
+    lines = []
+    for line in lab.machine(node.name).execute(words).stdout.splitlines():
+        moment, _, message = line.partition(" ")
+        if moment.replace(".", "", 1).isdigit():
+            lines.append((float(moment), message))
+    return lines
+
+
+def _paths() -> Paths:
+    """Where the benchmarks' lab is; Skipped when none can run here."""
+    paths = Paths(NAME, host.lab_paths().cache)
+    if lacks := host.missing(paths):
+        raise Skipped(f"this machine cannot run the lab; missing: {', '.join(lacks)}")
+    return paths

@@ -1,0 +1,90 @@
+"""Artificial tasks and a master for them; runs in the engine's environment, masters and workers import it.
+
+    python -c "import starmaps; starmaps.main()" '{"task": "nap", "arguments": [[0.0]], "in_flight": 4, "processes": 2}'
+
+prints {"seconds": ..., "memory_mb": ...} of the master.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from openquake.baselib.parallel import Starmap
+
+WARM_UP_SECONDS = 240.0
+
+
+def nap(seconds: float, monitor: Any) -> dict[int, int]:  # noqa: ARG001 - the engine injects it
+    """Sleep; says in which process."""
+    time.sleep(seconds)
+    return {os.getpid(): 1}
+
+
+def echo(data: bytes, monitor: Any) -> dict[str, bytes]:  # noqa: ARG001
+    """Send the argument back."""
+    return {"data": data}
+
+
+def mark(directory: str, seconds: float, monitor: Any) -> dict[int, int]:
+    """Leave a file when the task starts, named after task and process, and sleep."""
+    (Path(directory) / f"{monitor.task_no}.{os.getpid()}").touch()
+    time.sleep(seconds)
+    return {os.getpid(): 1}
+
+
+def warm_up(processes: int) -> None:
+    """Run short tasks until every process has done one, so that its start is not measured."""
+    end = time.monotonic() + WARM_UP_SECONDS
+    seen: set[int] = set()
+    while len(seen) < processes and time.monotonic() < end:
+        for result in Starmap(nap, [(0.05,)] * (2 * processes)):
+            seen |= set(result)
+    if len(seen) < processes:
+        sys.exit(f"only {len(seen)} of {processes} processes have worked in {WARM_UP_SECONDS:.0f} s")
+
+
+def run(task: str, count: int, in_flight: int, processes: int, **options: Any) -> dict[str, float]:
+    """Send `count` tasks, at most `in_flight` at once, and take their results.
+
+    Args:
+        task: name of a function here.
+        count: of tasks.
+        in_flight: how many the engine sends ahead.
+        processes: of the workers.
+        options: seconds and directory of `nap` and `mark`, size in bytes of `echo`'s payload.
+    """
+    Starmap.CT = 2 * processes
+    warm_up(processes)
+    Starmap.CT = in_flight
+    arguments: list[tuple[Any, ...]]
+    if task == "echo":
+        # Random, or it would be compressed; different, or it would be sent once.
+        payload = random.Random(1).randbytes(options["size"])  # noqa: S311
+        arguments = [(number.to_bytes(8, "big") + payload[8:],) for number in range(count)]
+    elif task == "mark":
+        arguments = [(options["directory"], options["seconds"])] * count
+    else:
+        arguments = [(options["seconds"],)] * count
+    begin = time.perf_counter()
+    for _ in Starmap(globals()[task], arguments):
+        pass
+    seconds = time.perf_counter() - begin
+    return {
+        "seconds": seconds,
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    """Run what the first argument says."""
+    try:
+        print(json.dumps(run(**json.loads(sys.argv[1]))))
+    finally:
+        Starmap.shutdown()
