@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport lab check lock host-packages clean
+.PHONY: help demo test unit transport lab bench check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against
 
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
 	$(VENV)/bin/python -m pytest tests/lab
+
+bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: over an hour, on a quiet machine
+	$(VENV)/bin/python -m benchmarks
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .
