@@ -329,10 +329,9 @@ def state(lab: Lab, node: Node) -> State:
     machine = lab.machine(node.name)
     if not machine.pids():
         return State(False, (OFF,))
-    done = machine.execute([facts.NODE_PROGRAM, "status"])
     try:
-        answer = json.loads(done.stdout)
-    except ValueError:
+        answer = json.loads(machine.execute([facts.NODE_PROGRAM, "status"]).stdout)
+    except (LabError, ValueError):  # it has no process 1 yet, or no program that could answer
         return State(False, ("booting",))
     return State(answer["ready"], tuple(answer["problems"]))
 

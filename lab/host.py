@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,9 +163,8 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_until(what: str, ready: object, timeout: float) -> None:
+def wait_until(what: str, ready: Callable[[], object], timeout: float) -> None:
     """Call ``ready()`` until it is true; LabError naming ``what`` after ``timeout`` seconds."""
-    assert callable(ready)
     deadline = time.monotonic() + timeout
     while not ready():
         if time.monotonic() > deadline:
@@ -196,6 +195,8 @@ COMMANDS = {
     "slirp4netns": "slirp4netns",
     "dnsmasq": "dnsmasq-base",
     "nsenter": "util-linux",
+    "taskset": "util-linux",
+    "sysctl": "procps",
     "losetup": "mount",
     "mkfs.ext4": "e2fsprogs",
 }

@@ -6,6 +6,7 @@ complete, so that an interrupted build leaves nothing that looks like an image.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab.host import LabError, Paths, run
+from lab.host import LabError, Paths, mounts_below, run
 
 SUITE = "trixie"
 PACKAGES = (
@@ -35,13 +36,21 @@ def base_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -
     """
     packages = sorted({*PACKAGES, *extra})
     image = paths.cache / "images" / f"{SUITE}-{_key(packages)}"
-    if image.is_dir():
-        return image
-    say(f"building the Debian {SUITE} image with {len(packages)} packages (once)")
     image.parent.mkdir(parents=True, exist_ok=True)
-    for left in image.parent.glob("*.partial"):
-        shutil.rmtree(left)
+    with (image.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another lab may be building
+        if not image.is_dir():
+            say(f"building the Debian {SUITE} image with {len(packages)} packages (once)")
+            _build(image, packages)
+    return image
+
+
+def _build(image: Path, packages: Sequence[str]) -> None:
     partial = image.with_suffix(".partial")
+    for mount in mounts_below(partial):  # an interrupted build's
+        run(["umount", mount])
+    if partial.exists():
+        shutil.rmtree(partial)
     run([
         "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
         f"--include={','.join(packages)}", SUITE, partial,
@@ -52,7 +61,6 @@ def base_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -
     (partial / "etc/resolv.conf").unlink(missing_ok=True)
     (partial / "etc/machine-id").write_text("")
     partial.rename(image)
-    return image
 
 
 def _key(packages: Sequence[str]) -> str:

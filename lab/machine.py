@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from lab import volumes
-from lab.host import Paths, is_alive, join_control_group, kill, run, start, wait_until
+from lab.host import LabError, Paths, is_alive, join_control_group, kill, run, start, wait_until
 
 REBOOT = 133
 """systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
@@ -71,7 +72,6 @@ class Machine:
 
     def power_on(self) -> None:
         """Start it, and keep it started over its own reboots."""
-        # A name per instance and its own directory of certificates: nothing is shared but what is bound.
         binds = [f"--bind={source}:{target}" for source, target in self.binds.items()]
         binds += [f"--bind={node}:/dev/{node.name}" for node in volumes.loop_nodes(self.paths)]
         command = [
@@ -108,11 +108,9 @@ class Machine:
         for pid in run(["ip", "netns", "pids", self.paths.netns(self.name)], check=False).split():
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
+            except OSError:  # it ended
                 continue
-            if next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:][1:] == [
-                "1"
-            ]:
+            if re.search(r"^NSpid:\t\d+\t1$", status, re.MULTILINE):  # its number here, and in there
                 return int(pid)
         return None
 
@@ -121,10 +119,10 @@ class Machine:
         return Path(f"/proc/{self.init()}/root{path}")
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """The command line that runs ``words`` inside it, as root, on its cores."""
+        """The command line that runs ``words`` inside it, as root, on its cores; LabError when it is off."""
         pid = self.init()
         if pid is None:
-            return ["sh", "-c", f"echo {self.name} is off >&2; exit 255"]
+            raise LabError(f"{self.name} is off")
         environment = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
         cpus = ",".join(map(str, self.cpus))
         namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
@@ -145,9 +143,7 @@ class Machine:
         )
 
     def kill(self) -> None:
-        """Cut its power: SIGKILL to all of it at once."""
-        # The supervisor first, lest it takes the death for a reboot; the kernel kills the rest with process
-        # 1.
+        """Cut its power: SIGKILL to all of it, the supervisor first."""
         kill(self.pids())
 
     def power_off(self, timeout: float = 20) -> None:
@@ -157,8 +153,8 @@ class Machine:
             os.kill(pid, signal.SIGRTMIN + 4)  # systemd(1): start poweroff.target
             try:
                 wait_until("power-off", lambda: not is_alive(pid), timeout)
-            except Exception:
-                self.kill()
+            except LabError:
+                print(f"{self.name} does not shut down within {timeout:.0f} s: its power is cut")
         self.kill()
 
     def remove(self) -> None:
@@ -175,15 +171,8 @@ def _scope(name: str) -> list[str]:
     """On a machine that systemd runs, a scope of its own, whose control groups the container may manage."""
     if not _systemd_runs_here():
         return []
-    return [
-        "systemd-run",
-        "--quiet",
-        "--collect",
-        "--scope",
-        f"--unit={name}",
-        "--property=Delegate=yes",
-        "--",
-    ]
+    options = ["--quiet", "--collect", "--scope", f"--unit={name}", "--property=Delegate=yes"]
+    return ["systemd-run", *options, "--"]
 
 
 def supervise(name: str, command: Sequence[str]) -> int:
