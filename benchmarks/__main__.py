@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     out = arguments.out or Path("out" if arguments.only or arguments.quick else "docs")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what runs, as Ctrl-C does
     introduction = machine.describe()
     print(introduction, flush=True)
     parts, failed = [], False

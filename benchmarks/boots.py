@@ -40,7 +40,6 @@ def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
     phases = [KERNEL, *STEPS.values(), FIRST_TASK]
     medians: dict[str, list[float]] = {}
     for storage in STORAGE:
-        nodes.require_command("up")
         measured = []
         with nodes.booted(say, workerStorage=storage, workerDesired=0) as lab:
             for number in range(rounds):

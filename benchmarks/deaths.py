@@ -10,6 +10,8 @@ from statistics import median
 from benchmarks import nodes
 from benchmarks.modes import OURS, Mode, Skipped, running_broker
 from benchmarks.report import Chart, Part, Table
+from lab import network
+from lab.cluster import Lab
 from tests.transport.harness import wait_until
 
 TITLE = "A worker dies"
@@ -19,7 +21,7 @@ KILL, PARTITION = "kill -9 of the worker", "silent partition"
 NOTE = """\
 Until all tasks of the dead worker have started on another one, which was free. `kill -9`: the worker's whole
 process group on this machine, whose kernel closes its connections. Silent partition: in the lab, where the
-network drops the worker's packets and nobody is told (`python -m lab partition`; its own start counts, too)."""
+network drops the worker's packets and nobody is told."""
 
 
 def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
@@ -29,7 +31,7 @@ def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
     rows = [[KILL, "< 10", f"{median(killed):.1f}", f"{min(killed):.1f}-{max(killed):.1f}", str(len(killed))]]
     series = {KILL: [median(killed)]}
     try:
-        silent = [_partition(directory, say)]
+        silent = [_partition(say)]
         rows.append([PARTITION, "< 40", f"{silent[0]:.1f}", "", "1"])
         series[PARTITION] = silent
     except Skipped as reason:
@@ -72,41 +74,25 @@ def _kill(mode: Mode) -> float:
     return max(mark.stat().st_mtime for mark in marks.iterdir()) - begin
 
 
-def _partition(directory: Path, say: Callable[[str], None]) -> float:
+def _partition(say: Callable[[str], None]) -> float:
     """Cut the lab's worker off that has the long task; seconds until the other one has started it."""
-    del directory
-    nodes.require_command("partition")
     with nodes.booted(say, workerStorage="nfs", workerDesired=2) as lab:
         with nodes.tasks(lab, ["echo oqbench-long; exec sleep 600", "echo oqbench-short"]):
-            journals: dict[str, list[tuple[float, str]]] = {}
-
-            def started() -> list[str]:
-                journals.update({node.name: nodes.journal(lab, node) for node in lab.workers()})
-                return [
-                    name
-                    for name, lines in journals.items()
-                    if any("oqbench-long" in line for _, line in lines)
-                ]
-
-            wait_until(started, "the long task to start", DEADLINE)
-            wait_until(
-                lambda: (
-                    started()
-                    and sum("oqbench-short" in line for lines in journals.values() for _, line in lines)
-                ),
-                "the short task to end",
-                DEADLINE,
-            )
-            (victim,) = started()
-            say(f"{PARTITION} of {victim}")
+            wait_until(lambda: _said(lab, "long") and _said(lab, "short"), "both tasks to start", DEADLINE)
+            ((victim, _),) = _said(lab, "long").items()
             begin = time.time()
-            with nodes.lab_command("partition", victim, "--seconds", "240"):
-                (heir,) = [node for node in lab.workers() if node.name != victim]
-                wait_until(
-                    lambda: any("oqbench-long" in line for _, line in nodes.journal(lab, heir)),
-                    "the task to start again",
-                    DEADLINE,
-                )
-            moment = next(moment for moment, line in nodes.journal(lab, heir) if "oqbench-long" in line)
-    say(f"{PARTITION}: {moment - begin:.1f} s")
-    return moment - begin
+            with network.silent(lab.paths, victim):
+                wait_until(lambda: len(_said(lab, "long")) == 2, "the task to start again", DEADLINE)
+            (again,) = [moment for name, moment in _said(lab, "long").items() if name != victim]
+    say(f"{PARTITION} of {victim}: {again - begin:.1f} s")
+    return again - begin
+
+
+def _said(lab: Lab, task: str) -> dict[str, float]:
+    """When each worker started the task, by its name."""
+    return {
+        node.name: moment
+        for node in lab.workers()
+        for moment, message in nodes.journal(lab, node)
+        if message.endswith(f"oqbench-{task}")
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,16 +19,6 @@ SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 2, "workerMin"
 NAME = "oqlabbench"
 
 
-def require_command(name: str) -> None:
-    """Skipped when the lab cannot run here or has no such command."""
-    _paths()
-    found = subprocess.run(
-        [sys.executable, "-m", "lab", name, "--help"], cwd=host.REPOSITORY, capture_output=True, check=False
-    )
-    if found.returncode:
-        raise Skipped(f"the lab has no command {name}")
-
-
 @contextmanager
 def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
     """A lab with these settings over the stack's, ready; it is taken down after the block, also after an error."""
@@ -42,22 +31,6 @@ def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
         yield lab
     finally:
         cluster.down(paths)
-
-
-@contextmanager
-def lab_command(*arguments: str) -> Iterator[None]:
-    """A command of the lab that runs beside the block and ends with it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lab", *arguments],
-        cwd=host.REPOSITORY,
-        env={**os.environ, "OQLAB_NAME": NAME},
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
 
 
 @contextmanager
