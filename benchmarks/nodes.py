@@ -7,6 +7,8 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryFile
+from typing import IO
 
 from benchmarks.modes import Skipped
 from components import facts
@@ -34,10 +36,11 @@ def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
 
 
 @contextmanager
-def tasks(lab: Lab, commands: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A master on the lab's master node whose tasks are these lines of shell.
+def tasks(lab: Lab, commands: Sequence[str]) -> Iterator[IO[str]]:
+    """A master on the lab's master node whose tasks are these lines of shell; it ends with the block.
 
-    It prints the time at each end of a task; it ends with the block. `os.system` is a task that every worker knows.
+    `os.system` is a task that every worker knows. Gives what the master prints: the time at each end of a task.
+    RuntimeError with its log when it fails.
     """
     code = (
         "import os, sys, time\n"
@@ -50,19 +53,25 @@ def tasks(lab: Lab, commands: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
         f"{facts.ENGINE_DIR}/bin/python",
         code,
     ]
-    process = subprocess.Popen(
-        lab.machine(lab.master().name).command(words),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            lab.machine(lab.master().name).command(words),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        finally:
+            failed = process.poll()
+            if failed is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if failed:
+                log.seek(0)
+                raise RuntimeError(f"the master of the tasks has failed: {log.read()[-3000:]}")
 
 
 def journal(lab: Lab, node: Node) -> list[tuple[float, str]]:
