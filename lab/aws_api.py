@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ class Events:
             while self.metrics:
                 datum = self.metrics.pop(0)
                 line = {
-                    "time": datum.timestamp.timestamp(),
+                    "time": time.time(),
                     "namespace": datum.namespace,
                     "name": datum.name,
                     "dimensions": {one.name: one.value for one in datum.dimensions},

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import cluster, demo, faults, job, scale_demo
-from lab.host import LabError, Paths, lab_paths, require_host
+from lab import cluster, demo, faults, job, matrix, scale_demo
+from lab.host import REPOSITORY, LabError, Paths, lab_paths, require_host
 from lab.plan import make_plan, read_config, record
 
 
@@ -114,6 +114,12 @@ def _restart(paths: Paths, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _faults(paths: Paths, arguments: argparse.Namespace) -> int:
+    storages = arguments.storage or list(matrix.STORAGES)
+    results = matrix.run_matrix(paths, arguments.stack, arguments.set, storages, arguments.document, say)
+    return 1 if any(result.trouble for result in results) else 0
+
+
 def _down(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     cluster.down(paths)
@@ -190,6 +196,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, required=True, help="how long")
     one = command("restart", _restart, "restart a service of the master")
     one.add_argument("service", choices=faults.SERVICES)
+    one = command("faults", _faults, "run the fault matrix, each storage mode on a cluster of its own")
+    config(one)
+    one.add_argument(
+        "--storage", choices=matrix.STORAGES, action="append", help="only this one (default: all)"
+    )
+    one.add_argument(
+        "--document", type=Path, default=REPOSITORY / "docs/faults.md", metavar="FILE", help="for the table"
+    )
     command("down", _down, "remove all that belongs to the lab, after a crash too")
     return parser
 

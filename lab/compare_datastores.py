@@ -14,6 +14,7 @@ import numpy
 OF_THE_RUN = (
     "performance_data", "task_info", "task_sent", "starmap_info", "source_info", "source_data", "oqparam",
     "input", "_csm", "_poes", "_rates", "log", "params_by_file", "source_model_read_times",
+    "ruptimes",
 )  # fmt: skip
 
 

@@ -41,12 +41,19 @@ class Run:
 
 
 def run_job(
-    lab: Lab, job_ini: Path, out: Path | None, *, processpool: bool = False, show: bool = True
+    lab: Lab,
+    job_ini: Path,
+    out: Path | None,
+    *,
+    processpool: bool = False,
+    show: bool = True,
+    limit: float | None = None,
 ) -> Run:
     """Copy the job's folder to the master, run it there, and export all outputs to ``out``.
 
     :param processpool: on the master alone, as the engine does without a cluster
     :param show: print the job's log as it is written
+    :param limit: seconds after which it is stopped, and has failed
     :raises LabError: when there is no such job or it fails
     """
     if not job_ini.is_file():
@@ -56,9 +63,12 @@ def run_job(
     _make_user(lab)
     _copy_in(lab, job_ini.resolve().parent, directory)
     environment = "OQ_DISTRIBUTE=processpool " if processpool else ""
+    limited = "" if limit is None else f"timeout --signal=INT --kill-after=20 {limit:.0f} "
     started = time.time()
     log = _as_user(
-        lab, f"cd {directory} && {environment}exec oq engine --run {shlex.quote(job_ini.name)} 2>&1", show
+        lab,
+        f"cd {directory} && {environment}exec {limited}oq engine --run {shlex.quote(job_ini.name)} 2>&1",
+        show,
     )
     seconds = time.time() - started
     calculation, stored = CALCULATION.search(log), STORED.search(log)
