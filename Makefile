@@ -13,8 +13,8 @@ UV := $(VENV)/bin/uv
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them
-	$(VENV)/bin/python -m lab demo
+demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
+	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
 test: unit transport lab ## all three tiers of tests
 
@@ -29,6 +29,9 @@ lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
 
 bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: over an hour, on a quiet machine
 	$(VENV)/bin/python -m benchmarks
+
+faults: $(VENV)/.done host-packages ## jobs in which workers die, leave and come: writes docs/faults.md
+	$(VENV)/bin/python -m lab faults
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

@@ -108,8 +108,8 @@ Written by `make faults` (`python -m lab faults`), on the lab of [lab.md](lab.md
 of it took {minutes:.0f} minutes, boots included. The seconds are of `oq engine --run`.
 
 Compared are all datasets of floating point numbers in the two datastores, apart from those that tell of the run and
-not of the hazard (times, memory, how the work was cut into tasks). The engine is deterministic for these jobs; a task of
-classical PSHA that took longer than `split_time` (10 s and more) would split itself by the clock: these are shorter.
+not of the hazard (times, memory, how the work was cut into tasks). The engine is deterministic for these jobs. A
+task of classical PSHA that took longer than `split_time` (10 s and more) would split itself by the clock; these do not.
 
 A fault strikes the worker that runs a task, when the first task runs or when half of the tasks are done. The notice
 of a spot interruption is shortened to 20 s, because these jobs end before two minutes are over; what is unfinished 15 s
@@ -220,6 +220,12 @@ def _wait_for_moment(lab: Lab, since: float, job: Future[Run], done: float) -> s
             return busy[0]
         time.sleep(POLL_SECONDS)
     return None
+
+
+def is_busy(lab: Lab, worker: str, since: float) -> bool:
+    """Whether a worker runs a task that it has received since then."""
+    received, finished = _progress(lab, worker, since)
+    return received > finished
 
 
 def _progress(lab: Lab, worker: str, since: float) -> tuple[int, int]:

@@ -1,0 +1,57 @@
+"""Workers that die or leave in the middle of a job, on a real boot: the same numbers, to the bit.
+
+`make faults` runs many more of these; see docs/faults.md.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lab import aws_api, cluster, matrix
+from lab.cluster import Lab
+from lab.host import wait_until
+from lab.job import compare, run_job, work_done
+from tests.lab.support import on
+
+pytestmark = pytest.mark.lab
+
+CLASSICAL = matrix.JOBS[0]
+
+
+def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster: Lab) -> None:
+    job_ini = matrix.fetch_job(nfs_cluster, CLASSICAL)
+    undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
+    tasks = sum(number for number, _ in work_done(nfs_cluster, undisturbed).values())
+    case = matrix.Case(CLASSICAL, matrix.Fault("kill", cluster.kill), 0.5)
+    result = matrix.run_case(nfs_cluster, "nfs", case, job_ini, undisturbed, tasks)
+    assert result.trouble == ""
+    states = [cluster.state(nfs_cluster, node).problems for node in nfs_cluster.workers()]
+    assert sorted(states) == [(), (cluster.OFF,)]
+    cluster.scale(nfs_cluster, matrix.WORKERS)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=120)
+
+
+def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_before_it_goes(
+    nfs_cluster: Lab,
+) -> None:
+    job_ini = matrix.fetch_job(nfs_cluster, CLASSICAL)
+    undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
+    leaving = nfs_cluster.workers()[-1]
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(run_job, nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
+        since = undisturbed.started + undisturbed.seconds
+        wait_until(
+            "a task of it", lambda: matrix.is_busy(nfs_cluster, leaving.name, since) or job.done(), 120
+        )
+        cluster.set_capacity(nfs_cluster, 1)
+        assert not job.done()
+        completed = cluster.events_directory(nfs_cluster.paths) / aws_api.COMPLETED / leaving.id
+        wait_until("CompleteLifecycleAction", completed.exists, 120)
+        said = on(nfs_cluster, leaving.name, "journalctl --output=cat --identifier=oq-node")
+        cluster.scale(nfs_cluster, 1)
+        disturbed = job.result()
+    assert "drained: all running tasks were finished" in said
+    assert leaving.name not in nfs_cluster.nodes
+    assert compare(nfs_cluster, undisturbed, disturbed).absolute == 0
