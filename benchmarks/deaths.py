@@ -75,16 +75,21 @@ def _kill(mode: Mode) -> float:
 
 
 def _partition(say: Callable[[str], None]) -> float:
-    """Cut the lab's worker off that has the long task; seconds until the other one has started it."""
     with nodes.booted(say, workerStorage="nfs", workerDesired=2) as lab:
-        with nodes.tasks(lab, ["echo oqbench-long; exec sleep 600", "echo oqbench-short"]):
-            wait_until(lambda: _said(lab, "long") and _said(lab, "short"), "both tasks to start", DEADLINE)
-            ((victim, _),) = _said(lab, "long").items()
-            begin = time.time()
-            with network.silent(lab.paths, victim):
-                wait_until(lambda: len(_said(lab, "long")) == 2, "the task to start again", DEADLINE)
-            (again,) = [moment for name, moment in _said(lab, "long").items() if name != victim]
-    say(f"{PARTITION} of {victim}: {again - begin:.1f} s")
+        seconds = _cut_off(lab)
+    say(f"{PARTITION}: {seconds:.1f} s")
+    return seconds
+
+
+def _cut_off(lab: Lab) -> float:
+    """Silence the worker that has the long task; seconds until the other one, which is free, has started it."""
+    with nodes.tasks(lab, ["logger oqbench-long; exec sleep 600", "logger oqbench-short"]):
+        wait_until(lambda: _said(lab, "long") and _said(lab, "short"), "both tasks to start", DEADLINE)
+        ((victim, _),) = _said(lab, "long").items()
+        begin = time.time()
+        with network.silent(lab.paths, victim):
+            wait_until(lambda: len(_said(lab, "long")) == 2, "the task to start again", DEADLINE)
+        (again,) = [moment for name, moment in _said(lab, "long").items() if name != victim]
     return again - begin
 
 

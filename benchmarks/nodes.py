@@ -39,13 +39,15 @@ def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
 def tasks(lab: Lab, commands: Sequence[str]) -> Iterator[IO[str]]:
     """A master on the lab's master node whose tasks are these lines of shell; it ends with the block.
 
-    `os.system` is a task that every worker knows. Gives what the master prints: the time at each end of a task.
-    RuntimeError with its log when it fails.
+    Gives what the master prints: the time at each end of a task. `subprocess.getoutput` is a task that every worker
+    knows. RuntimeError with the master's log when it fails.
     """
+    arguments = [(command,) for command in commands]
     code = (
-        "import os, sys, time\n"
+        "import subprocess, time\n"
         "from openquake.baselib.parallel import Starmap\n"
-        f"for _ in Starmap(os.system, {[(command,) for command in commands]!r}): print(time.time(), flush=True)\n"
+        f"for _ in Starmap(subprocess.getoutput, {arguments!r}):\n"
+        "    print(time.time(), flush=True)\n"
     )
     words = ["runuser", "-u", facts.OPENQUAKE_USER, "--", "sh", "-c"]
     words += [
