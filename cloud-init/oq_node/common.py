@@ -135,8 +135,7 @@ def write(path: str, text: str, mode: int = 0o644, group: str = "root") -> None:
 
 def start(*units: str) -> None:
     """Enable units at boot and start them now, with the end of their journal when one does not start."""
-    run("systemctl", "daemon-reload")
-    run("systemctl", "enable", *units)
+    run("systemctl", "enable", *units)  # which reloads the unit files, too
     for unit in units:
         try:
             run("systemctl", "start", unit)
