@@ -102,6 +102,17 @@ def declare_results(channel: amqp.Channel, queue: str) -> None:
     channel.queue_declare(queue, durable=True, auto_delete=False, arguments={"x-expires": LEASE_MS})
 
 
+def delete_unused(connection: amqp.Connection, queue: str) -> bool:
+    """Delete a queue unless somebody consumes from it; True if it is gone."""
+    channel = connection.channel()
+    try:
+        channel.queue_delete(queue, if_unused=True)
+    except amqp.PreconditionFailed:  # which closes the channel
+        return False
+    channel.close()
+    return True
+
+
 class Publisher:
     """Publishes with confirms on a connection, opened when needed, replaced when broken. Not thread-safe."""
 

@@ -7,11 +7,7 @@ one copy in memory; it also keeps the connection to the broker alive while they 
 from __future__ import annotations
 
 import gc
-import logging
 import os
-import signal
-import threading
-import time
 from typing import Any
 
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
@@ -22,18 +18,17 @@ from celery.worker import state
 from openquake.baselib import config, zeromq
 
 from oq_celery import app as application
-from oq_celery import broker, protocol, settings
+from oq_celery import protocol, settings
 from oq_celery.attempt import Attempt
+from oq_celery.broker import Publisher
 from oq_celery.notify import notify
 from oq_celery.protocol import Stored, TaskHeader
+from oq_celery.watch import Running, Watch
 
-WATCH_SECONDS = 2.0
-
-log = logging.getLogger(__name__)
 SETTINGS = settings.load(config)
 
 app = application.make(SETTINGS)
-_publisher = broker.Publisher(SETTINGS)
+_publisher = Publisher(SETTINGS)
 
 
 @app.task(name=protocol.TASK_NAME)  # type: ignore[untyped-decorator]
@@ -58,28 +53,17 @@ def _after_the_fork(**_: Any) -> None:
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _consuming(**_: Any) -> None:
     notify("READY=1")
-    threading.Thread(target=_watch, name="oq_celery watch", daemon=True).start()
+    Watch(SETTINGS, _running).start()
 
 
-def _watch() -> None:
-    """Thread of the main process: stop tasks whose results nobody wants any more."""
-    connection = None
-    while True:
-        time.sleep(WATCH_SECONDS)
-        try:
-            connection = connection or broker.connect(SETTINGS)
-            wanted: dict[str, bool] = {}
-            for request in list(state.active_requests):
-                channel = request.message.headers["oq_channel"]
-                if channel not in wanted:
-                    wanted[channel] = broker.depth(connection, channel) is not None
-                if not wanted[channel] and request.worker_pid:
-                    log.warning("Stopping task %s: nobody waits for it", request.id)
-                    # Celery starts another process and gives the task back; the next to get it drops it.
-                    os.kill(request.worker_pid, signal.SIGKILL)
-        except broker.ERRORS as error:
-            log.debug("watch: %s", error)
-            broker.close(connection)
-            connection = None
-        except RuntimeError as error:  # the set changed while it was copied
-            log.debug("watch: %s", error)
+def _running() -> list[Running]:
+    """The tasks under way, as Celery's main process knows them."""
+    try:
+        requests = list(state.active_requests)
+    except RuntimeError:  # it changed while it was copied, for this is called from another thread: next time
+        return []
+    return [
+        Running(request.message.headers["oq_channel"], request.id, request.worker_pid)
+        for request in requests
+        if request.worker_pid
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Broker]:
     """A RabbitMQ server for all tests."""
+    # So that what the tests have started ends with them also when they are terminated.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 1))
     server = harness.Broker(tmp_path_factory.mktemp("rabbitmq") / "server")
     try:
         server.start()

@@ -25,7 +25,7 @@ ENGINE = ROOT / ".venv-engine"
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
-DEADLINE = 240.0  # seconds; the first import of the engine compiles for a minute
+DEADLINE = 120.0  # seconds; the first import of the engine compiles for a minute
 
 sys.path.insert(0, str(ROOT / "engine"))
 
@@ -141,6 +141,15 @@ class Broker:
         """Run rabbitmqctl."""
         return run([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments], self._env, check=True).stdout
 
+    def depth(self, queue: str) -> int:
+        """The number of tasks in a queue, waiting or with a worker."""
+        lines = self.control("list_queues", "-p", VHOST, "name", "messages").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.split()[0] == queue)
+
+    def close_connections(self) -> None:
+        """Break the connection of everybody."""
+        self.control("close_all_connections", "-p", VHOST, "test")
+
     def _answers(self) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
@@ -210,6 +219,15 @@ class Cluster:
         wait_until(lambda: "ready." in worker.output() or not worker.running(), f"{name} to be ready")
         assert worker.running(), worker.output()
         return worker
+
+    def workers(self, number: int) -> dict[int, Process]:
+        """So many running workers of one process each, by process id; new ones take the place of dead ones."""
+        running = [
+            process for process in self.processes if "worker-" in process.log.name and process.running()
+        ]
+        while len(running) < number:
+            running.append(self.worker(f"worker-{len(self.processes)}"))
+        return {worker.pid: worker for worker in running}
 
     def start(self, *arguments: str | Path, **env: str) -> Process:
         """Start a command of the engine's environment."""

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import os
-import socket
+import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -18,11 +20,6 @@ def fail(numbers: list[int], monitor: Any) -> dict[int, int]:
     raise ValueError(f"cannot square {numbers}")
 
 
-def where(numbers: list[int], monitor: Any) -> dict[str, int]:
-    time.sleep(0.2)
-    return {f"{socket.gethostname()}/{os.getpid()}": 1}
-
-
 def shared_sum(power: int, monitor: Any) -> dict[int, int]:
     with monitor.shared["numbers"] as numbers:
         return {power: int((numbers**power).sum())}
@@ -30,3 +27,34 @@ def shared_sum(power: int, monitor: Any) -> dict[int, int]:
 
 def size(data: bytes, monitor: Any) -> dict[str, int]:
     return {"size": len(data)}
+
+
+def pause(directory: str, moment: str) -> None:
+    """Say that this process has come to `moment`, and stay there while the test wants it to."""
+    reached = Path(directory)
+    (reached / f"{moment}.{os.getpid()}").touch()
+    while (reached / f"hold-{moment}").exists():
+        time.sleep(0.02)
+
+
+def stream(number: int, directory: str, ballast: bytes, monitor: Any) -> Iterator[Any]:
+    """Yield results one by one and ask for a subtask, with a pause at every moment that matters.
+
+    Only the task number 0 pauses, so that the test knows which worker has it.
+    """
+    moments = ["before the first result", "between two results", "after the last result"]
+    for moment in moments:
+        if number == 0:
+            pause(directory, moment)
+        if moment == moments[1]:
+            yield square, [number]
+        if moment != moments[2]:
+            yield {(number, moment): 1}
+
+
+def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
+    """Take the worker process along, as the kernel does when memory runs out."""
+    if number == 0:
+        (Path(directory) / f"died.{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {number: 1}

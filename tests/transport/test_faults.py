@@ -1,0 +1,162 @@
+"""Workers, masters and the broker die at the worst moments; no task is lost and none counts twice."""
+
+from __future__ import annotations
+
+import ast
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, Process, wait_until
+
+TASKS = 4
+BEFORE, BETWEEN, AFTER = "before the first result", "between two results", "after the last result"
+MASTER = f"""
+import sys
+from openquake.baselib import parallel
+import tasks
+directory = sys.argv[1]
+if __name__ == "__main__":
+    ballast = bytes(1_000_000)  # travels by a file
+    smap = parallel.Starmap(tasks.stream, [(number, directory, ballast) for number in range({TASKS})])
+    acc = {{}}
+    for result in smap:
+        for key, value in result.items():
+            acc[key] = acc.get(key, 0) + value
+        print("result", sorted(result), flush=True)
+    print("all", acc, flush=True)
+"""
+# What the tasks of `stream` give when each counts exactly once.
+EXPECTED = {(number, moment): 1 for number in range(TASKS) for moment in (BEFORE, BETWEEN)} | {
+    number: number**2 for number in range(TASKS)
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory, broker: Broker) -> Iterator[Cluster]:
+    """A cluster to break."""
+    with harness.cluster(tmp_path_factory.mktemp("faults") / "oqlab-faults", broker) as made:
+        yield made
+
+
+@pytest.fixture
+def moments(tmp_path: Path) -> Path:
+    """Where tasks say which moment they have come to, and are held there."""
+    return tmp_path
+
+
+def reached(moments: Path, moment: str) -> list[int]:
+    """The processes that have come to the moment."""
+    return [int(path.suffix[1:]) for path in moments.glob(f"{moment}.*")]
+
+
+def parent(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+
+
+def result(master: Process) -> object:
+    assert master.wait() == 0, master.output()
+    return ast.literal_eval(master.output().split("all ", 1)[1])
+
+
+@pytest.mark.parametrize("moment", [BEFORE, BETWEEN, AFTER])
+def test_a_task_whose_worker_is_killed_counts_once(moment: str, faulty: Cluster, moments: Path) -> None:
+    hold = moments / f"hold-{moment}"
+    hold.touch()
+    workers = faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, moment), moment)
+    (pid,) = reached(moments, moment)
+    workers[parent(pid)].kill()
+    hold.unlink()
+    assert result(master) == EXPECTED
+    assert len(reached(moments, moment)) == 2
+
+
+def test_a_task_whose_worker_is_killed_between_its_results_and_the_acknowledgement_counts_once(
+    faulty: Cluster, moments: Path
+) -> None:
+    hold = moments / f"hold-{AFTER}"
+    hold.touch()
+    workers = faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, AFTER), AFTER)
+    (pid,) = reached(moments, AFTER)
+    worker = workers[parent(pid)]
+    # The main process acknowledges; stopped, it cannot.
+    worker.signal(signal.SIGSTOP)
+    hold.unlink()
+    wait_until(lambda: str([(0, BETWEEN)]) in master.output(), "the results")
+    worker.kill()
+    assert result(master) == EXPECTED
+
+
+def test_of_two_attempts_that_are_both_alive_one_counts(
+    faulty: Cluster, moments: Path, broker: Broker
+) -> None:
+    """The connection of a worker breaks while it computes: the broker gives its task to another one."""
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    workers = faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+    (pid,) = reached(moments, BETWEEN)
+    worker = workers[parent(pid)]
+    # Its main process would be back at once, and might get its own task again.
+    worker.signal(signal.SIGSTOP)
+    broker.close_connections()
+    wait_until(lambda: len(reached(moments, BETWEEN)) == 2, "two attempts")
+    worker.signal(signal.SIGCONT)
+    hold.unlink()
+    assert result(master) == EXPECTED
+
+
+def test_a_restart_of_the_broker_loses_nothing(faulty: Cluster, moments: Path, broker: Broker) -> None:
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+    broker.stop()
+    hold.unlink()
+    broker.start()
+    assert result(master) == EXPECTED
+
+
+def test_a_task_that_always_kills_its_worker_fails_the_job_and_is_named(
+    faulty: Cluster, moments: Path
+) -> None:
+    faulty.workers(2)
+    master = faulty.start(
+        "python",
+        "-c",
+        "import sys; from openquake.baselib import parallel; import tasks\n"
+        "parallel.Starmap(tasks.die, [(number, sys.argv[1]) for number in range(2)]).reduce()",
+        moments,
+    )
+    assert master.wait() == 1
+    assert len(reached(moments, "died")) in (4, 5)  # one more may start before the job's end is known
+    assert "Task die #0 of job 0" in master.output()
+    assert "was lost with a worker 4 times" in master.output()
+    assert sum(f"/{pid}" in master.output() for pid in reached(moments, "died")) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_master_that_dies_frees_the_workers_and_leaves_nothing(
+    number: signal.Signals, faulty: Cluster, moments: Path, broker: Broker
+) -> None:
+    (moments / f"hold-{BETWEEN}").touch()
+    workers = faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+    (pid,) = reached(moments, BETWEEN)
+    master.signal(number)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped", 30)
+    wait_until(lambda: broker.depth(faulty.queue) == 0, "the queue to be empty", 30)
+    assert any("Dropped stream #" in worker.output() for worker in workers.values())
+    assert reached(moments, BETWEEN) == [pid]  # nothing was computed after the master's end
+    wait_until(lambda: not list((faulty.shared / "oq_celery").glob("*")), "the files to go", 30)
