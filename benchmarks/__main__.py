@@ -19,7 +19,8 @@ PARTS: dict[str, tuple[str, Callable[[Path, Callable[[str], None], bool], Part]]
     "jobs": (jobs.TITLE, jobs.measure),
     "transport": (transport.TITLE, transport.measure),
     "growth": (growth.TITLE, growth.measure),
-    "deaths": (deaths.TITLE, deaths.measure),
+    "kill": (deaths.KILL, deaths.measure_kill),
+    "partition": (deaths.PARTITION, deaths.measure_partition),
     "boots": (boots.TITLE, boots.measure),
 }
 

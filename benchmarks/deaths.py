@@ -8,38 +8,39 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import nodes
-from benchmarks.modes import OURS, Mode, Skipped, running_broker
+from benchmarks.modes import OURS, Mode, running_broker
 from benchmarks.report import Chart, Part, Table
 from lab import network
 from lab.cluster import Lab
 from tests.transport.harness import wait_until
 
-TITLE = "A worker dies"
+KILL, PARTITION = "A worker is killed", "A worker is cut off"
 DEADLINE = 300.0
 TASKS = 2
-KILL, PARTITION = "kill -9 of the worker", "silent partition"
-NOTE = """\
-Until all tasks of the dead worker have started on another one, which was free. `kill -9`: the worker's whole
-process group on this machine, whose kernel closes its connections. Silent partition: in the lab, where the
-network drops the worker's packets and nobody is told."""
+HEAD = ["goal, s", "median, s", "range", "runs"]
+KILL_NOTE = """\
+kill -9 of a worker's whole process group on this machine, whose kernel then closes its connections. Until all tasks
+of the dead worker have started on another one, which was free."""
+PARTITION_NOTE = """\
+In the lab: the network drops the worker's packets and nobody is told. Until its task has started on another worker,
+which was free."""
 
 
-def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
-    """Measure both ways to die."""
-    killed = _kills(directory, say, rounds=1 if quick else 5)
-    part = Part(TITLE)
-    rows = [[KILL, "< 10", f"{median(killed):.1f}", f"{min(killed):.1f}-{max(killed):.1f}", str(len(killed))]]
-    series = {KILL: [median(killed)]}
-    try:
-        silent = [_partition(say)]
-        rows.append([PARTITION, "< 40", f"{silent[0]:.1f}", "", "1"])
-        series[PARTITION] = silent
-    except Skipped as reason:
-        part.skipped = f"{PARTITION}: {reason}"
-        say(part.skipped)
-    part.tables.append(Table("Death to rerun", NOTE, ["", "goal, s", "median, s", "range", "runs"], rows))
-    part.charts.append(Chart("Death of a worker to rerun of its tasks", "seconds", [""], series))
-    return part
+def measure_kill(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+    """Measure kill -9 of a worker."""
+    return _part(KILL, KILL_NOTE, "< 10", _kills(directory, say, rounds=1 if quick else 5))
+
+
+def measure_partition(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+    """Measure a silent partition."""
+    del directory, quick
+    return _part(PARTITION, PARTITION_NOTE, "< 40", [_partition(say)])
+
+
+def _part(title: str, note: str, goal: str, seconds: list[float]) -> Part:
+    row = [goal, f"{median(seconds):.1f}", f"{min(seconds):.1f}-{max(seconds):.1f}", str(len(seconds))]
+    chart = Chart(f"{title}: its tasks run elsewhere after", "seconds", [""], {"median": [median(seconds)]})
+    return Part(title, [Table("Death to rerun", note, HEAD, [row])], [chart])
 
 
 def _kills(directory: Path, say: Callable[[str], None], rounds: int) -> list[float]:

@@ -85,7 +85,7 @@ def _measure(part: Part, modes: list[Mode], calculation: Calculation, say: Calla
     part.tables.append(Table(calculation.name, NOTE, ["", *MODES, "ratio"], rows))
     part.charts.append(
         Chart(
-            calculation.name,
+            f"The same job, {calculation.name.partition(':')[0]}",
             "seconds",
             list(medians),
             {name: [medians[what][name] for what in medians] for name in MODES},

@@ -39,7 +39,7 @@ class Chart:
     unit: str
     x: Sequence[str]
     series: Mapping[str, Sequence[float]]
-    lines: bool = False  # over a logarithmic axis; bars otherwise
+    lines: bool = False  # bars otherwise
     stacked: bool = False
 
 
@@ -93,8 +93,8 @@ def _draw(charts: Sequence[Chart], directory: Path) -> None:
                 shift = width * (number - (len(chart.series) - 1) / 2)
                 axes.bar([place + shift for place in places], values, width, label=name)
         if chart.lines:
-            axes.set_yscale("log")
-        axes.set_xticks(list(places), chart.x)
+            axes.set_ylim(bottom=0)
+        axes.set_xticks(list(places), chart.x, fontsize=8)
         axes.legend(fontsize=8)
     for kind in ("png", "svg"):
         figure.savefig(
