@@ -118,13 +118,18 @@ def load(paths: Paths) -> Lab:
     return lab
 
 
+def refuse_second(paths: Paths) -> None:
+    """LabError when a lab of this name, or a part of one, is there."""
+    if teardown.exists(paths):
+        raise LabError(f"a lab named {paths.name} is there already; first: python -m lab down")
+
+
 def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     """Build what the plan says and power the nodes on; they are booting when this returns.
 
     :param cold: start with an empty shared file system, without the engine that the cache keeps
     """
-    if teardown.exists(paths):
-        raise LabError(f"a lab named {paths.name} is there already; first: python -m lab down")
+    refuse_second(paths)
     image = images.base_image(paths, () if plan.official_image else baked_packages(plan), say)
     paths.state.mkdir(parents=True, mode=0o700)
     (paths.cache / "apt" / "partial").mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ def run_demo(
     It is taken down after an error too, but not with ``keep``.
     """
     begin = time.monotonic()
+    cluster.refuse_second(paths)  # which the end of the demo would take down
     with phase("the Pulumi program, recorded", say):
         plan = make_plan(record(read_config(stack, settings)))
     with phase("the Debian image", say):
