@@ -142,6 +142,7 @@ def run_matrix(
 
     :param document: the file with the table, which has each run as soon as it is done
     """
+    cluster.refuse_second(paths)
     results: list[Result] = []
     begin = time.monotonic()
     for storage in storages:

@@ -27,6 +27,7 @@ def run_scale_demo(
 
     It is taken down after an error too, but not with ``keep``.
     """
+    cluster.refuse_second(paths)
     plan = make_plan(record(read_config(stack, [*settings, "workerMin=0", "workerDesired=0"])))
     try:
         with phase("power-on to ready", say):
