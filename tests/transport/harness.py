@@ -126,6 +126,12 @@ class Broker:
         self._server = Process([RABBITMQ], self._directory / "server.log", self._env)
         wait_until(self._answers, "RabbitMQ to listen", 60)
 
+    @property
+    def pid(self) -> int:
+        """The process of the Erlang machine, a child of the start script."""
+        assert self._server is not None
+        return int(Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text().split()[0])
+
     def stop(self) -> None:
         """Stop the server in good order; its data stay."""
         if self._server is not None:

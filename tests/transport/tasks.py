@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 
 def square(numbers: list[int], monitor: Any) -> dict[int, int]:
     return {number: number**2 for number in numbers}
@@ -27,6 +29,10 @@ def shared_sum(power: int, monitor: Any) -> dict[int, int]:
 
 def size(data: bytes, monitor: Any) -> dict[str, int]:
     return {"size": len(data)}
+
+
+def size_of_both(one: bytes, two: bytes, monitor: Any) -> dict[str, int]:
+    return {"size": len(one) + len(two)}
 
 
 def pause(directory: str, moment: str) -> None:
@@ -58,3 +64,8 @@ def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
         (Path(directory) / f"died.{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return {number: 1}
+
+
+def large(megabytes: int, monitor: Any) -> Iterator[dict[str, Any]]:
+    """Yield so much in one result."""
+    yield {"zeros": numpy.zeros(megabytes * 2**17)}

@@ -1,0 +1,90 @@
+"""Large arguments and results pass by the broker, and nobody holds them longer than needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.transport.harness import Broker, Cluster
+
+MB = 2**20
+
+
+def memory(pid: int, what: str) -> int:
+    """Bytes of memory of a process: VmRSS, or VmHWM for the largest there ever was."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+@pytest.mark.parametrize(("megabytes", "tasks"), [(300, 6), (1024, 2)])
+def test_the_memory_of_master_and_broker_does_not_grow_with_the_number_of_large_results(
+    megabytes: int, tasks: int, cluster: Cluster, broker: Broker
+) -> None:
+    """Each result is an array of so many megabytes. The engine keeps one while it loads the next."""
+    before = memory(broker.pid, "VmRSS")
+    found = json.loads(
+        cluster.python(
+            f"""
+            import json, resource
+            import numpy
+            from openquake.baselib import parallel
+            import tasks
+            empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            total = 0
+            for result in parallel.Starmap(tasks.large, [({megabytes},)] * {tasks}):
+                total += result["zeros"].nbytes
+                del result
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(json.dumps([total, 1024 * (peak - empty)]))
+            """
+        ).splitlines()[-1]
+    )
+    total, held = found
+    assert total == tasks * megabytes * MB
+    assert held < 2.1 * megabytes * MB
+    assert memory(broker.pid, "VmRSS") - before < 100 * MB
+    assert list((cluster.shared / "oq_celery").iterdir()) == []
+
+
+def test_an_argument_that_tasks_share_is_written_once(cluster: Cluster) -> None:
+    found = cluster.python(
+        """
+        from pathlib import Path
+        from openquake.baselib import config, parallel
+        import tasks
+        written = []
+        from oq_celery import spool
+        rename = Path.rename
+        Path.rename = lambda self, target: (written.append(target.name), rename(self, target))[1]
+        shared = bytes(1_000_000)
+        print(parallel.Starmap(tasks.size_of_both, [(shared, b"x" * number) for number in range(6)]).reduce())
+        print(len(written))
+        """
+    )
+    assert found.splitlines()[-2:] == ["{'size': 6000015}", "1"]
+
+
+def test_a_damaged_file_is_an_error_and_never_a_wrong_number(cluster: Cluster) -> None:
+    found = cluster.python(
+        """
+        from pathlib import Path
+        from openquake.baselib import parallel
+        from oq_celery import spool
+        import tasks
+        append = spool.Writer.append
+        def damaged(self, data):
+            stored = append(self, data)
+            self._file.seek(1000)
+            self._file.write(b"damage")
+            return stored
+        spool.Writer.append = damaged
+        try:
+            parallel.Starmap(tasks.size, [(bytes(1_000_000),), (bytes(1_000_000),)]).reduce()
+        except RuntimeError as error:
+            print(error)
+        """
+    )
+    assert "has not the" in found
+    assert "bytes that were written" in found
