@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
 from lab import cluster, scaler
+from lab.cluster import Lab
 from lab.demo import Say, fetch_demo, phase
 from lab.host import Paths
 from lab.job import run_job
@@ -16,6 +16,8 @@ from lab.plan import make_plan, read_config, record
 
 HURRY = 5
 """By how much the alarms look at fewer periods than recorded: an idle fleet goes after one minute, not five."""
+JOB_SECONDS = 600
+"""The longest wait for a job, boots of its workers included."""
 GONE_SECONDS = 600
 """The longest wait for the workers' end: an idle minute that has to be a whole one, published once a minute."""
 
@@ -33,23 +35,29 @@ def run_scale_demo(
         with phase("power-on to ready", say):
             lab = cluster.up(paths, plan, say, cold=cold)
             cluster.wait_until_ready(lab, say)
-        job_ini = fetch_demo(lab, paths.state / "demo")
-        say(f"from here on the recorded alarms scale the fleet; they look at 1/{HURRY} of their periods")
-        stop, begin = Event(), time.time()
-        with ThreadPoolExecutor() as pool:
-            followed = pool.submit(scaler.follow, lab, stop, say, HURRY)
-            try:
-                with phase("the job, which waits for workers", say):
-                    run_job(lab, job_ini, out, show=False)
-                with phase("until no worker is left", say):
-                    scaler.wait_for_size(lab, 0, GONE_SECONDS)
-            finally:
-                stop.set()
-            history = followed.result()
+        history = follow_job(lab, out, say)
     finally:
         if not keep:
             with phase("down", say):
                 cluster.down(paths)
     print(f"\nworkers: {history}")
+    first = history.numbers[0][0]
     for moment, number in history.numbers:
-        print(f"{max(0.0, moment - begin):7.1f} s  {number}")
+        print(f"{moment - first:7.1f} s  {number}")
+
+
+def follow_job(lab: Lab, out: Path, say: Say) -> scaler.History:
+    """Compute on a master without workers while the alarms scale the fleet, until it is empty again."""
+    job_ini = fetch_demo(lab, lab.paths.state / "demo")
+    say(f"from here on the recorded alarms scale the fleet; they look at 1/{HURRY} of their periods")
+    stop = Event()
+    with ThreadPoolExecutor() as pool:
+        followed = pool.submit(scaler.follow, lab, stop, say, HURRY)
+        try:
+            with phase("the job, which waits for workers", say):
+                run_job(lab, job_ini, out, show=False, limit=JOB_SECONDS)
+            with phase("until no worker is left", say):
+                scaler.wait_for_size(lab, 0, GONE_SECONDS)
+        finally:
+            stop.set()
+        return followed.result()
