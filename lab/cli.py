@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -211,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> int:
     """Run one command; its exit code. What goes wrong is one message on stderr."""
     arguments = _parser().parse_args(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is up is taken down then, too
     try:
         paths = lab_paths()
         require_host(paths)
