@@ -113,6 +113,11 @@ def delete_unused(connection: amqp.Connection, queue: str) -> bool:
     return True
 
 
+def log_retry(settings: Settings, error: Exception) -> None:
+    """Say that the broker cannot be reached and will be tried again."""
+    log.warning("RabbitMQ at %s: %s; trying again", settings.host, error or type(error).__name__)
+
+
 class Publisher:
     """Publishes with confirms on a connection, opened when needed, replaced when broken. Not thread-safe."""
 
@@ -146,9 +151,7 @@ class Publisher:
             except ERRORS as error:
                 self.close()
                 if not warned:
-                    log.warning(
-                        "RabbitMQ at %s: %s; trying again", self._settings.host, error or type(error).__name__
-                    )
+                    log_retry(self._settings, error)
                     warned = True
                 time.sleep(RETRY_SECONDS)
 

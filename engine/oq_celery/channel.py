@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import logging
 import pickle
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,32 +12,23 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
 
-import amqp
 from openquake.baselib.general import humansize
 from openquake.baselib.parallel import Monitor, Pickled, Result
 
 from oq_celery import broker, protocol, spool
 from oq_celery.order import Order, Path
-from oq_celery.protocol import Reply, Stored, TaskHeader
+from oq_celery.protocol import Reply, Stored, TaskHeader, TransportError
+from oq_celery.results import Lost, ResultQueue
 from oq_celery.settings import Settings
 from oq_celery.spool import StoredPickle
 
 SCHEME: Final = "celery://"
-PREFETCH: Final = 64  # results that the broker sends ahead; each is a message of limited size
-POLL_SECONDS: Final = 1.0
 # Bytes of results that wait for those of earlier tasks: in memory, and with those in the shared directory.
 MEMORY_LIMIT: Final = 256 * 2**20
 HELD_LIMIT: Final = 8 * 2**30
-WAITING_FIRST, WAITING_AGAIN = (
-    3.0,
-    60.0,
-)  # seconds without a worker until the log says so, and between repetitions
+REPORT_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class TransportError(RuntimeError):
-    """A job cannot go on because of what happened between the master and the workers."""
 
 
 @dataclass
@@ -64,18 +52,11 @@ class _Done:
     in_memory: int = 0  # and of them those that wait in memory
 
 
-@dataclass(frozen=True)
-class _Lost:
-    """The result queue had gone when the master came back to it: the workers have dropped its tasks."""
-
-
 class Channel:
     """Sends tasks, receives each one's results once, and iterates over them; stands in for the engine's PULL
     socket.
 
-    A thread holds the result queue, which is the channel's lease on the workers' time, through every loss of
-    the connection. Results wait in its inbox as messages of limited size, at most one for each outstanding
-    task.
+    The tasks of a `Starmap` may also run in this process (when there is only one); then no broker is needed.
     """
 
     _open: Final[set[Channel]] = set()  # of this process
@@ -92,15 +73,13 @@ class Channel:
         self._publisher = broker.Publisher(settings)
         self._local: deque[Result] = deque()
         self._tasks: dict[int, _Task] = {}
+        self._sent = 0
         self._order: Order[_Done] = Order()
         self._ended: list[Result] = []  # messages of the end of a task that the engine has not got yet
         self._held = self._in_memory = 0  # bytes of results that wait for earlier tasks
-        self._inbox: queue.SimpleQueue[Reply | _Lost | BaseException] = queue.SimpleQueue()
-        self._ready = threading.Event()  # the queues exist
+        self._queue: ResultQueue | None = None  # made when the first task goes to the workers
+        self._reported = time.monotonic()
         self._closed = False
-        self._thread: threading.Thread | None = None
-        self._queue_state: tuple[int, int] | None = None  # tasks waiting and consumers of the task queue
-        self._alone_since: float | None = None
         Channel._open.add(self)
 
     def __exit__(
@@ -128,7 +107,7 @@ class Channel:
         self, func: Callable[..., Any], args: Sequence[Pickled], task_no: int, monitor: Monitor
     ) -> None:
         """Send one task to the workers."""
-        self._start()
+        self._open_queue()
         small = [self._store(arg) for arg in args]
         # The files of a subtask's arguments have been retained since the subtask came.
         files = [arg.stored.path for arg in small if isinstance(arg, StoredPickle)]
@@ -149,6 +128,7 @@ class Channel:
             versions=protocol.versions(),
         )
         path = self._order.submit(args)
+        self._sent += 1
         task = self._tasks[task_no] = _Task(path, header, protocol.celery_task(header, body), files)
         self._publish(task)
 
@@ -161,19 +141,17 @@ class Channel:
         while True:
             while self._local:
                 yield self._local.popleft()
-            match self._receive():
+            match self._open_queue().receive():
                 case Reply(kind="ended") as reply:
                     yield from self._results(reply)
                 case Reply(kind="failed") as reply if reply.task_no in self._tasks:
                     raise TransportError(reply.body.decode())
                 case Reply(kind="started") as reply:
                     self._started(reply)
-                case _Lost():
+                case Lost():
                     log.warning("The result queue was gone: sending %d tasks again", len(self._tasks))
                     for task in self._tasks.values():
                         self._publish(task)
-                case BaseException() as error:
-                    raise error
 
     def close(self) -> None:
         """Give everything up: workers drop the waiting tasks and stop the running ones; files are removed."""
@@ -181,9 +159,9 @@ class Channel:
             return
         self._closed = True
         Channel._open.discard(self)
-        if self._thread is not None:
-            self._publisher.delete(self.name)  # which ends the thread, too
-            self._thread.join(timeout=broker.CONNECT_TIMEOUT)
+        if self._queue is not None:
+            self._publisher.delete(self.name)
+            self._queue.end()
         self._publisher.close()
         spool.remove_directory(self._directory)
 
@@ -202,6 +180,8 @@ class Channel:
             self._files.retain(arg.stored.path for arg in subtask.pik if isinstance(arg, StoredPickle))
             self._order.announce(task.path, subtask.pik)
             yield subtask
+        # An error ends the job, so it must not wait for earlier tasks.
+        yield from (result for result in results if result.tb_str)
         done = _Done([result for result in results if result.func is None], files)
         if task.path != self._order.first:
             self._hold_back(done, f"held-{task.header.task_no}")
@@ -271,85 +251,25 @@ class Channel:
         priority = protocol.priority(len(self._tasks) - 1)
         while not self._publisher.publish(
             self._settings.queue, body, headers, priority=priority, **properties
-        ):  # the task queue has gone, with the broker's data
-            self._ready.clear()
-            self._wait_ready()
+        ):
+            self._open_queue().make_again()
 
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._hold, name=f"oq_celery {self.name}", daemon=True)
-            self._thread.start()
-        self._wait_ready()
+    def _open_queue(self) -> ResultQueue:
+        if self._queue is None:
+            self._queue = ResultQueue(self._settings, self.name, self._report)
+            self._queue.start()
+            self._queue.wait_ready()
+        return self._queue
 
-    def _wait_ready(self) -> None:
-        while not self._ready.wait(POLL_SECONDS):
-            with contextlib.suppress(queue.Empty):
-                match self._inbox.get_nowait():
-                    case BaseException() as error:  # the broker has refused us
-                        raise error
-
-    def _receive(self) -> Reply | _Lost | BaseException:
-        while True:
-            try:
-                return self._inbox.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                self._log_waiting()
-
-    def _log_waiting(self) -> None:
-        """Say it when tasks wait and no worker is there."""
-        state, now = self._queue_state, time.monotonic()
-        if state is None or state[1] > 0:
-            self._alone_since = None
+    def _report(self) -> None:
+        """Leave the number of tasks where `oq-celery status` finds it; short sets of tasks leave nothing."""
+        tasks, now = self._tasks.copy(), time.monotonic()
+        if not tasks or now - self._reported < REPORT_SECONDS:
             return
-        if self._alone_since is None:
-            self._alone_since = now + WAITING_FIRST
-        if now >= self._alone_since:
-            self._alone_since = now + WAITING_AGAIN
-            log.warning("Waiting for workers: 0 alive, %d tasks queued", state[0])
-
-    def _hold(self) -> None:
-        """Thread: hold the result queue and fill the inbox from it, through every loss of the connection."""
-        held = False
-        while not self._closed:
-            connection: amqp.Connection | None = None
-            try:
-                connection = broker.connect(self._settings, broker.HEARTBEAT)
-                lost = held and broker.depth(connection, self.name) is None
-                channel = connection.channel()
-                broker.declare_tasks(channel, self._settings.queue)
-                broker.declare_results(channel, self.name)
-                channel.basic_qos(0, PREFETCH, False)
-                channel.basic_consume(self.name, callback=self._take)
-                if lost:
-                    self._inbox.put(_Lost())
-                held = True
-                self._ready.set()
-                self._drain(connection)
-            except broker.ERRORS as error:
-                if not self._closed and not held and isinstance(error, broker.REFUSALS):
-                    self._inbox.put(
-                        TransportError(f"RabbitMQ at {self._settings.host} refuses oq_celery: {error}")
-                    )
-                    return
-                if not self._closed:
-                    log.warning(
-                        "RabbitMQ at %s: %s; trying again", self._settings.host, error or type(error).__name__
-                    )
-                    time.sleep(broker.RETRY_SECONDS)
-            finally:
-                broker.close(connection)
-
-    def _drain(self, connection: amqp.Connection) -> None:
-        """Receive until the channel is closed."""
-        look = 0.0
-        while not self._closed:
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=POLL_SECONDS)
-            connection.heartbeat_tick()
-            if time.monotonic() >= look:
-                self._queue_state = broker.depth(connection, self._settings.queue)
-                look = time.monotonic() + POLL_SECONDS
-
-    def _take(self, message: amqp.Message) -> None:
-        self._inbox.put(Reply.parse(message.headers, message.body))
-        message.channel.basic_ack(message.delivery_tag)
+        self._reported = now
+        name = next(iter(tasks.values())).header.name
+        progress = protocol.Progress(self.job, self.user, name, self._sent, len(tasks))
+        try:
+            spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
+        except OSError as error:
+            log.debug("No progress for oq-celery status: %s", error)

@@ -42,6 +42,14 @@ LEASE_MS = 10_000
 MAX_PRIORITY = 9
 
 
+# A file in a channel's directory that says how far the channel is.
+PROGRESS_FILE = "progress.json"
+
+
+class TransportError(RuntimeError):
+    """A job cannot go on because of what happened between the master and the workers."""
+
+
 @dataclass(frozen=True)
 class Versions:
     """What must be equal on both sides: both sides exchange pickled objects of the engine."""
@@ -181,3 +189,23 @@ class Reply:
             stored=Stored(**stored) if stored else None,
             body=body,
         )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a channel is."""
+
+    job: int
+    user: str
+    name: str  # of the tasks' function
+    sent: int
+    outstanding: int  # of the tasks sent, those without results: waiting or running
+
+    def json(self) -> bytes:
+        """As the content of PROGRESS_FILE."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def parse(cls, content: bytes) -> Progress:
+        """The inverse of `json`."""
+        return cls(**json.loads(content))

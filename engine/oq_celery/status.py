@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
 
 from oq_celery import app, broker
-from oq_celery.protocol import TaskHeader
+from oq_celery.protocol import PROGRESS_FILE, Progress, TaskHeader
 from oq_celery.settings import Settings
 
 REPLY_SECONDS = (
@@ -25,12 +27,15 @@ class Worker:
 
 
 @dataclass
-class Job:
-    """A job that has tasks somewhere."""
+class Tasks:
+    """The tasks of one kind of one job."""
 
     job: int
     user: str
-    running: dict[str, int] = field(default_factory=dict)  # number of tasks by the name of their function
+    name: str
+    done: int = 0
+    running: int = 0
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Status:
     host: str
     waiting: int  # tasks in the queue
     workers: list[Worker]
-    jobs: list[Job]
+    tasks: list[Tasks]  # those of very short jobs only while they run
 
     def json(self) -> str:
         """For programs."""
@@ -56,13 +61,9 @@ class Status:
         if self.workers:
             workers = [(w.name, str(w.processes), str(w.busy)) for w in self.workers]
             lines += ["", *_table(("worker", "processes", "busy"), workers)]
-        if self.jobs:
-            jobs = [
-                (str(job.job), job.user, name, str(count))
-                for job in self.jobs
-                for name, count in sorted(job.running.items())
-            ]
-            lines += ["", *_table(("job", "user", "task", "running"), jobs)]
+        if self.tasks:
+            head = ("job", "user", "task", "done", "running", "waiting")
+            lines += ["", *_table(head, [[str(value) for value in astuple(tasks)] for tasks in self.tasks])]
         return "\n".join(lines)
 
 
@@ -84,16 +85,34 @@ def read(settings: Settings) -> Status:
         Worker(name, pools[name]["pool"]["max-concurrency"], len(active.get(name, [])))
         for name in sorted(pools)
     ]
-    headers = (TaskHeader.parse(json.loads(task["args"])) for tasks in active.values() for task in tasks)
-    return Status(settings.host, queue[0] if queue else 0, workers, _jobs(headers))
+    headers = [TaskHeader.parse(json.loads(task["args"])) for tasks in active.values() for task in tasks]
+    return Status(
+        settings.host, queue[0] if queue else 0, workers, _tasks(headers, _progress(settings.spool))
+    )
 
 
-def _jobs(headers: Iterable[TaskHeader]) -> list[Job]:
-    jobs: dict[tuple[int, str], Job] = {}
-    for header in headers:
-        job = jobs.setdefault((header.job, header.user), Job(header.job, header.user))
-        job.running[header.name] = job.running.get(header.name, 0) + 1
-    return [jobs[key] for key in sorted(jobs)]
+def _tasks(running: list[TaskHeader], progress: list[Progress]) -> list[Tasks]:
+    """Put together what the workers say of running tasks and the masters of all."""
+    found: dict[tuple[int, str, str], Tasks] = {}
+
+    def tasks(of: TaskHeader | Progress) -> Tasks:
+        return found.setdefault((of.job, of.user, of.name), Tasks(of.job, of.user, of.name))
+
+    for header in running:
+        tasks(header).running += 1
+    for channel in progress:
+        row = tasks(channel)
+        row.done += channel.sent - channel.outstanding
+        row.waiting += max(0, channel.outstanding - row.running)
+    return [found[key] for key in sorted(found)]
+
+
+def _progress(directory: Path) -> list[Progress]:
+    found = []
+    for path in directory.glob(f"*/{PROGRESS_FILE}"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # just removed, or of another version
+            found.append(Progress.parse(path.read_bytes()))
+    return found
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -86,10 +86,11 @@ class Watch(threading.Thread):
         self._orphans = ended
 
     def ended(self, connection: amqp.Connection, channels: Iterable[str]) -> set[str]:
-        """Those of `channels` that have lost their master: the queue is gone, or nobody consumes from it for LEASE_MS.
+        """Those of `channels` that have lost their master: the queue is gone, or nobody consumes from it for
+        LEASE_MS.
 
-        Looking at a queue puts its expiry off, hence the clock here; and the queue is deleted here, so that whoever
-        gets another task of the channel drops it.
+        Looking at a queue puts its expiry off, hence the clock here; and the queue is deleted here, so that
+        whoever gets another task of the channel drops it.
         """
         now, gone = time.monotonic(), set()
         for channel in channels:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,6 +199,54 @@ def test_status_shows_workers_and_queue(cluster: Cluster) -> None:
     assert [worker["name"] for worker in status["workers"]] == ["openquake@one", "openquake@two"]
     assert {worker["processes"] for worker in status["workers"]} == {1}
     assert status["waiting"] == 0
+
+
+def test_a_short_job_does_not_wait_for_the_whole_queue_of_a_long_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    code = """
+        import sys
+        from openquake.baselib import parallel
+        import tasks
+        job, number, directory = {job!r}, {number}, {directory!r}
+        print(parallel.Starmap(tasks.turn, [(job, directory, n) for n in range(number)]).reduce())
+        """
+    long = cluster.start(
+        "python",
+        "-c",
+        textwrap.dedent(code.format(job="L", number=400, directory=str(tmp_path))),
+        OQ_NUM_CORES="100",  # 200 tasks in flight
+    )
+    turns = tmp_path / "turns"
+    wait_until(lambda: turns.exists() and len(turns.read_text()) > 20, "the long job to compute")
+    cluster.python(code.format(job="S", number=6, directory=str(tmp_path)))
+    assert long.running()
+    during = turns.read_text().split("S", 1)[1].rsplit("S", 1)[0]
+    assert during.count("S") == 4
+    assert during.count("L") < 20
+    assert long.wait() == 0
+
+
+def test_status_shows_the_tasks_of_each_job(cluster: Cluster, tmp_path: Path) -> None:
+    code = f"""
+        from openquake.baselib import parallel
+        import tasks
+        print(parallel.Starmap(tasks.turn, [("L", {str(tmp_path)!r}, n) for n in range(300)]).reduce())
+        """
+    job = cluster.start("python", "-c", textwrap.dedent(code), OQ_NUM_CORES="100")
+
+    seen: list[dict[str, Any]] = []
+
+    def tasks_wait() -> bool:
+        status = harness.run([harness.ENGINE / "bin/oq-celery", "status", "--json"], cluster.env)
+        seen[:] = [row for row in json.loads(status.stdout)["tasks"] if row["waiting"]]
+        return bool(seen)
+
+    wait_until(tasks_wait, "the job's waiting tasks")
+    (row,) = seen
+    assert (row["job"], row["name"]) == (0, "turn")
+    assert row["done"] + row["running"] + row["waiting"] <= 300
+    assert job.wait() == 0
 
 
 def test_nothing_of_a_finished_job_stays_behind(cluster: Cluster, broker: Broker) -> None:
