@@ -134,8 +134,9 @@ def write(path: str, text: str, mode: int = 0o644, group: str = "root") -> None:
 
 
 def start(*units: str) -> None:
-    """Enable units at boot and start them now, with the end of their journal when one does not start."""
+    """Enable units at boot and start them now, all at once; with the end of its journal when one does not start."""
     run("systemctl", "enable", *units)  # which reloads the unit files, too
+    run("systemctl", "start", "--no-block", *units)
     for unit in units:
         try:
             run("systemctl", "start", unit)

@@ -126,8 +126,8 @@ def ensure_secret() -> dict[str, str]:
     return dict(json.loads(done.stdout))
 
 
-def start_broker(password: str) -> None:
-    """Start RabbitMQ with the one vhost and the one user of the cluster."""
+def configure_broker(password: str) -> None:
+    """Give RabbitMQ the one vhost and the one user of the cluster, and leave to start it."""
     ensure_user(
         FACTS["rabbitmq_user"],
         FACTS["rabbitmq_id"],
@@ -153,7 +153,6 @@ def start_broker(password: str) -> None:
     }
     write("/etc/rabbitmq/definitions.json", json.dumps(definitions), 0o640, FACTS["rabbitmq_user"])
     run("systemctl", "unmask", "--runtime", FACTS["rabbitmq_unit"])  # bootcmd has masked it
-    start(FACTS["rabbitmq_unit"])
 
 
 def fetch_bundle(directory: Path) -> Path:
@@ -215,31 +214,31 @@ def bootstrap() -> None:
     with step("secret"):
         secret = until("the secret", SECRET_DEADLINE_SECONDS, ensure_secret, every=5)
         write_configuration(secret)
-    with step("RabbitMQ"):
-        start_broker(secret["amqp_password"])
+    with step("RabbitMQ's configuration"):
+        configure_broker(secret["amqp_password"])
     with step("shared file system"):
         mount_shared()
         share_directories()
     with step("engine"):
         build_engine()
         mount_engine()
-    with step("DbServer"):
-        start(FACTS["dbserver_unit"])
-    with step("metrics"):
-        start(FACTS["metrics_unit"])
+    with step("services"):
+        start(*services(), FACTS["metrics_unit"])
+
+
+def services() -> dict[str, int]:
+    """The units that people and workers talk to, and their ports."""
+    found = {FACTS["rabbitmq_unit"]: FACTS["amqp_port"], FACTS["dbserver_unit"]: FACTS["dbserver_port"]}
     if FACTS["webui"]:
-        with step("WebUI"):
-            start(FACTS["webui_unit"])
+        found[FACTS["webui_unit"]] = FACTS["webui_port"]
+    return found
 
 
 def problems() -> list[str]:
     """What keeps this master from serving; empty when all services answer."""
-    services = {FACTS["rabbitmq_unit"]: FACTS["amqp_port"], FACTS["dbserver_unit"]: FACTS["dbserver_port"]}
-    if FACTS["webui"]:
-        services[FACTS["webui_unit"]] = FACTS["webui_port"]
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
-    found += unit_problems(*services, FACTS["metrics_unit"])
-    for unit, port in services.items():
+    found += unit_problems(*services(), FACTS["metrics_unit"])
+    for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")
     return found
