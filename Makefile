@@ -56,6 +56,8 @@ $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.tom
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENGINE_VENV)
 	$(UV) pip sync --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
 	$(UV) pip install --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine
+	@echo "numba compiles the engine's functions, once: a minute or two"
+	$(ENGINE_VENV)/bin/python -c "import openquake.commands.engine; from openquake.calculators import *"
 	@touch $@
 
 clean: ## remove what the commands above made, and the lab's cache
