@@ -160,8 +160,7 @@ class Channel:
         self._closed = True
         Channel._open.discard(self)
         if self._queue is not None:
-            self._publisher.delete(self.name)
-            self._queue.end()
+            self._queue.end(self._publisher)
         self._publisher.close()
         spool.remove_directory(self._directory)
 

@@ -82,9 +82,10 @@ class ResultQueue(threading.Thread):
                 raise item
             return item
 
-    def end(self) -> None:
-        """End the thread; the queue must have been deleted, which wakes it."""
+    def end(self, publisher: broker.Publisher) -> None:
+        """Delete the queue, which wakes the thread, and wait for its end."""
         self._ended = True
+        publisher.delete(self._queue)
         self.join(timeout=broker.CONNECT_TIMEOUT)
 
     def run(self) -> None:

@@ -77,3 +77,8 @@ def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
 def large(megabytes: int, monitor: Any) -> Iterator[dict[str, Any]]:
     """Yield so much in one result."""
     yield {"zeros": numpy.zeros(megabytes * 2**17)}
+
+
+def turn2(number: int, monitor: Any) -> dict[int, int]:
+    time.sleep(1)
+    return {number: 1}

@@ -77,6 +77,12 @@ def test_both_workers_computed(cluster: Cluster) -> None:
         assert worker.output().count("succeeded in") > 5
 
 
+def test_an_undisturbed_job_has_nothing_to_say_about_the_transport(on_cluster: Job) -> None:
+    """Neither the broker nor the workers were away, so no line of its log speaks of RabbitMQ or of waiting."""
+    assert "RabbitMQ" not in on_cluster.output
+    assert "Waiting for workers" not in on_cluster.output
+
+
 def test_no_result_travels_through_a_zeromq_port(on_cluster: Job) -> None:
     """The cluster's configuration has no port for ZeroMQ results, so a job that asked for one would fail."""
     assert "Using 2 celery workers" in on_cluster.output
