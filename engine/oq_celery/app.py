@@ -29,6 +29,8 @@ def make(settings: Settings) -> Celery:
         broker_transport_options={"confirm_publish": True, "socket_settings": broker.SOCKET_OPTIONS},
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # for ever
+        # A process that has grown beyond its share gives its memory back by ending after its task.
+        worker_max_memory_per_child=settings.memory_per_process_mb * 1024,  # kilobytes
         worker_lost_wait=1.0,  # seconds that a dead process's last words are waited for
     )
     return app

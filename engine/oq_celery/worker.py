@@ -6,8 +6,10 @@ one copy in memory; it also keeps the connection to the broker alive while they 
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import sys
 from typing import Any
 
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
@@ -16,6 +18,7 @@ import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for
 from celery import signals
 from celery.worker import state
 from openquake.baselib import config, zeromq
+from openquake.hazardlib.source import multi_fault
 
 from oq_celery import app as application
 from oq_celery import protocol, settings
@@ -29,13 +32,33 @@ SETTINGS = settings.load(config)
 
 app = application.make(SETTINGS)
 _publisher = Publisher(SETTINGS)
+_job: tuple[str, int, str] | None = None  # whose task this process did last
 
 
 @app.task(name=protocol.TASK_NAME)  # type: ignore[untyped-decorator]
 def run(header: dict[str, Any], stored: dict[str, Any] | None, body: bytes | None) -> None:
     """Do one task of a channel; see `oq_celery.protocol`."""
-    reference = Stored(**stored) if stored else body or b""
-    Attempt(SETTINGS, _publisher, TaskHeader.parse(header)).run(reference)
+    parsed = TaskHeader.parse(header)
+    _forget_other_jobs(parsed)
+    Attempt(SETTINGS, _publisher, parsed).run(Stored(**stored) if stored else body or b"")
+
+
+def _forget_other_jobs(header: TaskHeader) -> None:
+    """Empty the engine's caches when the process turns to another job.
+
+    Upstream's processes live for one job. These do not, and what they remember by the path of a calculation's
+    file would be wrong for another calculation under the same number, as there is one after a new database.
+    """
+    global _job
+    job = (header.user, header.job, header.channel if header.job == 0 else "")
+    if job != _job:
+        _job = job
+        multi_fault.SECTIONS.clear()
+        for name, module in list(sys.modules.items()):
+            if name.startswith("openquake."):
+                for value in list(vars(module).values()):
+                    if isinstance(value, functools._lru_cache_wrapper):
+                        value.cache_clear()
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
