@@ -340,7 +340,7 @@ def _security_group_rule(_args: mocks.MockResourceArgs, id_: str) -> dict[str, A
 _OUTPUTS: Final[Mapping[str, Callable[[mocks.MockResourceArgs, str], dict[str, Any]]]] = {
     "aws:ec2/vpc:Vpc": lambda _args, id_: {"arn": _arn("ec2", f"vpc/{id_}")},
     "aws:ec2/subnet:Subnet": lambda _args, id_: {"arn": _arn("ec2", f"subnet/{id_}")},
-    "aws:ec2/eip:Eip": lambda _args, id_: {"allocationId": id_, "publicIp": "203.0.113.7"},
+    "aws:ec2/eip:Eip": lambda _args, id_: {"allocationId": id_, "publicIp": "198.51.100.7"},
     "aws:ec2/vpcEndpoint:VpcEndpoint": lambda args, _id: (
         {"prefixListId": "pl-6ea54007"} if args.inputs["vpcEndpointType"] == "Gateway" else {}
     ),

@@ -119,7 +119,7 @@ def test_a_vpc_network_that_cannot_be_is_refused(cidr: str, remedy: str) -> None
 
 
 @pytest.mark.parametrize(
-    "cidr", ["0.0.0.0/0", "8.8.8.0/24", "10.0.0.0/7", "192.0.0.0/8", "203.0.113.7/32", "::/0"]
+    "cidr", ["0.0.0.0/0", "8.8.8.0/24", "10.0.0.0/7", "192.0.0.0/8", "198.51.100.7/32", "::/0"]
 )
 def test_a_public_client_network_is_refused(cidr: str) -> None:
     assert cidr in problems({"clientCidrs": [cidr]})["clientCidrs"].remedy
