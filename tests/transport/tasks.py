@@ -54,8 +54,11 @@ def pause(directory: str, moment: str) -> None:
 def stream(number: int, directory: str, ballast: bytes, monitor: Any) -> Iterator[Any]:
     """Yield results one by one and ask for a subtask, with a pause at every moment that matters.
 
-    Only the task number 0 pauses, so that the test knows which worker has it.
+    Only the task number 0 pauses there, so that the test knows which worker has it; the task number 1 may be made
+    to keep the job from its end.
     """
+    if number == 1:
+        pause(directory, "the end of the job")
     moments = ["before the first result", "between two results", "after the last result"]
     for moment in moments:
         if number == 0:
@@ -77,8 +80,3 @@ def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
 def large(megabytes: int, monitor: Any) -> Iterator[dict[str, Any]]:
     """Yield so much in one result."""
     yield {"zeros": numpy.zeros(megabytes * 2**17)}
-
-
-def turn2(number: int, monitor: Any) -> dict[int, int]:
-    time.sleep(1)
-    return {number: 1}

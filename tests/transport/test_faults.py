@@ -80,8 +80,9 @@ def test_a_task_whose_worker_is_killed_counts_once(moment: str, faulty: Cluster,
 def test_a_task_whose_worker_is_killed_between_its_results_and_the_acknowledgement_counts_once(
     faulty: Cluster, moments: Path
 ) -> None:
-    hold = moments / f"hold-{AFTER}"
+    hold, end = moments / f"hold-{AFTER}", moments / "hold-the end of the job"
     hold.touch()
+    end.touch()
     workers = faulty.workers(2)
     master = faulty.start("python", "-c", MASTER, moments)
     wait_until(lambda: reached(moments, AFTER), AFTER)
@@ -92,7 +93,11 @@ def test_a_task_whose_worker_is_killed_between_its_results_and_the_acknowledgeme
     hold.unlink()
     wait_until(lambda: str([(0, BETWEEN)]) in master.output(), "the results")
     worker.kill()
+    (new,) = (process for pid, process in faulty.workers(2).items() if pid not in workers)
+    wait_until(lambda: "succeeded in" in new.output(), "the second attempt")
+    end.unlink()
     assert result(master) == EXPECTED
+    assert len(reached(moments, AFTER)) == 2
 
 
 def test_of_two_attempts_that_are_both_alive_one_counts(
