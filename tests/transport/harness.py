@@ -25,7 +25,7 @@ ENGINE = ROOT / ".venv-engine"
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
-DEADLINE = 120.0  # seconds; the first import of the engine compiles for a minute
+DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
 sys.path.insert(0, str(ROOT / "engine"))
 
