@@ -5,6 +5,7 @@ Each run has to end with the numbers of the same job on the same lab without a f
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from components import facts
 from lab import cluster, faults
 from lab.cluster import Lab
-from lab.host import LabError, Paths, cores
+from lab.host import LabError, Paths, cores, wait_until
 from lab.job import Run, compare, run_job, work_done
 from lab.plan import make_plan, read_config, record
 
@@ -25,6 +26,10 @@ Say = Callable[[str], None]
 WORKERS = 2
 JOB_SECONDS = 240
 """After that a run has failed: many times what the jobs take, and less than patience."""
+READY_SECONDS = 300
+"""After that a worker that was started in the place of another one has failed."""
+ANSWER_SECONDS = 120
+"""After that a worker that was cut off, or whose broker was, has not come back to it."""
 POLL_SECONDS = 0.3
 
 
@@ -94,6 +99,7 @@ FAULTS = (
     Fault("spot interruption, 20 s", lambda lab, worker: faults.interrupt(lab, worker, 20)),
     Fault("partition, 5 s", lambda lab, worker: faults.partition(lab, worker, 5)),
     Fault("partition, 30 s", lambda lab, worker: faults.partition(lab, worker, 30)),
+    Fault("partition, 120 s", lambda lab, worker: faults.partition(lab, worker, 120)),
     Fault("restart RabbitMQ", lambda lab, _: faults.restart(lab, "rabbitmq")),
     Fault("restart DbServer", lambda lab, _: faults.restart(lab, "dbserver")),
     Fault("scale in to 1", lambda lab, _: cluster.scale(lab, WORKERS - 1)),
@@ -188,7 +194,8 @@ def run_cases(lab: Lab, storage: str, asked: Sequence[Case], say: Say) -> Iterat
             say(f"{name}, undisturbed: {run.seconds:.1f} s, {tasks} tasks")
         yield run_case(lab, storage, case, *undisturbed[name])
         cluster.scale(lab, WORKERS)
-        cluster.wait_until_ready(lab, lambda _: None, timeout=300)
+        cluster.wait_until_ready(lab, lambda _: None, timeout=READY_SECONDS)
+        wait_until(f"all workers to answer after {case.fault.name}", lambda: _all_answer(lab), ANSWER_SECONDS)
 
 
 def run_case(lab: Lab, storage: str, case: Case, job_ini: Path, undisturbed: Run, tasks: int) -> Result:
@@ -227,6 +234,12 @@ def _wait_for_moment(lab: Lab, since: float, job: Future[Run], done: float) -> s
             return busy[0]
         time.sleep(POLL_SECONDS)
     return None
+
+
+def _all_answer(lab: Lab) -> bool:
+    """Whether as many workers as there should be answer through RabbitMQ: Celery's own word, not systemd's."""
+    answer = lab.machine(lab.master().name).execute(["oq-celery", "status", "--json"])
+    return answer.returncode == 0 and len(json.loads(answer.stdout)["workers"]) == WORKERS
 
 
 def is_busy(lab: Lab, worker: str, since: float) -> bool:

@@ -17,10 +17,10 @@ IDLE_SECONDS: int = FACTS["metrics_idle_seconds"]
 
 def metric_data(status: Any, cluster: str) -> list[dict[str, Any]]:
     """The metrics of one moment, as PutMetricData takes them. `status` is an oq_celery.status.Status."""
-    alive, busy = len(status.workers), sum(worker.busy for worker in status.workers)
+    alive = len(status.workers)
     values = {
         "TasksWaiting": status.waiting,
-        "TasksOutstanding": status.waiting + busy,
+        "TasksOutstanding": status.outstanding,
         "WorkersAlive": alive,
         "WorkersBusy": sum(1 for worker in status.workers if worker.busy),
         "BacklogPerWorker": status.waiting / max(1, alive),
@@ -50,8 +50,7 @@ def main() -> None:
         started = time.monotonic()
         try:
             now = status.read(celery)
-            busy = now.waiting or any(worker.busy for worker in now.workers)
-            if busy or started - published >= IDLE_SECONDS:
+            if now.outstanding or started - published >= IDLE_SECONDS:
                 client.put_metric_data(
                     Namespace=FACTS["metrics_namespace"], MetricData=metric_data(now, FACTS["cluster"])
                 )

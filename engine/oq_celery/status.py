@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from oq_celery.settings import Settings
 REPLY_SECONDS = (
     1.0  # how long workers may take to answer; one that is busy answers too, its main process does
 )
+# A master that says nothing for so long has died, or waits for no task: several of its REPORT_SECONDS.
+STALE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class Status:
     waiting: int  # tasks in the queue
     workers: list[Worker]
     tasks: list[Tasks]  # those of very short jobs only while they run
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks that wait or run, as far as the queue, the workers or the masters know of them.
+
+        A worker that does not answer in time is missing from what the workers say, but not from what the masters do.
+        """
+        known_by_masters = sum(tasks.running + tasks.waiting for tasks in self.tasks)
+        return max(self.waiting + sum(worker.busy for worker in self.workers), known_by_masters)
 
     def json(self) -> str:
         """For programs."""
@@ -111,7 +123,8 @@ def _progress(directory: Path) -> list[Progress]:
     found = []
     for path in directory.glob(f"*/{PROGRESS_FILE}"):
         with contextlib.suppress(OSError, ValueError, TypeError):  # just removed, or of another version
-            found.append(Progress.parse(path.read_bytes()))
+            if time.time() - path.stat().st_mtime < STALE_SECONDS:
+                found.append(Progress.parse(path.read_bytes()))
     return found
 
 

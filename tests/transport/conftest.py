@@ -32,6 +32,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Broker]
     """A RabbitMQ server for all tests."""
     # So that what the tests have started ends with them also when they are terminated.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 1))
+    # Where the tests run in a script's background, SIGINT is ignored here and in all that they start: not so then.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     server = harness.Broker(tmp_path_factory.mktemp("rabbitmq") / "server")
     try:
         server.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -279,6 +280,12 @@ def cluster(directory: Path, broker: Broker, **changes: str) -> Iterator[Cluster
         yield made
     finally:
         made.end()
+
+
+def qa_job(case: str, directory: Path) -> Path:
+    """Copy one of the engine's own test calculations, where the engine may write beside it; its job file."""
+    source = ENGINE / "lib/python3.11/site-packages/openquake/qa_tests_data" / case
+    return shutil.copytree(source, directory / "job") / "job.ini"
 
 
 def differences(one: Path, other: Path, env: dict[str, str]) -> dict[str, Any]:

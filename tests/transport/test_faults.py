@@ -151,17 +151,41 @@ def test_a_task_that_always_kills_its_worker_fails_the_job_and_is_named(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_master_that_dies_frees_the_workers_and_leaves_nothing(
-    number: signal.Signals, faulty: Cluster, moments: Path, broker: Broker
+def test_a_master_that_dies_frees_the_workers_leaves_nothing_and_touches_no_other_job(
+    number: signal.Signals,
+    faulty: Cluster,
+    moments: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    broker: Broker,
 ) -> None:
-    (moments / f"hold-{BETWEEN}").touch()
+    others = tmp_path_factory.mktemp("others")
+    for directory in (moments, others):
+        (directory / f"hold-{BETWEEN}").touch()
     workers = faulty.workers(2)
     master = faulty.start("python", "-c", MASTER, moments)
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+    other = faulty.start("python", "-c", MASTER, others)
+    wait_until(lambda: reached(others, BETWEEN), "the other job's task on the other worker")
     (pid,) = reached(moments, BETWEEN)
     master.signal(number)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped", 30)
+    (others / f"hold-{BETWEEN}").unlink()
+    assert result(other) == EXPECTED
+    assert len(reached(others, BETWEEN)) == 1  # not even stopped and done again
     wait_until(lambda: broker.depth(faulty.queue) == 0, "the queue to be empty", 30)
     assert any("Dropped stream #" in worker.output() for worker in workers.values())
     assert reached(moments, BETWEEN) == [pid]  # nothing was computed after the master's end
     wait_until(lambda: not list((faulty.shared / "oq_celery").glob("*")), "the files to go", 30)
+
+
+def test_oq_abort_ends_a_job_and_its_waiting_tasks_are_dropped(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-abort", broker) as cluster:
+        job = cluster.start("oq", "engine", "--run", harness.qa_job("event_based/case_2", tmp_path))
+        wait_until(lambda: "0 alive, 2 tasks queued" in job.output(), "the job to wait for workers")
+        said = harness.run([harness.ENGINE / "bin/oq", "abort", "1"], cluster.env)
+        assert "Job 1 aborted" in said.stdout
+        assert job.wait(60) != 0
+        assert not list((cluster.shared / "oq_celery").glob("*"))
+        worker = cluster.worker("late")
+        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
+        assert worker.output().count("nobody waits for it") == 2

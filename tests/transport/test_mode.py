@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -117,11 +116,7 @@ def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path,
 
 def test_a_job_waits_for_workers_and_says_so(tmp_path: Path, broker: Broker) -> None:
     with harness.cluster(tmp_path / "oqlab-late", broker) as cluster:
-        shutil.copytree(
-            harness.ENGINE / "lib/python3.11/site-packages/openquake/qa_tests_data/event_based/case_2",
-            tmp_path / "job",
-        )
-        job = cluster.start("oq", "engine", "--run", tmp_path / "job/job.ini")
+        job = cluster.start("oq", "engine", "--run", harness.qa_job("event_based/case_2", tmp_path))
         wait_until(lambda: "Waiting for workers: 0 alive, 2 tasks queued" in job.output(), "the log line")
         assert job.running()
         cluster.worker("late")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.transport import harness
-from tests.transport.harness import Cluster, Job
+from tests.transport.harness import Broker, Cluster, Job
 
 QA = "lib/python3.11/site-packages/openquake/qa_tests_data"
 JOBS = {
@@ -35,30 +37,52 @@ def inis(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return copies(tmp_path_factory.mktemp("jobs"))
 
 
-@pytest.fixture(scope="module")
-def on_cluster(cluster: Cluster, inis: list[Path]) -> Job:
-    """All jobs on the cluster of two workers."""
-    job = cluster.run(*inis)
-    assert job.status == 0, job.output
-    return job
+# A pool of one process hands its results on in the order of its tasks, but for a race of upstream's: each task
+# connects anew to the master's ZeroMQ port, and now and then a connection overtakes another one (seen in 2 of 12 runs
+# of the ebrisk job; 12 runs on the cluster were equal). So a pool gets this many chances.
+POOL_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same calculations, in the order of JOBS."""
+
+    on_cluster: Job
+    on_one_core: Job
+
+
+class OneCore:
+    """Upstream's processpool on one core, which then has one process; with a database of its own."""
+
+    def __init__(self, directory: Path, broker: Broker) -> None:
+        self._cluster = Cluster(directory / "oqlab-alone", broker)
+
+    def run(self, *inis: Path) -> Job:
+        """Run calculations one after another."""
+        prefix = ["taskset", "--cpu-list", "0"]
+        job = self._cluster.run(*inis, prefix=prefix, OQ_DISTRIBUTE="processpool")
+        assert job.status == 0, job.output
+        return job
 
 
 @pytest.fixture(scope="module")
-def on_one_core(cluster: Cluster, inis: list[Path]) -> Job:
-    """The same jobs by upstream's processpool on one core, with the configuration but its ZeroMQ ports."""
-    job = cluster.run(
-        *inis,
-        prefix=["taskset", "--cpu-list", "0"],
-        OQ_DISTRIBUTE="processpool",
-        OQ_CONFIG_FILE=str(cluster.with_zeromq_ports()),
-    )
-    assert job.status == 0, job.output
-    return job
+def one_core(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> OneCore:
+    return OneCore(tmp_path_factory.mktemp("alone"), broker)
+
+
+@pytest.fixture(scope="module")
+def runs(cluster: Cluster, inis: list[Path], one_core: OneCore) -> Runs:
+    """Both at the same time, which the engine would refuse to do with one database."""
+    with ThreadPoolExecutor() as executor:
+        on_one_core = executor.submit(one_core.run, *inis)
+        on_cluster = cluster.run(*inis)
+        assert on_cluster.status == 0, on_cluster.output
+        return Runs(on_cluster, on_one_core.result())
 
 
 @pytest.mark.parametrize("kind", JOBS)
 def test_the_numbers_equal_those_of_a_pool_of_one_process_to_the_bit(
-    kind: str, cluster: Cluster, on_cluster: Job, on_one_core: Job
+    kind: str, cluster: Cluster, runs: Runs, one_core: OneCore, inis: list[Path]
 ) -> None:
     """Every dataset of the datastore but those about the run itself.
 
@@ -66,28 +90,49 @@ def test_the_numbers_equal_those_of_a_pool_of_one_process_to_the_bit(
     come, and two runs of it differ from each other by as much.
     """
     number = list(JOBS).index(kind)
-    found = harness.differences(on_cluster.datastores[number], on_one_core.datastores[number], cluster.env)
+    ours, pools = runs.on_cluster.datastores[number], runs.on_one_core.datastores[number]
+    for _ in range(POOL_RUNS - 1):
+        if differences(ours, pools, cluster) == {}:
+            return
+        (pools,) = one_core.run(inis[number]).datastores
+    assert differences(ours, pools, cluster) == {}
+
+
+def differences(one: Path, other: Path, cluster: Cluster) -> dict[str, str]:
+    """What differs between two datastores, which have many datasets in common."""
+    found = harness.differences(one, other, cluster.env)
     assert len(found.pop("equal")) > 20
-    assert found == {}
+    return found
 
 
-@pytest.mark.usefixtures("on_cluster")
+def test_runs_on_the_cluster_are_equal_to_the_bit_whichever_worker_ends_first(
+    cluster: Cluster, runs: Runs, inis: list[Path]
+) -> None:
+    """The job whose results come in another order most easily; see POOL_RUNS."""
+    number = list(JOBS).index("event based risk, ebrisk")
+    again = cluster.run(*[inis[number]] * 6)
+    assert again.status == 0, again.output
+    for datastore in again.datastores:
+        assert differences(runs.on_cluster.datastores[number], datastore, cluster) == {}
+
+
+@pytest.mark.usefixtures("runs")
 def test_both_workers_computed(cluster: Cluster) -> None:
     for worker in cluster.processes[:2]:
         assert worker.output().count("succeeded in") > 5
 
 
-def test_an_undisturbed_job_has_nothing_to_say_about_the_transport(on_cluster: Job) -> None:
+def test_an_undisturbed_job_has_nothing_to_say_about_the_transport(runs: Runs) -> None:
     """Neither the broker nor the workers were away, so no line of its log speaks of RabbitMQ or of waiting."""
-    assert "RabbitMQ" not in on_cluster.output
-    assert "Waiting for workers" not in on_cluster.output
+    assert "RabbitMQ" not in runs.on_cluster.output
+    assert "Waiting for workers" not in runs.on_cluster.output
 
 
-def test_no_result_travels_through_a_zeromq_port(on_cluster: Job) -> None:
+def test_no_result_travels_through_a_zeromq_port(runs: Runs) -> None:
     """The cluster's configuration has no port for ZeroMQ results, so a job that asked for one would fail."""
-    assert "Using 2 celery workers" in on_cluster.output
+    assert "Using 2 celery workers" in runs.on_cluster.output
 
 
-def test_the_environment_of_a_command_can_still_choose_the_processpool(on_one_core: Job) -> None:
-    assert "Using 2 processpool workers" in on_one_core.output
-    assert "celery" not in on_one_core.output
+def test_the_environment_of_a_command_can_still_choose_the_processpool(runs: Runs) -> None:
+    assert "Using 2 processpool workers" in runs.on_one_core.output
+    assert "celery" not in runs.on_one_core.output

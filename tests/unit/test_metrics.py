@@ -27,9 +27,13 @@ def metrics(record: Record) -> Iterator[Any]:
         yield module
 
 
-def status(waiting: int, *busy: int) -> SimpleNamespace:
+def status(waiting: int, *busy: int, outstanding: int | None = None) -> SimpleNamespace:
     """A cluster with so many waiting tasks, and a worker for each number of busy processes."""
-    return SimpleNamespace(waiting=waiting, workers=[SimpleNamespace(busy=number) for number in busy])
+    return SimpleNamespace(
+        waiting=waiting,
+        workers=[SimpleNamespace(busy=number) for number in busy],
+        outstanding=waiting + sum(busy) if outstanding is None else outstanding,
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,7 @@ def status(waiting: int, *busy: int) -> SimpleNamespace:
         (status(7), [7, 7, 0, 0, 7]),
         (status(6, 4, 0, 1), [6, 11, 3, 2, 2]),
         (status(0, 8), [0, 8, 1, 1, 0]),
+        (status(0, outstanding=3), [0, 3, 0, 0, 0]),  # no worker has answered
     ],
 )
 def test_the_metrics_count_tasks_and_workers(metrics: Any, now: Any, values: list[float]) -> None:
@@ -129,8 +134,9 @@ def test_a_busy_cluster_is_published_at_each_look_and_an_idle_one_once_a_minute(
     assert publish(*looks) == [0, 10, 20, 80, 140, 160]
 
 
-def test_work_for_an_idle_cluster_is_published_at_the_next_look(publish: Publish) -> None:
-    assert publish(status(0), status(0), status(5)) == [0, 20]
+@pytest.mark.parametrize("work", [status(5), status(0, outstanding=1)])
+def test_work_for_an_idle_cluster_is_published_at_the_next_look(publish: Publish, work: Any) -> None:
+    assert publish(status(0), status(0), work) == [0, 20]
 
 
 def test_a_broker_that_is_away_is_reported_once_and_asked_again(
