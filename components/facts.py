@@ -67,6 +67,7 @@ METRICS_SECONDS: Final = 10  # between two publications while there is work
 METRICS_IDLE_SECONDS: Final = 60  # and without
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
 DRAIN_POLL_SECONDS: Final = 5  # between two looks of a worker at whether it has to go
+DRAINING_FLAG: Final = "/run/openquake/draining"  # a file that is there while a worker goes
 HAND_OVER_SECONDS: Final = 15  # what giving unfinished tasks back may take
 
 # --- user data --------------------------------------------------------------------------------------------------------

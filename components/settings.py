@@ -186,7 +186,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerMax": Key(8, _integer(1, 1000)),
     "workerSpot": Key(False, _boolean),
     "workerStorage": Key("nfs", _one_of("nfs", "diskless")),
-    "drainMinutes": Key(15, _integer(1, capacity.LONGEST_DRAIN_MINUTES)),
+    "drainMinutes": Key(10, _integer(1, capacity.LONGEST_DRAIN_MINUTES)),
     "homeVolumeGb": Key(100, _VOLUME_GB),
     "varVolumeGb": Key(50, _VOLUME_GB),
     "rabbitmqVolumeGb": Key(20, _VOLUME_GB),

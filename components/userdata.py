@@ -124,6 +124,8 @@ def node_facts(node: Node) -> dict[str, Any]:
     }
     if isinstance(node, MasterNode):
         extra["packages"] = MASTER_PACKAGES
+    if isinstance(node, WorkerNode):
+        extra["stop_seconds"] = node.drain_seconds + facts.HAND_OVER_SECONDS
     wanted = shared.keys() - {"project", "nfs_port", "http_port", "https_port", "user_data_limit"}
     return {name: shared[name] for name in sorted(wanted)} | extra | dataclasses.asdict(node)
 

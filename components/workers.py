@@ -21,7 +21,9 @@ from components.settings import WorkerStorage
 from components.tags import cluster_name
 
 _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's manual of a worker
-WARMUP_SECONDS: Final = 60  # from power-on to the first task, with room
+# From an instance's being in service to its first task, with room; meanwhile the group does not scale in either, and
+# the alarm that asks for that needs a minute or two to notice a job that begins.
+WARMUP_SECONDS: Final = 120
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Workers(Component):
     the group (scaling in, a change of the template, a rebalance of spot capacity) goes through the group's
     drain hook: the machine takes no more tasks, and has `drain_minutes` for those that it runs.
 
-    A change of the template replaces the machines by and by: at most half of them drain at a time, each while
-    its replacement boots. Spot capacity that AWS thinks it will take back is replaced before it goes.
+    A change of the template replaces the machines by and by: at least half of them serve at any time. Spot
+    capacity that AWS thinks it will take back is replaced before it goes.
     """
 
     group_name: pulumi.Output[str]
@@ -79,6 +81,7 @@ class Workers(Component):
             vpc_zone_identifiers=args.subnet_ids,
             mixed_instances_policy=_policy(args, template),
             capacity_rebalance=args.spot,
+            suspended_processes=["AZRebalance"],  # no worker ends for the zones' balance: its tasks cost more
             health_check_type="EC2",
             # A worker waits for the master's engine, so the group does not wait for the workers.
             wait_for_capacity_timeout="0",

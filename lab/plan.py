@@ -77,7 +77,7 @@ ARGUMENTS: Mapping[str, str] = {
     ),
     "aws:autoscaling/group:Group": (
         "vpcZoneIdentifiers desiredCapacity maxSize mixedInstancesPolicy "
-        "minSize capacityRebalance healthCheckType waitForCapacityTimeout instanceRefresh"
+        "minSize capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout instanceRefresh"
     ),
     "aws:autoscaling/lifecycleHook:LifecycleHook": (
         "name autoscalingGroupName lifecycleTransition heartbeatTimeout defaultResult"

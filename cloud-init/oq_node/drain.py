@@ -1,9 +1,12 @@
 """Lets a worker that has to go, go in order: no new tasks, then the running ones to their end or back to the queue.
 
 Three things announce the end, all in the instance's metadata: the autoscaling group wants the instance terminated (a
-scale-in, an instance refresh, a rebalance), a spot interruption (two minutes), or the recommendation that comes before
-one. Celery's warm shutdown does the rest: it takes no more tasks and ends with the last one that runs. What is not
-done at the deadline is killed, and the broker gives it to another worker at once.
+scale-in, an instance refresh, a rebalance), a spot interruption (two minutes), or the recommendation that may come
+before one. Celery's warm shutdown does the rest: it takes no more tasks and ends with the last one that runs. What is
+not done at the deadline is killed, and the broker gives it to another worker at once.
+
+A recommendation is no certainty. The group then starts another instance and ends this one when that is healthy; where
+it finds none, this one goes on living, and takes tasks again after a while.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ import time
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from oq_node.common import FACTS, metadata, say
 
 POLL_SECONDS: int = FACTS["drain_poll_seconds"]
-# A spot instance has two minutes from the notice; the hand-over wants a few seconds of them.
-# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
-SPOT_SECONDS = 120
 HAND_OVER_SECONDS: int = FACTS["hand_over_seconds"]
+# How long a worker that did nothing but follow a recommendation stays without tasks: the boot of its replacement, with
+# room.
+RETURN_SECONDS = 600
+# While it is there systemd does not start Celery, which the bootstrap of a worker that has to go already would do.
+DRAINING = Path(FACTS["draining_flag"])
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Notice:
     reason: str
     seconds: float
     terminating: bool = False  # the autoscaling group waits for our word
+    certain: bool = True
 
 
 def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seconds: float) -> Notice | None:
@@ -48,8 +54,7 @@ def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seco
     if terminating:
         return Notice("the autoscaling group ends this instance", drain_seconds, terminating)
     if read("events/recommendations/rebalance"):
-        seconds = min(SPOT_SECONDS - HAND_OVER_SECONDS, drain_seconds)
-        return Notice("AWS recommends to rebalance this spot instance", seconds)
+        return Notice("AWS recommends to rebalance this spot instance", drain_seconds, certain=False)
     return None
 
 
@@ -79,6 +84,7 @@ def drain(found: Notice) -> None:
     """
     unit = FACTS["celery_unit"]
     say(f"draining: {found.reason}; running tasks have {found.seconds:.0f} s")
+    DRAINING.touch()
     subprocess.run(["systemctl", "stop", "--no-block", unit], check=True)
     deadline = time.monotonic() + found.seconds
     while _runs(unit):
@@ -97,8 +103,18 @@ def _runs(unit: str) -> bool:
     return state in ("active", "activating", "deactivating")
 
 
-def complete(client: Any) -> None:
+def take_tasks_again() -> None:
+    """Start Celery again."""
+    say("AWS has not taken this instance back: it takes tasks again")
+    DRAINING.unlink(missing_ok=True)
+    subprocess.run(["systemctl", "start", "--no-block", FACTS["celery_unit"]], check=True)
+
+
+def complete() -> None:
     """Tell the autoscaling group that it need not wait any longer."""
+    import boto3  # takes a second, which a worker that starts has better use for
+
+    client = boto3.client("autoscaling", region_name=FACTS["region"])
     client.complete_lifecycle_action(
         AutoScalingGroupName=metadata("tags/instance/aws:autoscaling:groupName"),
         LifecycleHookName=FACTS["drain_hook"],
@@ -110,22 +126,23 @@ def complete(client: Any) -> None:
 
 def main() -> None:
     """Watch until the instance is gone."""
-    import boto3
-
-    client = boto3.client("autoscaling", region_name=FACTS["region"])
-    drained = completed = False
-    while not completed:
+    drained: float | None = None  # monotonic time of the end of the drain
+    patience = True  # a recommendation is followed once
+    while True:
         time.sleep(POLL_SECONDS)
         try:
             found = look()
-            if found is None:
+            if found is None or not (found.certain or patience):
                 continue
-            if not drained:
+            if drained is None:
                 drain(found)
-                drained = True
+                drained = time.monotonic()
             if found.terminating:
-                complete(client)
-                completed = True
+                complete()
+                return
+            if not found.certain and time.monotonic() - drained > RETURN_SECONDS:
+                take_tasks_again()
+                drained, patience = None, False
         except Exception as error:  # the watch goes on, whatever AWS answers
             say(f"drain watch: {error}")
 

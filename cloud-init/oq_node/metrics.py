@@ -1,7 +1,7 @@
 """Publishes what the queue and the fleet do to CloudWatch, where the scaling policies and people read it.
 
-Runs on the master with the engine's Python. Every few seconds while there is work, once a minute otherwise: a metric
-costs by the request.
+Runs on the master with the engine's Python. Every few seconds while there is work and once more at its end, so that no
+alarm acts on what was; once a minute otherwise: a metric costs by the request.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def main() -> None:
 
     client = boto3.client("cloudwatch", region_name=FACTS["region"])
     celery = settings.load(config)
-    published, trouble = -float(IDLE_SECONDS), ""
+    published, worked, trouble = -float(IDLE_SECONDS), False, ""
     while True:
         started = time.monotonic()
         try:
             now = status.read(celery)
-            if now.outstanding or started - published >= IDLE_SECONDS:
+            if now.outstanding or worked or started - published >= IDLE_SECONDS:
                 client.put_metric_data(
                     Namespace=FACTS["metrics_namespace"], MetricData=metric_data(now, FACTS["cluster"])
                 )
-                published = started
+                published, worked = started, bool(now.outstanding)
             trouble = ""
         except Exception as error:  # neither boto3's errors nor the broker's have a common base
             if str(error) != trouble:

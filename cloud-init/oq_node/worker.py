@@ -17,6 +17,7 @@ from oq_node.common import (
     mount_problems,
     mount_shared,
     run,
+    say,
     start,
     step,
     unit_problems,
@@ -27,6 +28,7 @@ from oq_node.common import (
 # A worker boots together with the master, whose first boot builds the engine: minutes, on a small machine many.
 ENGINE_DEADLINE_SECONDS = 3600
 SECRET_DEADLINE_SECONDS = 300
+POWER_OFF_SECONDS = 600  # for somebody to look; then the autoscaling group replaces what is off
 
 
 def secret() -> dict[str, str]:
@@ -44,7 +46,17 @@ def secret() -> dict[str, str]:
 
 
 def bootstrap() -> None:
-    """Make this machine a worker."""
+    """Make this machine a worker; one that cannot be made one is switched off, for the group to start another."""
+    try:
+        make_worker()
+    except SystemExit:
+        say(f"this worker is of no use: it powers off in {POWER_OFF_SECONDS} s, and its group replaces it")
+        run("systemd-run", f"--on-active={POWER_OFF_SECONDS}", "systemctl", "poweroff")
+        raise
+
+
+def make_worker() -> None:
+    """The steps of the bootstrap."""
     with step("system user"):
         ensure_user(FACTS["openquake_user"], FACTS["openquake_id"], FACTS["dbserver_dir"])
         Path(FACTS["dbserver_dir"]).mkdir(parents=True, exist_ok=True)
@@ -55,12 +67,14 @@ def bootstrap() -> None:
     with step("engine"):
         until(f"{engine_image()} is published by the master", ENGINE_DEADLINE_SECONDS, engine_image().exists)
         mount_engine()
+        # From here on a worker that has to go can say so, whatever the rest of the bootstrap waits for.
+        start(FACTS["drain_unit"])
     with step("configuration"):
         write_configuration(until("the secret", SECRET_DEADLINE_SECONDS, secret, every=5))
     with step("Celery"):
         if FACTS["storage"] == "diskless":
             run("systemctl", "start", "--no-block", "openquake-readonly-root.service")
-        start(FACTS["celery_unit"], FACTS["drain_unit"])
+        start(FACTS["celery_unit"])
 
 
 def problems() -> list[str]:

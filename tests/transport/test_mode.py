@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oq_celery import cli
 
+from components import facts, instance_types
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, wait_until
 
@@ -99,6 +101,21 @@ def test_wrong_settings_are_all_reported_at_once_and_without_a_traceback(
             "[celery] memory_per_process_mb = 0",
         ):
             assert problem in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("cores", "nominal_mb", "visible_mb"),
+    [(8, 16384, 15700), (2, 4096, 3780), (4, 8192, 7985), (2, 8192, 7700), (64, 131072, 126000)],
+)
+def test_a_worker_runs_as_many_processes_as_the_program_counts_with(
+    cores: int, nominal_mb: int, visible_mb: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program knows what AWS sells, and a machine sees a little less memory than that."""
+    sizes = {"SC_PHYS_PAGES": visible_mb * 256, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(cores))
+    counted = instance_types.processes(instance_types.InstanceType("sold", cores, nominal_mb))
+    assert cli.default_concurrency(facts.MEMORY_PER_PROCESS_MB) == counted
 
 
 def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path, broker: Broker) -> None:

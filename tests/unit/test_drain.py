@@ -12,6 +12,7 @@ import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ START = datetime.datetime(2026, 1, 31, 23, 59, 30, tzinfo=datetime.UTC)
 STATE = "autoscaling/target-lifecycle-state"
 SPOT = "spot/instance-action"
 REBALANCE = "events/recommendations/rebalance"
-DRAIN_SECONDS = 15 * 60  # the default of drainMinutes
+DRAIN_SECONDS = 10 * 60  # the default of drainMinutes
 IDENTITY = {"instance-id": "i-0123456789abcdef0", "tags/instance/aws:autoscaling:groupName": "workers-group"}
 COMPLETION = {
     "AutoScalingGroupName": "workers-group",
@@ -56,6 +57,7 @@ class Worker:
     now: float = 0.0
     stopped: float | None = None
     killed: float | None = None
+    started: float | None = None
     said: list[str] = field(default_factory=list)
     broken_metadata: bool = False
 
@@ -65,7 +67,11 @@ class Worker:
         state = ""
         match command[1:-1]:
             case ["stop", "--no-block"]:
+                assert self.module.DRAINING.exists()
                 self.stopped = self.now if self.stopped is None else self.stopped
+            case ["start", "--no-block"]:
+                assert not self.module.DRAINING.exists()
+                self.started, self.stopped = self.now, None
             case ["kill", "--signal=KILL"]:
                 self.killed = self.now
             case ["is-active"]:
@@ -93,7 +99,7 @@ class Worker:
 
 
 @pytest.fixture
-def worker(record: Record, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+def worker(record: Record, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Worker]:
     with node_module("drain", node_facts(record(), "worker")) as module:
         made = Worker(module)
 
@@ -107,6 +113,7 @@ def worker(record: Record, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
         monkeypatch.setattr(module, "datetime", SimpleNamespace(datetime=Clock, UTC=datetime.UTC))
         monkeypatch.setattr(module, "metadata", made.metadata)
         monkeypatch.setattr(module, "say", made.said.append)
+        monkeypatch.setattr(module, "DRAINING", tmp_path / "draining")
         yield made
 
 
@@ -140,8 +147,8 @@ def test_a_worker_that_is_in_service_has_no_notice(worker: Worker, announced: Ma
         ({SPOT: interruption(40)}, "spot interruption", 25, False),
         ({SPOT: interruption(5)}, "spot interruption", 0, False),
         ({SPOT: interruption(-60)}, "spot interruption", 0, False),
-        ({REBALANCE: "{}"}, "rebalance", 105, False),
-        ({STATE: "InService", REBALANCE: "{}"}, "rebalance", 105, False),
+        ({REBALANCE: "{}"}, "rebalance", DRAIN_SECONDS, False),
+        ({STATE: "InService", REBALANCE: "{}"}, "rebalance", DRAIN_SECONDS, False),
         ({STATE: "Terminated", REBALANCE: "{}"}, "autoscaling group", DRAIN_SECONDS, True),
         ({STATE: "Terminated", SPOT: interruption(60)}, "spot interruption", 45, True),
         ({SPOT: interruption(60), REBALANCE: "{}"}, "spot interruption", 45, False),
@@ -203,7 +210,15 @@ def test_a_spot_interruption_during_a_long_drain_brings_the_deadline_nearer(work
 def test_a_rebalance_recommendation_that_stays_does_not_move_the_deadline_on(worker: Worker) -> None:
     worker.announced, worker.tasks_end = [(0, REBALANCE, "{}")], 3000
     worker.module.drain(worker.module.look())
-    assert worker.killed == pytest.approx(105, abs=1)
+    assert worker.killed == pytest.approx(DRAIN_SECONDS, abs=1)
+
+
+def test_a_spot_interruption_after_a_recommendation_is_met(worker: Worker) -> None:
+    worker.announced = [(0, REBALANCE, "{}"), (30, SPOT, interruption(150))]
+    worker.tasks_end = 3000
+    worker.module.drain(worker.module.look())
+    assert worker.killed is not None
+    assert 130 <= worker.killed <= 150 - facts.HAND_OVER_SECONDS + 2
 
 
 def test_metadata_that_do_not_answer_during_a_drain_do_not_end_it(worker: Worker) -> None:
@@ -246,6 +261,23 @@ def test_after_a_rebalance_recommendation_the_group_is_told_only_when_it_asks(
     worker.module.main()
     assert worker.stopped == facts.DRAIN_POLL_SECONDS
     assert 300 <= worker.now <= 300 + facts.DRAIN_POLL_SECONDS
+
+
+def test_a_worker_that_stays_after_a_recommendation_takes_tasks_again_and_follows_no_other(
+    worker: Worker, group: Stubber
+) -> None:
+    worker.announced = [(0, REBALANCE, "{}"), (2000, STATE, "Terminated")]
+    group.add_response("complete_lifecycle_action", {}, COMPLETION)
+    worker.module.main()
+    returned = facts.DRAIN_POLL_SECONDS + worker.module.RETURN_SECONDS
+    assert worker.started == pytest.approx(returned, abs=facts.DRAIN_POLL_SECONDS)
+    assert worker.stopped == pytest.approx(2000, abs=facts.DRAIN_POLL_SECONDS)
+    assert len([line for line in worker.said if line.startswith("draining")]) == 2
+
+
+def test_systemd_gives_tasks_more_time_than_the_watch_which_says_what_became_of_them(record: Record) -> None:
+    facts_of_worker = node_facts(record(), "worker")
+    assert facts_of_worker["stop_seconds"] > facts_of_worker["drain_seconds"]
 
 
 def test_the_hook_waits_longer_than_a_worker_takes(record: Record, worker: Worker, group: Stubber) -> None:

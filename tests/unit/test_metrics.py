@@ -128,10 +128,12 @@ def publish(metrics: Any, monkeypatch: pytest.MonkeyPatch) -> Publish:
     return run
 
 
-def test_a_busy_cluster_is_published_at_each_look_and_an_idle_one_once_a_minute(publish: Publish) -> None:
+def test_a_busy_cluster_is_published_at_each_look_and_an_idle_one_at_once_and_then_once_a_minute(
+    publish: Publish,
+) -> None:
     busy, idle = status(0, 1), status(0, 0)
-    looks = [busy] * 3 + [idle] * 13 + [busy]
-    assert publish(*looks) == [0, 10, 20, 80, 140, 160]
+    looks = [busy] * 3 + [idle] * 14 + [busy]
+    assert publish(*looks) == [0, 10, 20, 30, 90, 150, 170]
 
 
 @pytest.mark.parametrize("work", [status(5), status(0, outstanding=1)])

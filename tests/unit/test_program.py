@@ -630,6 +630,7 @@ def test_the_fleet_is_all_spot_or_all_on_demand_from_all_the_instance_types(
     assert policy["instancesDistribution"]["onDemandPercentageAboveBaseCapacity"] == (0 if spot else 100)
     assert [one["instanceType"] for one in policy["launchTemplate"]["overrides"]] == types
     assert group["capacityRebalance"] is spot
+    assert group["suspendedProcesses"] == ["AZRebalance"]
 
 
 def test_a_change_of_the_template_refreshes_the_machines(record: Record) -> None:
@@ -664,7 +665,7 @@ def test_every_cluster_has_the_hook(each_mode: Recording) -> None:
 
 def test_a_refresh_takes_half_of_the_workers_at_most(record: Record) -> None:
     preferences = record().one(GROUP).inputs["instanceRefresh"]["preferences"]
-    assert preferences == {"minHealthyPercentage": 50, "instanceWarmup": "60"}
+    assert preferences == {"minHealthyPercentage": 50, "instanceWarmup": "120"}
 
 
 # --- scaling ------------------------------------------------------------------------------------------------
@@ -684,7 +685,7 @@ def test_waiting_tasks_add_workers_within_one_period(each_mode: Recording) -> No
     assert (alarm["comparisonOperator"], alarm["threshold"]) == ("GreaterThanOrEqualToThreshold", 1)
     assert (alarm["period"], alarm["evaluationPeriods"]) == (facts.METRICS_SECONDS, 1)
     assert (policy["policyType"], policy["adjustmentType"]) == ("StepScaling", "ChangeInCapacity")
-    assert policy["estimatedInstanceWarmup"] == 60
+    assert policy["estimatedInstanceWarmup"] == 120
 
 
 def test_the_steps_are_those_of_the_smallest_type_and_of_the_room_between_min_and_max(record: Record) -> None:
