@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from celery import Celery
-from kombu import Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Queue
 
 from oq_celery import broker
 from oq_celery.settings import Settings
 
 
+class SteadyConnection(Connection):  # type: ignore[misc]
+    """Tries again every second: Kombu's pauses grow to half a minute, in which a worker computes nothing."""
+
+    def ensure_connection(
+        self, errback: Callable[..., Any] | None = None, max_retries: int | None = None, **options: Any
+    ) -> Any:
+        """Connect, however long it takes."""
+        steady = {
+            "interval_start": broker.RETRY_SECONDS,
+            "interval_step": 0,
+            "interval_max": broker.RETRY_SECONDS,
+        }
+        return super().ensure_connection(errback, max_retries, **(options | steady))
+
+
+class SteadyAMQP(AMQP):  # type: ignore[misc]
+    """Celery's AMQP with such connections."""
+
+    Connection = SteadyConnection
+
+
 def make(settings: Settings) -> Celery:
     """The application for the given broker, without its task: light enough for a command line."""
-    app = Celery("oq_celery", broker=settings.url)
+    app = Celery("oq_celery", broker=settings.url, amqp=SteadyAMQP)
     app.conf.update(
         task_serializer="pickle",
         accept_content=["pickle", "json"],  # tasks, and Celery's own commands to workers

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import socket
+import time
 import traceback
 import uuid
 from typing import ClassVar
@@ -13,13 +12,19 @@ from typing import ClassVar
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
 
-from oq_celery import protocol, spool
+from oq_celery import broker, spool
 from oq_celery.broker import Publisher
-from oq_celery.protocol import Kind, Reply, Stored, TaskHeader
+from oq_celery.protocol import LEASE_SECONDS, Kind, Reply, Stored, TaskHeader, worker_name
 from oq_celery.settings import Settings
 from oq_celery.spool import StoredPickle
 
+LOOK_SECONDS = 0.5  # between two looks for a master that is not there
+
 log = logging.getLogger(__name__)
+
+
+class AttemptLostError(RuntimeError):
+    """An attempt has come to nothing for a reason that may be this worker's; the master knows."""
 
 
 class Attempt:
@@ -48,28 +53,22 @@ class Attempt:
         return cls._current
 
     def run(self, body: bytes | Stored) -> None:
-        """Do the task and send its results, or nothing at all if nobody wants them any more."""
-        theirs, ours = self.header.versions, protocol.versions()
-        if theirs != ours:
-            self._reply("failed", f"Worker {_name()} has {ours}, but the master has {theirs}".encode())
-            return
-        if not self._reply("started", persistent=False):
+        """Do the task and send its results, or nothing at all if nobody wants them any more.
+
+        Raises:
+            AttemptLostError: if this worker cannot read the arguments or write the results; another one may.
+        """
+        if not self._master_is_there() or not self._reply("started", persistent=False):
             log.info("Dropped %s: nobody waits for it", self.header)
             return
         Attempt._current = self
+        delivered = False
         try:
-            self._call(body)
-            wanted = self._finish()
-        except Exception:
-            # What the engine does not catch itself: unreadable arguments, results that cannot be written.
-            self._discard()
-            text = f"Task {self.header} failed on worker {_name()}:\n{traceback.format_exc()}"
-            wanted = self._reply("failed", text.encode())
+            delivered = self._do(body)
         finally:
             Attempt._current = None
-        if not wanted:
-            self._discard()
-            log.info("Dropped the results of %s: nobody waits for them", self.header)
+            if not delivered:
+                self._discard()
 
     def send(self, result: Result) -> None:
         """Collect one result."""
@@ -79,9 +78,44 @@ class Attempt:
             result.pik = self._keep(result.pik)
         self._results.append(result)
 
-    def _call(self, body: bytes | Stored) -> None:
-        func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
-        parallel.safely_call(func, args, self.header.task_no, monitor)
+    def _master_is_there(self) -> bool:
+        """Whether somebody consumes from the result queue, or does so again within the lease.
+
+        A broker that has just started has its queues before its masters come back, and the tasks of a master that was
+        killed have a queue, too; that is deleted here, so that all others know.
+        """
+        channel = self.header.channel
+        alone_since: float | None = None
+        while (
+            state := self._publisher.ask(lambda connection: broker.depth(connection, channel))
+        ) is not None:
+            _, consumers = state
+            if consumers:
+                return True
+            now = time.monotonic()
+            alone_since = now if alone_since is None else alone_since
+            if now - alone_since >= LEASE_SECONDS:
+                return not self._publisher.ask(lambda connection: broker.delete_unused(connection, channel))
+            time.sleep(LOOK_SECONDS)
+        return False
+
+    def _do(self, body: bytes | Stored) -> bool:
+        """Call the task and send its results; False if they are of no use to anybody."""
+        try:
+            func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
+            parallel.safely_call(func, args, self.header.task_no, monitor)
+            wanted = self._finish()
+        except (OSError, spool.CorruptError) as error:
+            self._reply("lost", f"{type(error).__name__}: {error}".encode())
+            raise AttemptLostError(f"{self.header}: {error}") from error
+        except Exception:
+            # What the engine does not catch itself.
+            text = f"Task {self.header} failed on worker {worker_name()}:\n{traceback.format_exc()}"
+            self._reply("failed", text.encode())
+            return False
+        if not wanted:
+            log.info("Dropped the results of %s: nobody waits for them", self.header)
+        return wanted
 
     def _keep(self, pickled: Pickled) -> Pickled:
         if isinstance(pickled, StoredPickle):
@@ -113,7 +147,7 @@ class Attempt:
             kind=kind,
             task_no=self.header.task_no,
             attempt=self.name,
-            worker=_name(),
+            worker=worker_name(),
             has_file=self._writer is not None,
             stored=body if isinstance(body, Stored) else None,
             body=b"" if isinstance(body, Stored) else body,
@@ -121,8 +155,3 @@ class Attempt:
         return self._publisher.publish(
             self.header.channel, reply.body, reply.headers(), persistent=persistent
         )
-
-
-def _name() -> str:
-    """This worker process, for people."""
-    return f"{socket.gethostname()}/{os.getpid()}"

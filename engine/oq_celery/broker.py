@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import amqp
 
-from oq_celery.protocol import LEASE_MS, MAX_PRIORITY
+from oq_celery.protocol import EXPIRY_MS, MAX_PRIORITY
 from oq_celery.settings import Settings
 
-ERRORS = (amqp.ConnectionError, amqp.ChannelError, OSError)
+ERRORS = (amqp.ConnectionError, amqp.ChannelError, amqp.exceptions.MessageNacked, OSError)
 REFUSALS = (
     amqp.AccessRefused,
     amqp.NotAllowed,
@@ -35,22 +36,25 @@ SOCKET_OPTIONS = {
     socket.TCP_USER_TIMEOUT: 20_000,  # milliseconds
 }
 # AMQP's own heartbeat needs the interpreter of the process to be free now and then, so it is generous: TCP is
-# quicker.
+# quicker. The smaller one of this and the server's counts (60 in RabbitMQ, too).
 HEARTBEAT = 60
 CONNECT_TIMEOUT = 10
 RETRY_SECONDS = 1.0
 TASK_QUEUE_ARGUMENTS = {"x-max-priority": MAX_PRIORITY}
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
-def connect(settings: Settings, heartbeat: int = 0) -> amqp.Connection:
+def connect(settings: Settings, heartbeat: int = 0, **options: Any) -> amqp.Connection:
     """Open a connection.
 
     Args:
         settings: where the broker is.
         heartbeat: seconds, for a connection that is read all the time; 0 for one that only publishes, which
         TCP watches.
+        options: more of amqp.Connection's.
 
     Raises:
         one of ERRORS.
@@ -63,6 +67,7 @@ def connect(settings: Settings, heartbeat: int = 0) -> amqp.Connection:
         heartbeat=heartbeat,
         connect_timeout=CONNECT_TIMEOUT,
         socket_settings=SOCKET_OPTIONS,
+        **options,
     )
     connection.connect()
     return connection
@@ -86,9 +91,10 @@ def depth(connection: amqp.Connection, queue: str) -> tuple[int, int] | None:
     channel = connection.channel()
     try:
         _, messages, consumers = channel.queue_declare(queue, passive=True)
-    except amqp.NotFound:  # which closes the channel
+    except amqp.NotFound:
         return None
-    channel.close()
+    finally:
+        channel.close()  # RabbitMQ has closed it after an error, but py-amqp has opened it again
     return messages, consumers
 
 
@@ -98,8 +104,8 @@ def declare_tasks(channel: amqp.Channel, queue: str) -> None:
 
 
 def declare_results(channel: amqp.Channel, queue: str) -> None:
-    """Make a channel's result queue, which goes away LEASE_MS after its last consumer."""
-    channel.queue_declare(queue, durable=True, auto_delete=False, arguments={"x-expires": LEASE_MS})
+    """Make a channel's result queue."""
+    channel.queue_declare(queue, durable=True, auto_delete=False, arguments={"x-expires": EXPIRY_MS})
 
 
 def delete_unused(connection: amqp.Connection, queue: str) -> bool:
@@ -107,10 +113,23 @@ def delete_unused(connection: amqp.Connection, queue: str) -> bool:
     channel = connection.channel()
     try:
         channel.queue_delete(queue, if_unused=True)
-    except amqp.PreconditionFailed:  # which closes the channel
+    except amqp.PreconditionFailed:
         return False
-    channel.close()
+    finally:
+        channel.close()
     return True
+
+
+def delete(settings: Settings, queue: str) -> None:
+    """Delete a queue on a connection of its own, if the broker answers in CONNECT_TIMEOUT seconds."""
+    connection: amqp.Connection | None = None
+    try:
+        connection = connect(settings, read_timeout=CONNECT_TIMEOUT, write_timeout=CONNECT_TIMEOUT)
+        connection.channel().queue_delete(queue)
+    except ERRORS as error:
+        log.debug("queue %s is left to the workers: %s", queue, error)
+    finally:
+        close(connection)
 
 
 def log_retry(settings: Settings, error: Exception) -> None:
@@ -160,12 +179,29 @@ class Publisher:
         try:
             self._open().queue_delete(queue)
         except ERRORS as error:
-            log.debug("queue %s is left to expire: %s", queue, error)
+            log.debug("queue %s is left to the workers: %s", queue, error)
             self.close()
+
+    def ask(self, question: Callable[[amqp.Connection], T]) -> T:
+        """What the broker answers to a question, however long it is away."""
+        while True:
+            try:
+                self._open()
+                return question(self._connection)
+            except ERRORS as error:
+                log.debug("RabbitMQ at %s: %s", self._settings.host, error)
+                self.close()
+                time.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
         """Close the connection; the next message opens another one."""
         close(self._connection)
+        self._connection = self._channel = None
+
+    def abandon(self) -> None:
+        """Drop the connection without a word: what it was doing may be half done, or the broker may not listen."""
+        if self._connection is not None:
+            self._connection.collect()
         self._connection = self._channel = None
 
     def _open(self) -> amqp.Channel:

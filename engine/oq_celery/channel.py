@@ -5,20 +5,22 @@ from __future__ import annotations
 import getpass
 import logging
 import pickle
+import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, ClassVar, Final, NoReturn
 
 from openquake.baselib.general import humansize
-from openquake.baselib.parallel import Monitor, Pickled, Result
+from openquake.baselib.parallel import Monitor, Pickled, Result, Starmap
 
 from oq_celery import broker, protocol, spool
 from oq_celery.order import Order, Path
 from oq_celery.protocol import Reply, Stored, TaskHeader, TransportError
-from oq_celery.results import Lost, ResultQueue
+from oq_celery.results import Back, ResultQueue
 from oq_celery.settings import Settings
 from oq_celery.spool import StoredPickle
 
@@ -27,6 +29,9 @@ SCHEME: Final = "celery://"
 MEMORY_LIMIT: Final = 256 * 2**20
 HELD_LIMIT: Final = 8 * 2**30
 REPORT_SECONDS: Final = 5.0
+# A task that starts so many times its allowed number of losses, and nobody says why, takes whole machines along.
+SILENT_LOSSES: Final = 3
+MASTER: Final = uuid.uuid4().hex  # this process, for caches that must not outlive it
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +42,12 @@ class _Task:
 
     path: Path
     header: TaskHeader
-    message: tuple[bytes, dict[str, Any], dict[str, Any]]
+    body: bytes | Stored
     files: list[str]
-    starts: list[str] = field(default_factory=list)  # the workers that began an attempt
+    sent: bool = False  # or still here, because enough tasks are with the broker
+    # By the name of the attempt, since a message may come twice:
+    starts: dict[str, str] = field(default_factory=dict)  # the worker that began it
+    losses: dict[str, str] = field(default_factory=dict)  # the worker, and why it came to nothing
 
 
 @dataclass
@@ -70,23 +78,29 @@ class Channel:
         self._limit = settings.max_message_kb * 1024
         self._directory = settings.spool / self.name
         self._files = spool.References()
+        self._stored: dict[str, Stored] = {}  # large arguments by their checksum
         self._publisher = broker.Publisher(settings)
         self._local: deque[Result] = deque()
         self._tasks: dict[int, _Task] = {}
-        self._sent = 0
+        # So many tasks are with the broker at once, also of a calculation that submits all of its tasks: otherwise
+        # the tasks of another one would come after all of these, see `protocol.priority`.
+        self._window = Starmap.CT
+        self._backlog: deque[int] = deque()
+        self._submitted = 0
         self._order: Order[_Done] = Order()
         self._ended: list[Result] = []  # messages of the end of a task that the engine has not got yet
         self._held = self._in_memory = 0  # bytes of results that wait for earlier tasks
         self._queue: ResultQueue | None = None  # made when the first task goes to the workers
-        self._reported = time.monotonic()
+        self._closing = threading.Lock()
         self._closed = False
         Channel._open.add(self)
+        _Reports.start_once()
 
     def __exit__(
         self, etype: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End it, as the engine does when it has all results."""
-        self.close()
+        self.close(in_order=etype is None)
 
     @classmethod
     def find(cls, url: str) -> Channel | None:
@@ -97,7 +111,13 @@ class Channel:
     def close_all(cls) -> None:
         """Close what an error or an abort left open."""
         for channel in list(cls._open):
-            channel.close()
+            channel.close(in_order=False)
+
+    @classmethod
+    def report_all(cls) -> None:
+        """Leave the number of tasks of each where `oq-celery status` finds it."""
+        for channel in list(cls._open):
+            channel.report()
 
     def send(self, result: Result) -> None:
         """Take a result of a task that ran in this process, as the tasks of a `Starmap` of one task do."""
@@ -120,6 +140,7 @@ class Channel:
             files.append(body.path)
         header = TaskHeader(
             channel=self.name,
+            master=MASTER,
             task_no=task_no,
             name=func.__name__,
             job=self.job,
@@ -127,10 +148,10 @@ class Channel:
             size=sum(map(len, args)),
             versions=protocol.versions(),
         )
-        path = self._order.submit(args)
-        self._sent += 1
-        task = self._tasks[task_no] = _Task(path, header, protocol.celery_task(header, body), files)
-        self._publish(task)
+        self._submitted += 1
+        self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)
+        self._backlog.append(task_no)
+        self._send_backlog()
 
     def __iter__(self) -> Iterator[Result]:
         """Yield the results of one complete attempt of each task, in the order of the tasks.
@@ -148,21 +169,42 @@ class Channel:
                     raise TransportError(reply.body.decode())
                 case Reply(kind="started") as reply:
                     self._started(reply)
-                case Lost():
-                    log.warning("The result queue was gone: sending %d tasks again", len(self._tasks))
-                    for task in self._tasks.values():
-                        self._publish(task)
+                case Reply(kind="lost") as reply:
+                    self._lost(reply)
+                case Back() as back:
+                    self._back(back)
 
-    def close(self) -> None:
-        """Give everything up: workers drop the waiting tasks and stop the running ones; files are removed."""
-        if self._closed:
-            return
-        self._closed = True
+    def close(self, *, in_order: bool) -> None:
+        """Give everything up: workers drop the waiting tasks and stop the running ones; files are removed.
+
+        Args:
+            in_order: False when something was interrupted, maybe in the middle of a message to the broker.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         Channel._open.discard(self)
-        if self._queue is not None:
-            self._queue.end(self._publisher)
-        self._publisher.close()
+        if in_order:
+            if self._queue is not None:
+                self._queue.end(self._publisher.delete)
+            self._publisher.close()
+        else:
+            self._publisher.abandon()
+            if self._queue is not None:
+                self._queue.end(lambda name: broker.delete(self._settings, name))
         spool.remove_directory(self._directory)
+
+    def report(self) -> None:
+        """Leave the number of tasks where `oq-celery status` finds it."""
+        tasks = self._tasks.copy()
+        if not tasks:
+            return
+        name = next(iter(tasks.values())).header.name
+        progress = protocol.Progress(self.job, self.user, name, self._submitted, len(tasks))
+        with self._closing:
+            if not self._closed:
+                spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
 
     def _results(self, reply: Reply) -> Iterator[Result]:
         """What can be handed on now that an attempt is complete; nothing if its task was done before."""
@@ -174,6 +216,7 @@ class Channel:
             self._files.release(files)
             return
         self._files.release(task.files)
+        self._send_backlog()
         *results, ended = pickle.loads(spool.read(reply.stored) if reply.stored else reply.body)  # noqa: S301
         for subtask in (result for result in results if result.func is not None):
             self._files.retain(arg.stored.path for arg in subtask.pik if isinstance(arg, StoredPickle))
@@ -194,6 +237,7 @@ class Channel:
         if ready or not self._must_pause():
             ended_now, self._ended = self._ended, []
             yield from ended_now
+        self._send_backlog()
 
     def _hold_back(self, done: _Done, file_name: str) -> None:
         """Account for results that have to wait; above a limit they wait in a file."""
@@ -213,41 +257,72 @@ class Channel:
         self._in_memory += done.in_memory
 
     def _must_pause(self) -> bool:
-        """Whether the engine must not hear of ended tasks now, because it would send more.
+        """Whether no more tasks must be sent now, nor the engine hear of ended ones, because it would send more.
 
         Usually it hears at once and sends the next one, whatever earlier task is still computed; not when too
         many results wait for that one already.
         """
         return self._held > HELD_LIMIT and any(
-            task.path == self._order.first for task in self._tasks.values()
+            task.sent and task.path == self._order.first for task in self._tasks.values()
         )
 
     def _started(self, reply: Reply) -> None:
         task = self._tasks.get(reply.task_no)
         if task is None:
             return
-        task.starts.append(reply.worker)
-        if len(task.starts) > self._settings.max_attempts:
-            raise TransportError(
-                f"Task {task.header} with {humansize(task.header.size)} of arguments was lost with a worker "
-                f"{len(task.starts) - 1} times: {', '.join(task.starts[:-1])}. "
-                "Look there for why they died (out of memory?)."
-            )
+        task.starts[reply.attempt] = reply.worker
+        *before, _ = task.starts.values()
+        # Most starts that follow another one are no fault of the task: its worker had to go, or was cut off.
+        if len(before) >= SILENT_LOSSES * self._settings.max_attempts:
+            self._give_up(task, before, "Their workers left without a word.")
+
+    def _lost(self, reply: Reply) -> None:
+        task = self._tasks.get(reply.task_no)
+        if task is None:
+            return
+        task.losses[reply.attempt] = f"{reply.worker} ({reply.body.decode()})"
+        if len(task.losses) >= self._settings.max_attempts:
+            self._give_up(task, list(task.losses.values()), "Was it out of memory?")
+
+    def _give_up(self, task: _Task, attempts: list[str], hint: str) -> NoReturn:
+        raise TransportError(
+            f"Task {task.header} with {humansize(task.header.size)} of arguments was lost with a worker "
+            f"{len(attempts)} times. {hint}\n" + "\n".join(attempts)
+        )
+
+    def _back(self, back: Back) -> None:
+        """Go on after a loss of the connection."""
+        for task in self._tasks.values():
+            task.starts.clear()  # the broker has given tasks to other workers, which says nothing of the tasks
+        if back.lost:
+            sent = [task for task in self._tasks.values() if task.sent]
+            log.warning("The result queue was gone: sending %d tasks again", len(sent))
+            for task in sent:
+                self._publish(task)
 
     def _store(self, arg: Pickled) -> Pickled:
         """Replace a large argument by a reference to a file, which tasks with the same argument share."""
         if isinstance(arg, StoredPickle) or len(arg) <= self._limit // 4:
             return arg
-        path = self._directory / f"arg-{spool.digest(arg.pik)}"
-        if str(path) in self._files:
-            stored = Stored(str(path), 0, len(arg), path.name.removeprefix("arg-"))
-        else:
-            stored = spool.write(path, arg.pik)
+        digest = spool.digest(arg.pik)
+        stored = self._stored.get(digest)
+        if stored is None or stored.path not in self._files:
+            # A name of its own each time: an NFS client may remember that there was no file of the old name.
+            stored = spool.write(self._directory / f"arg-{self._submitted}-{digest}", arg.pik)
+            self._stored[digest] = stored
         return StoredPickle(arg, stored)
 
+    def _send_backlog(self) -> None:
+        """Send waiting tasks up to the window."""
+        while (
+            self._backlog and len(self._tasks) - len(self._backlog) < self._window and not self._must_pause()
+        ):
+            self._publish(self._tasks[self._backlog.popleft()])
+
     def _publish(self, task: _Task) -> None:
-        body, headers, properties = task.message
-        priority = protocol.priority(len(self._tasks) - 1)
+        task.sent = True
+        body, headers, properties = protocol.celery_task(task.header, task.body)
+        priority = protocol.priority(len(self._tasks) - len(self._backlog) - 1)
         while not self._publisher.publish(
             self._settings.queue, body, headers, priority=priority, **properties
         ):
@@ -255,20 +330,29 @@ class Channel:
 
     def _open_queue(self) -> ResultQueue:
         if self._queue is None:
-            self._queue = ResultQueue(self._settings, self.name, self._report)
+            self._queue = ResultQueue(self._settings, self.name)
             self._queue.start()
             self._queue.wait_ready()
         return self._queue
 
-    def _report(self) -> None:
-        """Leave the number of tasks where `oq-celery status` finds it; short sets of tasks leave nothing."""
-        tasks, now = self._tasks.copy(), time.monotonic()
-        if not tasks or now - self._reported < REPORT_SECONDS:
-            return
-        self._reported = now
-        name = next(iter(tasks.values())).header.name
-        progress = protocol.Progress(self.job, self.user, name, self._sent, len(tasks))
-        try:
-            spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
-        except OSError as error:
-            log.debug("No progress for oq-celery status: %s", error)
+
+class _Reports(threading.Thread):
+    """Writes the progress of all channels now and then: a slow shared directory holds up nothing else."""
+
+    _started: ClassVar[bool] = False
+
+    @classmethod
+    def start_once(cls) -> None:
+        """Start it with the first channel of this process."""
+        if not cls._started:
+            cls._started = True
+            cls(name="oq_celery reports", daemon=True).start()
+
+    def run(self) -> None:
+        """Short sets of tasks leave nothing."""
+        while True:
+            time.sleep(REPORT_SECONDS)
+            try:
+                Channel.report_all()
+            except OSError as error:
+                log.debug("No progress for oq-celery status: %s", error)

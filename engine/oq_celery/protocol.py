@@ -7,7 +7,8 @@ drops the task.
     task queue   --task-->    worker      header: who wants what; body: function, arguments, monitor
     result queue <-started--  worker      an attempt of a task begins
     result queue <-ended----  worker      the attempt is complete; body: all of its results
-    result queue <-failed---  worker      the worker cannot do it, and says why
+    result queue <-lost-----  worker      the attempt has come to nothing, and why; the broker delivers the task again
+    result queue <-failed---  worker      the worker cannot do it, nor would another one, and says why
 
 An exception in the task itself is a result as others are, with its traceback.
 
@@ -19,8 +20,10 @@ rest.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import platform
+import socket
 import uuid
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -30,18 +33,22 @@ from openquake.baselib import __version__ as engine_version
 from oq_celery import __version__
 
 TASK_NAME = "oq_celery.run"
-Kind = Literal["started", "ended", "failed"]
+Kind = Literal["started", "ended", "lost", "failed"]
 
-# A result queue whose master does not consume from it disappears after this time: long enough for a master to
-# come back after a restart of the broker, short enough that the workers of a killed master are free again
-# soon.
-LEASE_MS = 10_000
+# Seconds that a result queue may be without its master before the workers take it for dead and delete the queue: long
+# enough for a master to come back after a restart of the broker, short enough that its workers are free again soon.
+LEASE_SECONDS = 10.0
+
+# RabbitMQ deletes a result queue that nobody has looked at for so long. It is for a cluster without workers only: the
+# clock runs while the broker starts, too, and what lives must survive that.
+EXPIRY_MS = 3_600_000
 
 # RabbitMQ's priorities of a classic queue: 0 to this. A few are enough and every one costs the broker a
 # queue.
 MAX_PRIORITY = 9
 
 
+CHANNEL_PREFIX = "oq."
 # A file in a channel's directory that says how far the channel is.
 PROGRESS_FILE = "progress.json"
 
@@ -82,6 +89,7 @@ class TaskHeader:
     """Says whose task it is, in plain values that any version can read."""
 
     channel: str
+    master: str  # a name of the master's process, unlike any other's
     task_no: int
     name: str  # of the task's function
     job: int  # of the calculation, 0 if there is none
@@ -98,13 +106,26 @@ class TaskHeader:
 
     @classmethod
     def parse(cls, plain: dict[str, Any]) -> TaskHeader:
-        """The inverse of `plain`."""
+        """The inverse of `plain`; of the same version only, see `foreign`."""
         return cls(**{**plain, "versions": Versions(**plain["versions"])})
+
+
+def foreign(plain: dict[str, Any]) -> str | None:
+    """The versions in a header that is not of this version, for people; None if it is."""
+    theirs = plain["versions"]
+    return (
+        None if theirs == asdict(versions()) else ", ".join(f"{key} {value}" for key, value in theirs.items())
+    )
+
+
+def worker_name(pid: int | None = None) -> str:
+    """A process of a worker, for people: this one, or another one of this machine."""
+    return f"{socket.gethostname()}/{pid or os.getpid()}"
 
 
 def channel_name(user: str, job: int) -> str:
     """A new, unique name: of the channel, of its result queue, and of its directory in the spool."""
-    return f"oq.{user}.{job}.{uuid.uuid4().hex[:16]}"
+    return f"{CHANNEL_PREFIX}{user}.{job}.{uuid.uuid4().hex[:16]}"
 
 
 def priority(outstanding: int) -> int:
@@ -144,6 +165,7 @@ def celery_task(header: TaskHeader, body: bytes | Stored) -> tuple[bytes, dict[s
         "kwargsrepr": "{}",
         "ignore_result": True,
         "oq_channel": header.channel,
+        "oq_task_no": header.task_no,
     }
     properties = {
         "correlation_id": task_id,

@@ -18,6 +18,8 @@ from oq_celery.protocol import Reply, TransportError
 from oq_celery.settings import Settings
 
 PREFETCH: Final = 64  # results that the broker sends ahead; each is a message of limited size
+# Bytes of messages that wait for the engine, which may be busy with an earlier one; beyond it the broker keeps them.
+INBOX_LIMIT: Final = 64 * 2**20
 POLL_SECONDS: Final = 1.0
 WAITING_FIRST: Final = 3.0  # seconds without a worker until the log says so,
 WAITING_AGAIN: Final = 60.0  # and between repetitions
@@ -26,24 +28,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Lost:
-    """The result queue had gone when the master came back to it: the workers have dropped its tasks."""
+class Back:
+    """The master is back after a loss of the connection, over which the broker has delivered tasks again.
+
+    Attributes:
+        lost: the result queue had gone, so the workers have dropped the tasks.
+    """
+
+    lost: bool
 
 
 class ResultQueue(threading.Thread):
     """A thread that makes a result queue, consumes from it, and comes back to it after every loss of the
     connection.
 
-    What arrives waits in an inbox: messages of limited size, for each outstanding task at most one with
-    results.
+    What arrives waits in an inbox. The thread does nothing that may take long, such as looking at the shared
+    directory: it keeps the lease.
     """
 
-    def __init__(self, settings: Settings, name: str, every_second: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, name: str) -> None:
         super().__init__(name=f"oq_celery {name}", daemon=True)
         self._settings = settings
         self._queue = name
-        self._every_second = every_second
-        self._inbox: queue.SimpleQueue[Reply | Lost | TransportError] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Reply | Back] = queue.SimpleQueue()
+        self._received = self._taken = 0  # bytes that came into the inbox, and that left it
+        self._unacknowledged: list[amqp.Message] = []
+        self._error: TransportError | None = None  # for which the thread has ended
         self._ready = threading.Event()
         self._ended = False
         self._task_queue: tuple[int, int] | None = None  # tasks waiting, and workers
@@ -56,17 +66,14 @@ class ResultQueue(threading.Thread):
             TransportError: if the broker refuses the connection.
         """
         while not self._ready.wait(POLL_SECONDS):
-            with contextlib.suppress(queue.Empty):
-                match self._inbox.get_nowait():
-                    case TransportError() as error:
-                        raise error
+            self._check()
 
     def make_again(self) -> None:
         """Make the task queue anew, which has gone with the broker's data, when the connection is back."""
         self._ready.clear()
         self.wait_ready()
 
-    def receive(self) -> Reply | Lost:
+    def receive(self) -> Reply | Back:
         """Wait for the next message, and say so in the log while there is no worker.
 
         Raises:
@@ -76,21 +83,30 @@ class ResultQueue(threading.Thread):
             try:
                 item = self._inbox.get(timeout=POLL_SECONDS)
             except queue.Empty:
+                self._check()
                 self._log_waiting()
                 continue
-            if isinstance(item, TransportError):
-                raise item
+            if isinstance(item, Reply):
+                self._taken += len(item.body)
             return item
 
-    def end(self, publisher: broker.Publisher) -> None:
+    def end(self, delete: Callable[[str], None]) -> None:
         """Delete the queue, which wakes the thread, and wait for its end."""
         self._ended = True
-        publisher.delete(self._queue)
+        delete(self._queue)
         self.join(timeout=broker.CONNECT_TIMEOUT)
 
     def run(self) -> None:
-        """Hold the queue."""
-        held = False
+        """Hold the queue; whatever ends this is an error of the job, which would wait for ever without it."""
+        try:
+            self._hold()
+        except Exception as error:
+            log.debug("The thread of %s has ended", self._queue, exc_info=True)
+            text = f"The connection to RabbitMQ at {self._settings.host} has failed: {error!r}"
+            self._error = error if isinstance(error, TransportError) else TransportError(text)
+
+    def _hold(self) -> None:
+        held = warned = False
         while not self._ended:
             connection: amqp.Connection | None = None
             try:
@@ -98,24 +114,32 @@ class ResultQueue(threading.Thread):
                 lost = held and broker.depth(connection, self._queue) is None
                 channel = connection.channel()
                 broker.declare_tasks(channel, self._settings.queue)
-                broker.declare_results(channel, self._queue)
+                if lost or not held:
+                    broker.declare_results(channel, self._queue)
                 channel.basic_qos(0, PREFETCH, False)
-                channel.basic_consume(self._queue, callback=self._take)
-                if lost:
-                    self._inbox.put(Lost())
-                held = True
+                self._unacknowledged.clear()  # the broker sends them again
+                channel.basic_consume(self._queue, callback=self._take)  # an error if it has gone since
+                if held:
+                    self._inbox.put(Back(lost))
+                held, warned = True, False
                 self._drain(connection)
             except broker.ERRORS as error:
                 if self._ended:
                     return
                 if not held and isinstance(error, broker.REFUSALS):
                     text = f"RabbitMQ at {self._settings.host} refuses oq_celery: {error}"
-                    self._inbox.put(TransportError(text))
-                    return
-                broker.log_retry(self._settings, error)
+                    raise TransportError(text) from error
+                if not warned:
+                    broker.log_retry(self._settings, error)
+                    warned = True
                 time.sleep(broker.RETRY_SECONDS)
             finally:
                 broker.close(connection)
+
+    def _check(self) -> None:
+        """Raise what has ended the thread."""
+        if self._error is not None:
+            raise self._error
 
     def _drain(self, connection: amqp.Connection) -> None:
         """Receive until the end."""
@@ -129,14 +153,23 @@ class ResultQueue(threading.Thread):
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(timeout=POLL_SECONDS)
             connection.heartbeat_tick()
+            self._acknowledge()
             if time.monotonic() >= second:
                 second = time.monotonic() + POLL_SECONDS
                 self._task_queue = broker.depth(connection, self._settings.queue)
-                self._every_second()
 
     def _take(self, message: amqp.Message) -> None:
+        self._received += len(message.body)
         self._inbox.put(Reply.parse(message.headers, message.body))
-        message.channel.basic_ack(message.delivery_tag)
+        self._unacknowledged.append(message)
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Let the broker send more, unless too much waits for the engine."""
+        if self._unacknowledged and self._received - self._taken < INBOX_LIMIT:
+            last = self._unacknowledged[-1]
+            last.channel.basic_ack(last.delivery_tag, multiple=True)
+            self._unacknowledged.clear()
 
     def _log_waiting(self) -> None:
         waiting, workers = self._task_queue or (0, 1)

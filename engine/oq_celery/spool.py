@@ -7,6 +7,7 @@ directory goes with its channel. Every reference carries the checksum of what it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -97,7 +98,8 @@ class Writer:
 
     def discard(self) -> None:
         """Remove the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written is to be removed anyway
+            self._file.close()
         self._part.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 

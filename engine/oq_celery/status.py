@@ -97,7 +97,12 @@ def read(settings: Settings) -> Status:
         Worker(name, pools[name]["pool"]["max-concurrency"], len(active.get(name, [])))
         for name in sorted(pools)
     ]
-    headers = [TaskHeader.parse(json.loads(task["args"])) for tasks in active.values() for task in tasks]
+    headers = []
+    for task in (task for tasks in active.values() for task in tasks):
+        with contextlib.suppress(
+            ValueError, TypeError, KeyError
+        ):  # a master of another version, soon refused
+            headers.append(TaskHeader.parse(json.loads(task["args"])))
     return Status(
         settings.host, queue[0] if queue else 0, workers, _tasks(headers, _progress(settings.spool))
     )

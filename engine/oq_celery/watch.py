@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import amqp
 
 from oq_celery import broker, spool
-from oq_celery.protocol import LEASE_MS
+from oq_celery.protocol import CHANNEL_PREFIX, LEASE_SECONDS
 from oq_celery.settings import Settings
 
 WATCH_SECONDS = 2.0
 SWEEP_SECONDS = 30.0
+# How long a channel's files stay when its queue has gone: a master that comes back to the broker late, or to a broker
+# that has lost its data, sends its tasks again and needs them.
+FILES_SECONDS = 600.0
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,27 @@ class Running:
     pid: int
 
 
+class Clock:
+    """Since when something is so, as far as every look has found it so.
+
+    A look that comes late says nothing of the time before it.
+    """
+
+    def __init__(self, longest_gap: float) -> None:
+        self._longest_gap = longest_gap
+        self._seen: dict[str, tuple[float, float]] = {}  # monotonic times of the first and the last look
+
+    def seconds(self, name: str, is_so: bool) -> float:
+        """Note what a look has found, and say for how long it has been so: 0 when it is not."""
+        now = time.monotonic()
+        first, last = self._seen.pop(name, (now, now))
+        if not is_so:
+            return 0.0
+        first = first if now - last <= self._longest_gap else now
+        self._seen[name] = first, now
+        return now - first
+
+
 class Watch(threading.Thread):
     """Stops the tasks of channels that have lost their master, and removes the channels' queues and files."""
 
@@ -38,10 +63,9 @@ class Watch(threading.Thread):
         super().__init__(name="oq_celery watch", daemon=True)
         self._settings = settings
         self._running = running
-        self._alone_since: dict[
-            str, float
-        ] = {}  # monotonic time since when nobody consumes from a channel's queue
-        self._orphans: set[str] = set()  # directories without a queue at the last sweep
+        self._alone = Clock(3 * WATCH_SECONDS)  # result queues from which nobody consumes
+        self._idle_alone = Clock(2 * SWEEP_SECONDS)  # the same of channels of which nothing runs here
+        self._gone = Clock(2 * SWEEP_SECONDS)  # directories without a queue
 
     def run(self) -> None:
         """Look again and again, on a connection of its own."""
@@ -50,7 +74,9 @@ class Watch(threading.Thread):
         while True:
             time.sleep(WATCH_SECONDS)
             try:
-                connection = connection or broker.connect(self._settings)
+                connection = connection or broker.connect(
+                    self._settings, read_timeout=broker.CONNECT_TIMEOUT, write_timeout=broker.CONNECT_TIMEOUT
+                )
                 self.stop_unwanted(connection)
                 if time.monotonic() - swept > SWEEP_SECONDS:
                     self.sweep(connection)
@@ -59,48 +85,39 @@ class Watch(threading.Thread):
                 log.debug("watch: %s", error)
                 broker.close(connection)
                 connection = None
+            except Exception:  # nobody else would look
+                log.exception("watch")
 
     def stop_unwanted(self, connection: amqp.Connection) -> None:
         """Kill the processes whose tasks nobody waits for."""
-        running = self._running()
-        ended = self.ended(connection, {task.channel for task in running})
-        for task in running:
+        channels = {task.channel for task in self._running()}
+        ended = {name for name in channels if self._has_ended(connection, name, self._alone)}
+        # Asked again, for a process may have gone on to another task.
+        for task in self._running() if ended else []:
             if task.channel in ended:
                 log.warning("Stopping task %s: nobody waits for it", task.task_id)
                 # Celery starts another process and gives the task back; the next to get it drops it.
-                os.kill(task.pid, signal.SIGKILL)
-        for channel in ended:
-            spool.remove_directory(self._settings.spool / channel)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(task.pid, signal.SIGKILL)
 
     def sweep(self, connection: amqp.Connection) -> None:
-        """Remove the files of channels without a queue.
+        """Remove the queues and files of lost masters, also those of which no task runs."""
+        directory = self._settings.spool
+        for path in list(directory.glob(f"{CHANNEL_PREFIX}*")):
+            ended = self._has_ended(connection, path.name, self._idle_alone)
+            if self._gone.seconds(path.name, ended) >= FILES_SECONDS:
+                log.warning("Removing what a lost master left in %s", path)
+                spool.remove_directory(path)
 
-        Not at first sight: a broker that lost its data has no queues until the masters are back.
+    @staticmethod
+    def _has_ended(connection: amqp.Connection, channel: str, alone: Clock) -> bool:
+        """Whether a channel has lost its master: its queue is gone, or nobody has consumed from it for the lease.
+
+        In that case the queue is deleted, so that whoever gets another task of the channel drops it.
         """
-        spool_directory = self._settings.spool
-        names = [path.name for path in spool_directory.iterdir()] if spool_directory.exists() else []
-        ended = self.ended(connection, names)
-        for channel in ended & self._orphans:
-            log.warning("Removing what a lost master left in %s", spool_directory / channel)
-            spool.remove_directory(spool_directory / channel)
-        self._orphans = ended
-
-    def ended(self, connection: amqp.Connection, channels: Iterable[str]) -> set[str]:
-        """Those of `channels` that have lost their master: the queue is gone, or nobody consumes from it for
-        LEASE_MS.
-
-        Looking at a queue puts its expiry off, hence the clock here; and the queue is deleted here, so that
-        whoever gets another task of the channel drops it.
-        """
-        now, gone = time.monotonic(), set()
-        for channel in channels:
-            state = broker.depth(connection, channel)
-            if state is None:
-                gone.add(channel)
-            elif state[1] > 0:
-                self._alone_since.pop(channel, None)
-            elif now - self._alone_since.setdefault(channel, now) >= LEASE_MS / 1000:
-                if broker.delete_unused(connection, channel):
-                    gone.add(channel)
-                del self._alone_since[channel]
-        return gone
+        state = broker.depth(connection, channel)
+        is_alone = state is not None and state[1] == 0
+        seconds = alone.seconds(channel, is_alone)
+        if not is_alone:
+            return state is None
+        return seconds >= LEASE_SECONDS and broker.delete_unused(connection, channel)

@@ -6,41 +6,110 @@ one copy in memory; it also keeps the connection to the broker alive while they 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
+import logging
+import multiprocessing
 import os
 import sys
+import threading
+import time
+import uuid
 from typing import Any
 
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
 
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
+from billiard.einfo import ExceptionWithTraceback
 from celery import signals
+from celery.exceptions import Reject, WorkerLostError
 from celery.worker import state
+from celery.worker.request import Request
 from openquake.baselib import config, zeromq
 from openquake.hazardlib.source import multi_fault
 
 from oq_celery import app as application
 from oq_celery import protocol, settings
-from oq_celery.attempt import Attempt
+from oq_celery.attempt import Attempt, AttemptLostError
 from oq_celery.broker import Publisher
 from oq_celery.notify import notify
-from oq_celery.protocol import Stored, TaskHeader
+from oq_celery.protocol import Reply, Stored, TaskHeader
 from oq_celery.watch import Running, Watch
 
 SETTINGS = settings.load(config)
 
 app = application.make(SETTINGS)
 _publisher = Publisher(SETTINGS)
-_job: tuple[str, int, str] | None = None  # whose task this process did last
+_job: tuple[str, int] | None = None  # the master and the calculation whose task this process did last
+DONE_TASKS = 4096  # that a worker remembers
+# Their numbers, 64 bits of their ids, each at a place that follows from it: memory that all processes share without a
+# lock, which a process that is killed would keep.
+_done = multiprocessing.RawArray(ctypes.c_uint64, DONE_TASKS)
+PAUSE_SECONDS = 2.0  # of a process that cannot do a task, so that another worker takes it
+
+log = logging.getLogger(__name__)
 
 
-@app.task(name=protocol.TASK_NAME)  # type: ignore[untyped-decorator]
-def run(header: dict[str, Any], stored: dict[str, Any] | None, body: bytes | None) -> None:
-    """Do one task of a channel; see `oq_celery.protocol`."""
-    parsed = TaskHeader.parse(header)
-    _forget_other_jobs(parsed)
-    Attempt(SETTINGS, _publisher, parsed).run(Stored(**stored) if stored else body or b"")
+class TaskRequest(Request):  # type: ignore[misc]
+    """A task in a worker's main process, which sees when the process that does it dies."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
+        """Tell the master of a process that died; Celery gives its task back to the broker."""
+        error = exc_info.exception
+        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        if isinstance(error, WorkerLostError):
+            # In a thread, for the broker may be away, and this process has its heartbeats to send.
+            headers = self.message.headers
+            arguments = (headers["oq_channel"], headers["oq_task_no"], self.worker_pid, str(error))
+            threading.Thread(target=_report_death, args=arguments, daemon=True).start()
+        super().on_failure(exc_info, *args, **options)
+
+
+def _report_death(channel: str, task_no: int, pid: int, reason: str) -> None:
+    reply = Reply("lost", task_no, uuid.uuid4().hex, protocol.worker_name(pid), body=reason.encode())
+    publisher = Publisher(SETTINGS)
+    publisher.publish(channel, reply.body, reply.headers())
+    publisher.close()
+
+
+@app.task(name=protocol.TASK_NAME, Request=TaskRequest, bind=True)  # type: ignore[untyped-decorator]
+def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: bytes | None) -> None:
+    """Do one task of a channel; see `oq_celery.protocol`.
+
+    Raises:
+        Reject: when the task should go to another worker. Anything else would be the end of it, and its master would
+            wait for ever.
+    """
+    number = int(self.request.id[:16], 16)
+    if _done[number % DONE_TASKS] == number:
+        # Its acknowledgement was lost with a connection.
+        log.info("Task %s was done here already", self.request.id)
+        return
+    try:
+        if theirs := protocol.foreign(header):
+            _refuse(header, theirs)
+            return
+        parsed = TaskHeader.parse(header)
+        _forget_other_jobs(parsed)
+        Attempt(SETTINGS, _publisher, parsed).run(Stored(**stored) if stored else body or b"")
+        _done[number % DONE_TASKS] = number
+    except Exception as error:
+        log.log(
+            logging.WARNING if isinstance(error, AttemptLostError) else logging.ERROR,
+            "%s",
+            error,
+            exc_info=True,
+        )
+        time.sleep(PAUSE_SECONDS)
+        raise Reject(str(error), requeue=True) from error
+
+
+def _refuse(header: dict[str, Any], theirs: str) -> None:
+    name = protocol.worker_name()
+    text = f"Worker {name} has {protocol.versions()}, but the master has {theirs}"
+    reply = Reply("failed", header["task_no"], uuid.uuid4().hex, name, body=text.encode())
+    _publisher.publish(header["channel"], reply.body, reply.headers())
 
 
 def _forget_other_jobs(header: TaskHeader) -> None:
@@ -50,7 +119,7 @@ def _forget_other_jobs(header: TaskHeader) -> None:
     file would be wrong for another calculation under the same number, as there is one after a new database.
     """
     global _job
-    job = (header.user, header.job, header.channel if header.job == 0 else "")
+    job = (header.master, header.job)
     if job != _job:
         _job = job
         multi_fault.SECTIONS.clear()

@@ -148,6 +148,11 @@ class Broker:
         """Run rabbitmqctl."""
         return run([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments], self._env, check=True).stdout
 
+    def result_queues(self) -> list[str]:
+        """The result queues that there are, of all clusters."""
+        names = self.control("list_queues", "-p", VHOST, "name").split()
+        return [name for name in names if name.startswith("oq.")]
+
     def depth(self, queue: str) -> int:
         """The number of tasks in a queue, waiting or with a worker."""
         lines = self.control("list_queues", "-p", VHOST, "name", "messages").splitlines()
@@ -217,10 +222,22 @@ class Cluster:
             "CI": "1",  # the engine does not ask its makers for news
         }
 
-    def worker(self, name: str, processes: int = 1) -> Process:
-        """Start a worker and wait until it takes tasks."""
-        command: list[str | Path] = [ENGINE / "bin/oq-celery", "worker"]
-        command += [f"--concurrency={processes}", f"--name={name}"]
+    def worker(self, name: str, processes: int = 1, *, changed: str = "") -> Process:
+        """Start a worker and wait until it takes tasks.
+
+        Args:
+            name: of the worker.
+            processes: how many tasks it does at once.
+            changed: Python that runs in it first, to shorten its delays or to break it.
+        """
+        command: list[str | Path] = [ENGINE / "bin/oq-celery"]
+        if changed:
+            command = [
+                ENGINE / "bin/python",
+                "-c",
+                f"from openquake.baselib import parallel\n{changed}\nfrom oq_celery.cli import main\nmain()",
+            ]
+        command += ["worker", f"--concurrency={processes}", f"--name={name}"]
         worker = Process(command, self.directory / f"{name}.log", self.env)
         self.processes.append(worker)
         wait_until(lambda: "ready." in worker.output() or not worker.running(), f"{name} to be ready")

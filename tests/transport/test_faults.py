@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,9 +105,10 @@ def test_of_two_attempts_that_are_both_alive_one_counts(
     faulty: Cluster, moments: Path, broker: Broker
 ) -> None:
     """The connection of a worker breaks while it computes: the broker gives its task to another one."""
-    hold = moments / f"hold-{BETWEEN}"
+    hold, end = moments / f"hold-{BETWEEN}", moments / "hold-the end of the job"
     hold.touch()
-    workers = faulty.workers(2)
+    end.touch()
+    workers = faulty.workers(3)  # the third one has the task that keeps the job from its end
     master = faulty.start("python", "-c", MASTER, moments)
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
     (pid,) = reached(moments, BETWEEN)
@@ -117,6 +119,9 @@ def test_of_two_attempts_that_are_both_alive_one_counts(
     wait_until(lambda: len(reached(moments, BETWEEN)) == 2, "two attempts")
     worker.signal(signal.SIGCONT)
     hold.unlink()
+    wait_until(lambda: len(reached(moments, AFTER)) == 2, "both attempts to come to their ends")
+    time.sleep(2)  # and their results to the master
+    end.unlink()
     assert result(master) == EXPECTED
 
 
@@ -150,32 +155,117 @@ def test_a_task_that_always_kills_its_worker_fails_the_job_and_is_named(
     assert sum(f"/{pid}" in master.output() for pid in reached(moments, "died")) == 4
 
 
+HURRIED = "from oq_celery import watch; watch.SWEEP_SECONDS, watch.FILES_SECONDS = 2.0, 4.0"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_master_that_dies_frees_the_workers_leaves_nothing_and_touches_no_other_job(
-    number: signal.Signals,
-    faulty: Cluster,
-    moments: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    broker: Broker,
+def test_a_master_that_dies_frees_its_workers_leaves_nothing_and_touches_no_other_job(
+    number: signal.Signals, tmp_path: Path, broker: Broker
 ) -> None:
-    others = tmp_path_factory.mktemp("others")
-    for directory in (moments, others):
-        (directory / f"hold-{BETWEEN}").touch()
-    workers = faulty.workers(2)
+    """Both jobs on one worker, which has two processes, and must tell them apart."""
+    moments, others = tmp_path / "moments", tmp_path / "others"
+    with harness.cluster(tmp_path / "oqlab-two", broker) as cluster:
+        for directory in (moments, others):
+            directory.mkdir()
+            (directory / f"hold-{BETWEEN}").touch()
+        worker = cluster.worker("two", 2, changed=HURRIED)
+        master = cluster.start("python", "-c", MASTER, moments)
+        wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+        other = cluster.start("python", "-c", MASTER, others)
+        wait_until(lambda: reached(others, BETWEEN), "the other job's task in the other process")
+        (pid,) = reached(moments, BETWEEN)
+        master.signal(number)
+        lease = 12 if number == signal.SIGKILL else 0
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped", 6 + lease)
+        (others / f"hold-{BETWEEN}").unlink()
+        assert result(other) == EXPECTED
+        assert len(reached(others, BETWEEN)) == 1  # not even stopped and done again
+        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
+        assert "Dropped stream #" in worker.output()
+        assert reached(moments, BETWEEN) == [pid]  # nothing was computed after the master's end
+        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("*")), "the files to go", 30)
+        assert broker.result_queues() == []
+
+
+def test_tasks_of_a_master_that_was_killed_without_workers_are_dropped_by_those_that_come(
+    tmp_path: Path, broker: Broker
+) -> None:
+    with harness.cluster(tmp_path / "oqlab-none", broker) as cluster:
+        master = cluster.start("python", "-c", MASTER, tmp_path)
+        wait_until(broker.result_queues, "the result queue")
+        wait_until(lambda: broker.depth(cluster.queue) == TASKS, "the tasks to be queued")
+        master.kill()
+        worker = cluster.worker("late", 2)
+        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
+        assert worker.output().count("nobody waits for it") == TASKS
+        assert not reached(tmp_path, BEFORE)
+
+
+def test_a_master_that_was_cut_off_for_longer_than_its_lease_sends_its_tasks_again(
+    faulty: Cluster, moments: Path, broker: Broker
+) -> None:
+    """Their arguments are in files, which the workers must have left alone."""
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    faulty.workers(2)
     master = faulty.start("python", "-c", MASTER, moments)
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
-    other = faulty.start("python", "-c", MASTER, others)
-    wait_until(lambda: reached(others, BETWEEN), "the other job's task on the other worker")
     (pid,) = reached(moments, BETWEEN)
-    master.signal(number)
+    master.signal(signal.SIGSTOP)
+    broker.close_connections()
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped", 30)
-    (others / f"hold-{BETWEEN}").unlink()
-    assert result(other) == EXPECTED
-    assert len(reached(others, BETWEEN)) == 1  # not even stopped and done again
-    wait_until(lambda: broker.depth(faulty.queue) == 0, "the queue to be empty", 30)
-    assert any("Dropped stream #" in worker.output() for worker in workers.values())
-    assert reached(moments, BETWEEN) == [pid]  # nothing was computed after the master's end
-    wait_until(lambda: not list((faulty.shared / "oq_celery").glob("*")), "the files to go", 30)
+    wait_until(lambda: not broker.result_queues(), "the result queue to be deleted", 30)
+    hold.unlink()
+    master.signal(signal.SIGCONT)
+    assert result(master) == EXPECTED
+    assert "The result queue was gone: sending" in master.output()
+
+
+def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
+    faulty: Cluster, moments: Path, broker: Broker
+) -> None:
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+    (queue,) = broker.result_queues()
+    broker.control("delete_queue", "--vhost", harness.VHOST, queue)
+    wait_until(lambda: "The result queue was gone: sending" in master.output(), "the master to notice", 30)
+    hold.unlink()
+    assert result(master) == EXPECTED
+
+
+def test_a_task_may_lose_more_workers_than_it_may_kill(faulty: Cluster, moments: Path) -> None:
+    """Spot instances that are taken back, one after the other, are no fault of the task."""
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    master = faulty.start("python", "-c", MASTER, moments)
+    for number in range(5):
+        workers = faulty.workers(1)
+        wait_until(lambda number=number: len(reached(moments, BETWEEN)) == number + 1, "the next attempt")
+        for worker in workers.values():
+            worker.kill()
+    hold.unlink()
+    faulty.workers(2)
+    assert result(master) == EXPECTED
+
+
+def test_what_a_master_cannot_read_ends_its_job_instead_of_hanging(faulty: Cluster) -> None:
+    faulty.workers(1)
+    found = faulty.python(
+        """
+        from oq_celery.protocol import Reply
+        Reply.parse = lambda *_: 1 / 0
+        from openquake.baselib import parallel
+        import tasks
+        try:
+            parallel.Starmap(tasks.square, [([1],), ([2],)]).reduce()
+        except RuntimeError as error:
+            print(error)
+        """
+    )
+    assert "has failed: ZeroDivisionError" in found
 
 
 def test_oq_abort_ends_a_job_and_its_waiting_tasks_are_dropped(tmp_path: Path, broker: Broker) -> None:

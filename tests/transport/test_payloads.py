@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.transport import harness
 from tests.transport.harness import Broker, Cluster
 
 MB = 2**20
@@ -86,5 +87,32 @@ def test_a_damaged_file_is_an_error_and_never_a_wrong_number(cluster: Cluster) -
             print(error)
         """
     )
+    assert "was lost with a worker 4 times" in found  # other workers might have read it
     assert "has not the" in found
     assert "bytes that were written" in found
+
+
+def test_a_damaged_result_is_an_error_too(tmp_path: Path, broker: Broker) -> None:
+    damage = """
+from oq_celery import spool
+append = spool.Writer.append
+def damaged(self, data):
+    stored = append(self, data)
+    self._file.seek(1000)
+    self._file.write(b"damage")
+    return stored
+spool.Writer.append = damaged
+"""
+    with harness.cluster(tmp_path / "oqlab-damage", broker) as cluster:
+        cluster.worker("damaging", changed=damage)
+        found = cluster.python(
+            """
+            from openquake.baselib import parallel
+            import tasks
+            try:
+                print(parallel.Starmap(tasks.large, [(2,), (2,)]).reduce())
+            except RuntimeError as error:
+                print(error)
+            """
+        )
+    assert "has not the" in found
