@@ -52,7 +52,7 @@ $(VENV)/.done: requirements-dev.txt
 	$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes requirements-dev.txt
 	@touch $@
 
-$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*.py)
+$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENGINE_VENV)
 	$(UV) pip sync --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
 	$(UV) pip install --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine

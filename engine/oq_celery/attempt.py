@@ -12,7 +12,7 @@ from typing import ClassVar
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
 
-from oq_celery import broker, spool
+from oq_celery import spool
 from oq_celery.broker import Publisher
 from oq_celery.protocol import LEASE_SECONDS, Kind, Reply, Stored, TaskHeader, worker_name
 from oq_celery.settings import Settings
@@ -86,16 +86,14 @@ class Attempt:
         """
         channel = self.header.channel
         alone_since: float | None = None
-        while (
-            state := self._publisher.ask(lambda connection: broker.depth(connection, channel))
-        ) is not None:
+        while (state := self._publisher.depth(channel)) is not None:
             _, consumers = state
             if consumers:
                 return True
             now = time.monotonic()
             alone_since = now if alone_since is None else alone_since
             if now - alone_since >= LEASE_SECONDS:
-                return not self._publisher.ask(lambda connection: broker.delete_unused(connection, channel))
+                return not self._publisher.delete_unused(channel)
             time.sleep(LOOK_SECONDS)
         return False
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import amqp
 
@@ -41,8 +40,6 @@ HEARTBEAT = 60
 CONNECT_TIMEOUT = 10
 RETRY_SECONDS = 1.0
 TASK_QUEUE_ARGUMENTS = {"x-max-priority": MAX_PRIORITY}
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +141,7 @@ class Publisher:
         self._settings = settings
         self._connection: amqp.Connection | None = None
         self._channel: amqp.Channel | None = None
+        self._warned = False  # that the broker is away
 
     def publish(
         self, queue: str, body: bytes, headers: dict[str, Any], *, persistent: bool = True, **properties: Any
@@ -156,11 +154,11 @@ class Publisher:
         message = amqp.Message(
             body, application_headers=headers, delivery_mode=2 if persistent else 1, **properties
         )
-        warned = False
         while True:
             try:
                 channel = self._open()
                 channel.basic_publish_confirm(message, routing_key=queue, mandatory=True)
+                self._warned = False
                 return True
             except amqp.ChannelError as error:
                 self.close()
@@ -168,11 +166,7 @@ class Publisher:
                     return False
                 raise
             except ERRORS as error:
-                self.close()
-                if not warned:
-                    log_retry(self._settings, error)
-                    warned = True
-                time.sleep(RETRY_SECONDS)
+                self._pause(error)
 
     def delete(self, queue: str) -> None:
         """Delete a queue, if the broker can be reached; a missing queue is no error."""
@@ -182,16 +176,35 @@ class Publisher:
             log.debug("queue %s is left to the workers: %s", queue, error)
             self.close()
 
-    def ask(self, question: Callable[[amqp.Connection], T]) -> T:
-        """What the broker answers to a question, however long it is away."""
+    def depth(self, queue: str) -> tuple[int, int] | None:
+        """As the function `depth`, however long the broker is away, and in one exchange with it."""
+        while True:
+            try:
+                _, messages, consumers = self._open().queue_declare(queue, passive=True)
+            except amqp.NotFound:  # which ends the channel
+                self.close()
+                return None
+            except ERRORS as error:
+                self._pause(error)
+            else:
+                return messages, consumers
+
+    def delete_unused(self, queue: str) -> bool:
+        """As the function `delete_unused`, however long the broker is away."""
         while True:
             try:
                 self._open()
-                return question(self._connection)
+                return delete_unused(self._connection, queue)
             except ERRORS as error:
-                log.debug("RabbitMQ at %s: %s", self._settings.host, error)
-                self.close()
-                time.sleep(RETRY_SECONDS)
+                self._pause(error)
+
+    def _pause(self, error: Exception) -> None:
+        """Before the next try, after an error."""
+        self.close()
+        if not self._warned:
+            log_retry(self._settings, error)
+            self._warned = True
+        time.sleep(RETRY_SECONDS)
 
     def close(self) -> None:
         """Close the connection; the next message opens another one."""

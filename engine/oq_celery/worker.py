@@ -134,6 +134,7 @@ def _forget_other_jobs(header: TaskHeader) -> None:
 def _before_the_fork(**_: Any) -> None:
     gc.collect()
     gc.freeze()  # what is here now stays shared: the collector would write into every page of it
+    gc.enable()
 
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]

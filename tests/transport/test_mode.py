@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import oq_celery
 import pytest
 from oq_celery import cli
 
@@ -200,7 +201,7 @@ def test_a_worker_of_another_version_is_refused_with_both_versions_in_the_error(
                 print(error)
             """
         )
-    assert "oq_celery 0.1.0" in found
+    assert f"oq_celery {oq_celery.__version__}" in found
     assert "oq_celery 99.0" in found
 
 
