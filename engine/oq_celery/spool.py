@@ -25,6 +25,7 @@ from oq_celery.protocol import Stored
 DIRECTORY_MODE = 0o2770
 FILE_MODE = 0o660
 CHUNK = 1 << 20
+IN_ONE_PIECE = 32 * CHUNK  # bytes that may be in memory twice, for which the file is read once
 
 
 class CorruptError(RuntimeError):
@@ -44,9 +45,11 @@ class StoredPickle(Pickled):  # type: ignore[misc]
         return self.stored.size
 
     def unpickle(self) -> Any:
-        """Check and load the object; it is the only copy in memory."""
+        """Check and load the object; of a large one it is the only copy in memory."""
         if self.compressed:
             return pickle.loads(decompress(read(self.stored)))  # noqa: S301
+        if self.stored.size <= IN_ONE_PIECE:
+            return pickle.loads(read(self.stored))  # noqa: S301
         with _checked(self.stored) as file:
             return pickle.load(file)  # noqa: S301
 
@@ -58,8 +61,12 @@ def read(stored: Stored) -> bytes:
         CorruptError: if they are not those that were written.
         OSError: if the file cannot be read.
     """
-    with _checked(stored) as file:
-        return file.read(stored.size)
+    with Path(stored.path).open("rb") as file:
+        file.seek(stored.offset)
+        data = file.read(stored.size)
+    if len(data) != stored.size or digest(data) != stored.digest:
+        raise _corrupt(stored)
+    return data
 
 
 def write(path: Path, data: bytes) -> Stored:
@@ -151,8 +158,10 @@ def _checked(stored: Stored) -> BinaryIO:
         left -= len(chunk)
     if left or state.hexdigest() != stored.digest:
         file.close()
-        raise CorruptError(
-            f"{stored.path} has not the {stored.size} bytes that were written at {stored.offset}"
-        )
+        raise _corrupt(stored)
     file.seek(stored.offset)
     return file
+
+
+def _corrupt(stored: Stored) -> CorruptError:
+    return CorruptError(f"{stored.path} has not the {stored.size} bytes that were written at {stored.offset}")
