@@ -108,16 +108,20 @@ def test_of_two_attempts_that_are_both_alive_one_counts(
     hold, end = moments / f"hold-{BETWEEN}", moments / "hold-the end of the job"
     hold.touch()
     end.touch()
-    workers = faulty.workers(3)  # the third one has the task that keeps the job from its end
+    workers = faulty.workers(4)
     master = faulty.start("python", "-c", MASTER, moments)
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
     (pid,) = reached(moments, BETWEEN)
-    worker = workers[parent(pid)]
-    # Its main process would be back at once, and might get its own task again.
-    worker.signal(signal.SIGSTOP)
+    wait_until(lambda: reached(moments, "the end of the job"), "the task that keeps the job from its end")
+    (last,) = reached(moments, "the end of the job")
+    # Their main processes would be back at once, and might get a task that then waits behind the one they do.
+    busy = [workers[parent(pid)], workers[parent(last)]]
+    for worker in busy:
+        worker.signal(signal.SIGSTOP)
     broker.close_connections()
     wait_until(lambda: len(reached(moments, BETWEEN)) == 2, "two attempts")
-    worker.signal(signal.SIGCONT)
+    for worker in busy:
+        worker.signal(signal.SIGCONT)
     hold.unlink()
     wait_until(lambda: len(reached(moments, AFTER)) == 2, "both attempts to come to their ends")
     time.sleep(2)  # and their results to the master
