@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport lab bench check lock host-packages clean
+.PHONY: help demo test unit transport lab bench faults check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
 	$(VENV)/bin/python -m pytest tests/lab
 
-bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: over an hour, on a quiet machine
+bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: half an hour, on a quiet machine
 	$(VENV)/bin/python -m benchmarks
 
 faults: $(VENV)/.done host-packages ## jobs in which workers die, leave and come: writes docs/faults.md
