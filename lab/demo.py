@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from components import facts
 from lab import cluster, images, report
 from lab.cluster import Lab
 from lab.host import LabError, Paths
-from lab.job import compare, run_job, work_done
+from lab.job import CLASSICAL, compare, fetch_job, run_job, work_done
 from lab.plan import make_plan, read_config, record
 
-DEMO = "demos/hazard/AreaSourceClassicalPSHA"
-"""The engine's own demo job, as it is in the engine's environment."""
 Say = Callable[[str], None]
 
 
@@ -36,7 +33,7 @@ def run_demo(
         with phase("power-on to ready", say):
             lab = cluster.up(paths, plan, say, cold=cold)
             cluster.wait_until_ready(lab, say)
-        job_ini = fetch_demo(lab, paths.state / "demo")
+        job_ini = fetch_job(lab, CLASSICAL)
         with phase("the job on the cluster", say):
             distributed = run_job(lab, job_ini, out, show=False)
         work = work_done(lab, distributed)
@@ -45,7 +42,7 @@ def run_demo(
         with phase("comparison and picture", say):
             difference = compare(lab, alone, distributed)
             picture = out / "hazard-curves.png"
-            report.plot_hazard_curves(out, picture, DEMO.rpartition("/")[2])
+            report.plot_hazard_curves(out, picture, job_ini.parent.name)
     finally:
         if not keep:
             with phase("down", say):
@@ -72,15 +69,6 @@ def phase(name: str, say: Say) -> Iterator[None]:
     begin = time.monotonic()
     yield
     say(f"{name}: {time.monotonic() - begin:.1f} s")
-
-
-def fetch_demo(lab: Lab, directory: Path) -> Path:
-    """Copy the demo job out of the engine on the master; its job file."""
-    source = lab.machine(lab.master().name).root_of(f"{facts.ENGINE_DIR}/{DEMO}")
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
-    return directory / "job.ini"
 
 
 def nodes_table(lab: Lab, work: dict[str, tuple[int, float]]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from components import facts
@@ -26,6 +28,22 @@ SUCCEEDED = re.compile(r"Task .* succeeded in ([0-9.e+-]+)s")
 
 
 @dataclass(frozen=True)
+class DemoJob:
+    """A demo of the engine, perhaps changed.
+
+    :ivar folder: in the engine's environment
+    :ivar changes: of its job file: the value of a key
+    """
+
+    name: str
+    folder: str
+    changes: Mapping[str, str] = field(default_factory=dict)
+
+
+CLASSICAL = DemoJob("classical", "demos/hazard/AreaSourceClassicalPSHA")
+
+
+@dataclass(frozen=True)
 class Run:
     """A calculation that ended well.
 
@@ -38,6 +56,21 @@ class Run:
     datastore: str
     seconds: float
     started: float
+
+
+def fetch_job(lab: Lab, job: DemoJob) -> Path:
+    """Copy a demo out of the engine on the master, with its changes; its job file."""
+    source = lab.machine(lab.master().name).root_of(f"{facts.ENGINE_DIR}/{job.folder}")
+    directory = lab.paths.state / "jobs" / source.name
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    job_ini = directory / "job.ini"
+    text = job_ini.read_text()
+    for key, value in job.changes.items():
+        text, number = re.subn(rf"(?m)^{key} *=.*$", f"{key} = {value}", text)
+        if number != 1:
+            raise LabError(f"{job.folder}: {number} lines set {key}")
+    job_ini.write_text(text)
+    return job_ini
 
 
 def run_job(

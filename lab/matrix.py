@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -19,7 +18,7 @@ from components import facts
 from lab import cluster, faults
 from lab.cluster import Lab
 from lab.host import LabError, Paths, cores, wait_until
-from lab.job import Run, compare, run_job, work_done
+from lab.job import CLASSICAL, DemoJob, Run, compare, fetch_job, run_job, work_done
 from lab.plan import make_plan, read_config, record
 
 Say = Callable[[str], None]
@@ -31,19 +30,6 @@ READY_SECONDS = 300
 ANSWER_SECONDS = 120
 """After that a worker that was cut off, or whose broker was, has not come back to it."""
 POLL_SECONDS = 0.3
-
-
-@dataclass(frozen=True)
-class Job:
-    """A demo of the engine, made as long as a fault needs to hit it.
-
-    :ivar demo: its folder in the engine's environment
-    :ivar changes: of its job file: the value of a key
-    """
-
-    name: str
-    demo: str
-    changes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class Fault:
 class Case:
     """One run: the fault strikes when a task runs (`share` 0) or when that share of the tasks is done."""
 
-    job: Job
+    job: DemoJob
     fault: Fault
     share: float
 
@@ -88,8 +74,8 @@ class Result:
 
 
 JOBS = (
-    Job("classical", "demos/hazard/AreaSourceClassicalPSHA", {}),
-    Job("event based", "demos/hazard/EventBasedPSHA", {"ses_per_logic_tree_path": "20"}),
+    CLASSICAL,
+    DemoJob("event based", "demos/hazard/EventBasedPSHA", {"ses_per_logic_tree_path": "20"}),
 )
 STORAGES = {"nfs": JOBS, "diskless": JOBS[:1]}
 """The storage modes of workers, and the jobs that run in each."""
@@ -253,18 +239,3 @@ def _progress(lab: Lab, worker: str, since: float) -> tuple[int, int]:
     command = ["journalctl", "--output=cat", "--unit", facts.CELERY_UNIT, "--since", f"@{since:.3f}"]
     log = lab.machine(worker).execute(command).stdout
     return log.count("] received"), log.count("] succeeded")
-
-
-def fetch_job(lab: Lab, job: Job) -> Path:
-    """Copy a job out of the engine on the master, with its changes; its job file."""
-    source = lab.machine(lab.master().name).root_of(f"{facts.ENGINE_DIR}/{job.demo}")
-    directory = lab.paths.state / "jobs" / source.name
-    shutil.copytree(source, directory, dirs_exist_ok=True)
-    job_ini = directory / "job.ini"
-    text = job_ini.read_text()
-    for key, value in job.changes.items():
-        text, number = re.subn(rf"(?m)^{key} *=.*$", f"{key} = {value}", text)
-        if number != 1:
-            raise LabError(f"{job.demo}: {number} lines set {key}")
-    job_ini.write_text(text)
-    return job_ini

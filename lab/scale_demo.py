@@ -9,13 +9,15 @@ from threading import Event
 
 from lab import cluster, scaler
 from lab.cluster import Lab
-from lab.demo import Say, fetch_demo, phase
+from lab.demo import Say, nodes_table, phase
 from lab.host import Paths
-from lab.job import run_job
+from lab.job import CLASSICAL, DemoJob, fetch_job, run_job, work_done
 from lab.plan import make_plan, read_config, record
 
 HURRY = 5
 """By how much the alarms look at fewer periods than recorded: an idle fleet goes after one minute, not five."""
+JOB = DemoJob("finer", CLASSICAL.folder, {"area_source_discretization": "1.5"})
+"""Longer than the alarm's period and a worker's boot, so that the workers who come for its tasks find some."""
 JOB_SECONDS = 600
 """The longest wait for a job, boots of its workers included."""
 GONE_SECONDS = 600
@@ -48,14 +50,15 @@ def run_scale_demo(
 
 def follow_job(lab: Lab, out: Path, say: Say) -> scaler.History:
     """Compute on a master without workers while the alarms scale the fleet, until it is empty again."""
-    job_ini = fetch_demo(lab, lab.paths.state / "demo")
+    job_ini = fetch_job(lab, JOB)
     say(f"from here on the recorded alarms scale the fleet; they look at 1/{HURRY} of their periods")
     stop = Event()
     with ThreadPoolExecutor() as pool:
         followed = pool.submit(scaler.follow, lab, stop, say, HURRY)
         try:
             with phase("the job, which waits for workers", say):
-                run_job(lab, job_ini, out, show=False, limit=JOB_SECONDS)
+                run = run_job(lab, job_ini, out, show=False, limit=JOB_SECONDS)
+            print(f"\n{nodes_table(lab, work_done(lab, run))}\n")
             with phase("until no worker is left", say):
                 scaler.wait_for_size(lab, 0, GONE_SECONDS)
         finally:

@@ -12,16 +12,14 @@ import pytest
 from lab import aws_api, cluster, matrix
 from lab.cluster import Lab
 from lab.host import wait_until
-from lab.job import compare, run_job, work_done
+from lab.job import CLASSICAL, compare, fetch_job, run_job, work_done
 from tests.lab.support import on
 
 pytestmark = pytest.mark.lab
 
-CLASSICAL = matrix.JOBS[0]
-
 
 def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster: Lab) -> None:
-    job_ini = matrix.fetch_job(nfs_cluster, CLASSICAL)
+    job_ini = fetch_job(nfs_cluster, CLASSICAL)
     undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
     tasks = sum(number for number, _ in work_done(nfs_cluster, undisturbed).values())
     case = matrix.Case(CLASSICAL, matrix.Fault("kill", cluster.kill), 0.5)
@@ -36,7 +34,7 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
 def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_before_it_goes(
     nfs_cluster: Lab,
 ) -> None:
-    job_ini = matrix.fetch_job(nfs_cluster, CLASSICAL)
+    job_ini = fetch_job(nfs_cluster, CLASSICAL)
     undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
     leaving = nfs_cluster.workers()[-1]
     with ThreadPoolExecutor() as pool:
