@@ -124,7 +124,6 @@ workers = Workers(
         security_group_id=security.workers.id,
         master_address=subnets.master_address,
         nfs_addresses=subnets.nfs_addresses,
-        fleet_processes=processes,
         bundle_sha256=bundle.sha256,
         secrets=secrets,
         after=surroundings,

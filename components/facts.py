@@ -50,6 +50,8 @@ DBSERVER_UNIT: Final = "openquake-dbserver.service"
 WEBUI_UNIT: Final = "openquake-webui.service"
 CELERY_UNIT: Final = "openquake-celery.service"
 METRICS_UNIT: Final = "openquake-metrics.service"
+REFRESH_SERVICE: Final = "openquake-refresh.service"
+REFRESH_TIMER: Final = "openquake-refresh.timer"
 DRAIN_UNIT: Final = "openquake-drain.service"
 
 # --- RabbitMQ and Celery ----------------------------------------------------------------------------------------------
@@ -65,6 +67,11 @@ METRICS_NAMESPACE: Final = "OpenQuake"  # of CloudWatch
 METRICS_DIMENSION: Final = "Cluster"
 METRICS_SECONDS: Final = 10  # between two publications while there is work
 METRICS_IDLE_SECONDS: Final = 60  # and without
+# The tag of the master's instance that says what num_cores of its openquake.cfg has to be. A tag can change and the
+# machine see it, where a change of the user data would replace the machine. Metadata show no key with / or a space:
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
+NUM_CORES_TAG: Final = "NumCores"
+REFRESH_SECONDS: Final = 60  # between two looks of the master at that tag
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
 DRAIN_POLL_SECONDS: Final = 5  # between two looks of a worker at whether it has to go
 DRAINING_FLAG: Final = "/run/openquake/draining"  # a file that is there while a worker goes

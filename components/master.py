@@ -105,7 +105,10 @@ class Master(Component):
             ),
             iam_instance_profile=role.profile_name,
             metadata_options=aws.ec2.InstanceMetadataOptionsArgs(
-                http_endpoint="enabled", http_tokens="required", http_put_response_hop_limit=1
+                http_endpoint="enabled",
+                http_tokens="required",
+                http_put_response_hop_limit=1,
+                instance_metadata_tags="enabled",  # the master reads NUM_CORES_TAG there
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
@@ -116,7 +119,7 @@ class Master(Component):
             ),
             user_data_base64=self.user_data,
             user_data_replace_on_change=True,
-            tags=self.tags("instance"),
+            tags={**self.tags("instance"), facts.NUM_CORES_TAG: str(args.fleet_processes)},
             opts=self.child(
                 delete_before_replace=True,
                 ignore_changes=[] if args.image_pinned else ["ami"],
@@ -149,7 +152,6 @@ class Master(Component):
                     bundle_key=args.bundle.key,
                     bundle_sha256=args.bundle.sha256,
                     nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
-                    num_cores=args.fleet_processes,
                     cluster=cluster_name(pulumi.get_stack()),
                     **known,
                 )

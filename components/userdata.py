@@ -68,8 +68,7 @@ CPU_ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
 class Node:
     """What both kinds of node are told.
 
-    nfs_addresses maps the name of a zone to the address of the shared file system's mount target there; num_cores is
-    the number of worker processes of the largest fleet (the engine keeps twice as many tasks in flight); cluster is
+    nfs_addresses maps the name of a zone to the address of the shared file system's mount target there; cluster is
     this cluster's name in CloudWatch.
     """
 
@@ -79,7 +78,6 @@ class Node:
     secret_id: str
     bundle_sha256: str
     nfs_addresses: Mapping[str, str]
-    num_cores: int
     cluster: str
 
 
@@ -131,9 +129,9 @@ def node_facts(node: Node) -> dict[str, Any]:
 
 
 def openquake_cfg(node: Node) -> str:
-    """openquake.cfg with the seed's sections and keys; password and authkey are filled in on the node.
+    """openquake.cfg with the seed's sections and keys, the same on every node.
 
-    The same on every node, but for `num_cores`, of which the master's is the fleet's.
+    Password and authkey are filled in on the node, and so is the master's `num_cores`, which is the fleet's.
     """
     config = configparser.ConfigParser(interpolation=None)
     config["celery"] = {
@@ -158,7 +156,6 @@ def openquake_cfg(node: Node) -> str:
     # serialize_jobs: so many jobs at once before the next one waits (upstream's 1 is for one machine).
     config["distribution"] = {
         "oq_distribute": "processpool",
-        "num_cores": str(node.num_cores),
         "serialize_jobs": "4",
     }
     config["directory"] = {"shared_dir": facts.SHARED_DIR, "custom_tmp": facts.CUSTOM_TMP}
@@ -223,6 +220,8 @@ def _role(node: Node) -> _Role:
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,
+                facts.REFRESH_SERVICE,
+                facts.REFRESH_TIMER,
                 *([facts.WEBUI_UNIT] if node.webui else []),
             ),
             templates={

@@ -31,8 +31,7 @@ class WorkersArgs:
     """What the fleet is made from.
 
     `instance_types` come in order of preference; `image_pinned` is as for the master; `nfs_addresses` is
-    keyed by zone; `fleet_processes` is the number of worker processes of the full fleet. Workers start after
-    `after`.
+    keyed by zone. Workers start after everything in `after`.
     """
 
     region: str
@@ -50,7 +49,6 @@ class WorkersArgs:
     security_group_id: pulumi.Input[str]
     master_address: IPv4Address
     nfs_addresses: Mapping[str, IPv4Address]
-    fleet_processes: int
     bundle_sha256: str
     secrets: Secrets
     after: Sequence[pulumi.Resource]
@@ -184,7 +182,6 @@ def _user_data(args: WorkersArgs, secret_id: str) -> str:
             bundle_sha256=args.bundle_sha256,
             nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
             storage=args.storage,
-            num_cores=args.fleet_processes,
             cluster=cluster_name(pulumi.get_stack()),
             drain_seconds=args.drain_minutes * 60,
         )

@@ -347,6 +347,7 @@ class _Reader:
             groups=tuple(interface.inputs["securityGroups"]),
             role=self._role_of(one.inputs["iamInstanceProfile"]),
             user_data=base64.b64decode(one.inputs["userDataBase64"]),
+            metadata_tags=one.inputs["tags"] if _shows_tags(one) else {},
         )
         return Instance(
             name=one.name.rpartition("-")[0] or one.name,
@@ -439,7 +440,7 @@ def _number(text: str | None) -> float | None:
 
 def _metadata_tags(group: Recorded, template: Recorded) -> dict[str, str]:
     """The tags that a group's instances find in their metadata, where the launch template says so."""
-    if template.inputs["metadataOptions"].get("instanceMetadataTags") != "enabled":
+    if not _shows_tags(template):
         return {}
     tags: dict[str, str] = {}
     for specification in template.inputs.get("tagSpecifications", []):
@@ -447,6 +448,10 @@ def _metadata_tags(group: Recorded, template: Recorded) -> dict[str, str]:
             tags.update(specification["tags"])
     tags.update({tag["key"]: tag["value"] for tag in group.inputs["tags"] if tag["propagateAtLaunch"]})
     return {**tags, GROUP_TAG: group.outputs["name"]}
+
+
+def _shows_tags(one: Recorded) -> bool:
+    return bool(one.inputs["metadataOptions"].get("instanceMetadataTags") == "enabled")
 
 
 def _statements(policy: str | None) -> list[Statement]:

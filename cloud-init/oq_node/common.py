@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import configparser
 import grp
+import inspect
+import io
 import json
 import os
 import pwd
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,19 +198,28 @@ def mount_engine() -> None:
     mount_unit(str(engine_image()), FACTS["engine_dir"], "squashfs", "loop,ro,nodev,nosuid")
 
 
-def write_configuration(secret: dict[str, str]) -> None:
-    """Fill the secret's two values into the openquake.cfg that cloud-init wrote; readable to group openquake only."""
-    path = Path(FACTS["openquake_cfg"])
+def passwords(secret: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The secret's two values where openquake.cfg has them."""
+    return {
+        "amqp": {"password": secret["amqp_password"]},
+        "dbserver": {"authkey": secret["dbserver_authkey"]},
+    }
+
+
+def write_configuration(values: Mapping[str, Mapping[str, str]]) -> None:
+    """Put values, by section and key, into openquake.cfg; readable to group openquake only."""
+    config = read_configuration()
+    config.read_dict(values)
+    text = io.StringIO()
+    config.write(text)
+    write(FACTS["openquake_cfg"], text.getvalue(), 0o640, FACTS["openquake_user"])
+
+
+def read_configuration() -> configparser.ConfigParser:
+    """openquake.cfg, as cloud-init wrote it and the node went on."""
     config = configparser.ConfigParser(interpolation=None)
-    config.read(path)
-    config["amqp"]["password"] = secret["amqp_password"]
-    config["dbserver"]["authkey"] = secret["dbserver_authkey"]
-    new = path.with_suffix(".filled")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        config.write(file)
-    shutil.chown(new, "root", FACTS["openquake_user"])
-    new.chmod(0o640)
-    new.replace(path)
+    config.read(FACTS["openquake_cfg"])
+    return config
 
 
 def answers(host: str, port: int) -> bool:
@@ -237,8 +248,10 @@ def mount_problems(*directories: str) -> list[str]:
     return [f"{directory} is not mounted" for directory in directories if not os.path.ismount(directory)]
 
 
-def main(role: str, bootstrap: Callable[[], None], problems: Callable[[], list[str]]) -> None:
-    """The command line: `oq-node bootstrap` once per instance, `oq-node status` whenever asked."""
+def main(
+    role: str, bootstrap: Callable[[], None], problems: Callable[[], list[str]], **others: Callable[[], None]
+) -> None:
+    """The command line: `oq-node bootstrap` once per instance, `oq-node status` whenever asked, other commands."""
     command = sys.argv[1] if len(sys.argv) == 2 else ""
     if command == "bootstrap":
         started = time.monotonic()
@@ -254,6 +267,17 @@ def main(role: str, bootstrap: Callable[[], None], problems: Callable[[], list[s
             found.insert(0, f"bootstrap is at {state['step']}")
         print(json.dumps({"ready": not found, "role": role, "problems": found}))
         raise SystemExit(1 if found else 0)
+    elif command in others:
+        try:
+            others[command]()
+        except (NodeError, OSError) as error:
+            say(f"{command} failed: {error}")
+            raise SystemExit(1) from error
     else:
-        raise SystemExit("usage: oq-node bootstrap | status\n\n  bootstrap  make this node (cloud-init calls it)\n"
-                         "  status     one JSON object: ready, role, problems; exit code 0 when ready")  # fmt: skip
+        usage = [
+            f"usage: oq-node {' | '.join(['bootstrap', 'status', *others])}\n",
+            "  bootstrap  make this node (cloud-init calls it)",
+            "  status     one JSON object: ready, role, problems; exit code 0 when ready",
+            *(f"  {name:<9}  {inspect.getdoc(function)}" for name, function in others.items()),
+        ]
+        raise SystemExit("\n".join(usage))

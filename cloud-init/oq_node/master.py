@@ -24,9 +24,12 @@ from oq_node.common import (
     engine_image,
     ensure_user,
     main,
+    metadata,
     mount_engine,
     mount_problems,
     mount_shared,
+    passwords,
+    read_configuration,
     run,
     say,
     start,
@@ -38,6 +41,7 @@ from oq_node.common import (
 )
 
 SECRET_DEADLINE_SECONDS = 120
+METADATA_DEADLINE_SECONDS = 60
 ENVIRONMENT = {**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"], "DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -211,9 +215,10 @@ def bootstrap() -> None:
         install_ssm_agent()
     with step("Debian packages"):
         install_packages()
-    with step("secret"):
+    with step("configuration"):
         secret = until("the secret", SECRET_DEADLINE_SECONDS, ensure_secret, every=5)
-        write_configuration(secret)
+        num_cores = until("the fleet's size", METADATA_DEADLINE_SECONDS, fleet_cores)
+        write_configuration({**passwords(secret), "distribution": {"num_cores": num_cores}})
     with step("RabbitMQ's configuration"):
         configure_broker(secret["amqp_password"])
     with step("shared file system"):
@@ -223,7 +228,25 @@ def bootstrap() -> None:
         build_engine()
         mount_engine()
     with step("services"):
-        start(*services(), FACTS["metrics_unit"])
+        start(*services(), FACTS["metrics_unit"], FACTS["refresh_timer"])
+
+
+def fleet_cores() -> str:
+    """How many processes the full fleet has, by a tag of this instance: tags change while it runs."""
+    value = metadata(f"tags/instance/{FACTS['num_cores_tag']}")
+    if not value.isdecimal() or int(value) < 1:
+        raise NodeError(
+            f"the tag {FACTS['num_cores_tag']} of this instance is {value!r}, not a number of cores"
+        )
+    return value
+
+
+def refresh() -> None:
+    """let num_cores in openquake.cfg follow the fleet's size (a timer calls it)"""
+    new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
+    if new != old:
+        write_configuration({"distribution": {"num_cores": new}})
+        say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
 
 
 def services() -> dict[str, int]:
@@ -237,7 +260,7 @@ def services() -> dict[str, int]:
 def problems() -> list[str]:
     """What keeps this master from serving; empty when all services answer."""
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
-    found += unit_problems(*services(), FACTS["metrics_unit"])
+    found += unit_problems(*services(), FACTS["metrics_unit"], FACTS["refresh_timer"])
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")
@@ -245,4 +268,4 @@ def problems() -> list[str]:
 
 
 if __name__ == "__main__":
-    main("master", bootstrap, problems)
+    main("master", bootstrap, problems, refresh=refresh)

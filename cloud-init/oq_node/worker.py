@@ -16,6 +16,7 @@ from oq_node.common import (
     mount_engine,
     mount_problems,
     mount_shared,
+    passwords,
     run,
     say,
     start,
@@ -70,7 +71,7 @@ def make_worker() -> None:
         # From here on a worker that has to go can say so, whatever the rest of the bootstrap waits for.
         start(FACTS["drain_unit"])
     with step("configuration"):
-        write_configuration(until("the secret", SECRET_DEADLINE_SECONDS, secret, every=5))
+        write_configuration(passwords(until("the secret", SECRET_DEADLINE_SECONDS, secret, every=5)))
     with step("Celery"):
         if FACTS["storage"] == "diskless":
             run("systemctl", "start", "--no-block", "openquake-readonly-root.service")

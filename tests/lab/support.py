@@ -11,7 +11,7 @@ from pathlib import Path
 from components import facts
 from lab.cluster import Lab
 from lab.host import in_netns
-from lab.job import Difference, Run, compare, run_job, work_done
+from lab.job import CLASSICAL, Difference, Run, compare, fetch_job, run_job, work_done
 
 ALL_PORTS = (1, 65535)
 LOW_PORTS = (1, 10000)  # all that this project uses, in a sixth of the time
@@ -27,6 +27,16 @@ def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] =
         in_netns(lab.paths.netns(source), command), capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout))
+
+
+def submit(lab: Lab, job_ini: Path, seconds: float = 120) -> str:
+    """The log of a calculation that a client's computer has run through the engine's API."""
+    program = str(Path(__file__).with_name("submit.py"))
+    url = f"http://{lab.master().address}:{facts.WEBUI_PORT}"
+    command = [sys.executable, program, url, str(job_ini), str(seconds)]
+    done = subprocess.run(in_netns(lab.paths.netns("client"), command), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def on(lab: Lab, node: str, line: str, timeout: float = 60) -> str:
@@ -46,21 +56,9 @@ def listening(lab: Lab, node: str) -> set[int]:
     }
 
 
-def demo_job(lab: Lab) -> Path:
-    """The engine's demo job of the area source, copied out of the engine on the master."""
-    source = lab.machine(lab.master().name).root_of(
-        f"{facts.ENGINE_DIR}/demos/hazard/AreaSourceClassicalPSHA"
-    )
-    copy = lab.paths.state / "job"
-    copy.mkdir(exist_ok=True)
-    for file in source.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    return copy / "job.ini"
-
-
 def compute(lab: Lab, out: Path) -> tuple[dict[str, tuple[int, float]], Difference]:
     """Run the demo job on the cluster and on the master alone: the workers' shares, and the difference."""
-    job_ini = demo_job(lab)
+    job_ini = fetch_job(lab, CLASSICAL)
     distributed: Run = run_job(lab, job_ini, out, show=False)
     work = work_done(lab, distributed)
     alone = run_job(lab, job_ini, None, processpool=True, show=False)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from components import facts
-from lab import cluster, network
+from lab import cluster, imds, network
 from lab.cluster import Lab
 from lab.host import wait_until
+from lab.job import CLASSICAL, fetch_job
 from lab.plan import make_plan, record
 from tests.lab.conftest import configuration
-from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached
+from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
 
 pytestmark = pytest.mark.lab
 
@@ -137,6 +138,24 @@ def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) 
         f'AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt {facts.ENGINE_DIR}/bin/python -c "{program}"',
     )
     assert said.split() == ["True", "AccessDeniedException"]
+
+
+def test_the_api_computes_for_the_fleet_as_large_as_it_is_now(nfs_cluster: Lab) -> None:
+    """`pulumi up` with another workerMax changes a tag of the running master; here the tag's value alone changes."""
+    master = nfs_cluster.master()
+    directory, path = cluster.imds_directory(nfs_cluster.paths), f"tags/instance/{facts.NUM_CORES_TAG}"
+    before = master.template.metadata_tags[facts.NUM_CORES_TAG]
+    assert before != "100"
+    try:
+        for value in ("100", before):
+            imds.announce(directory, master.address, path, value)
+            on(nfs_cluster, "master", f"systemctl start {facts.REFRESH_SERVICE}")
+            log = submit(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL))
+            assert f"Using {value} celery workers, concurrent_tasks={2 * int(value)}" in log
+    finally:
+        imds.announce(directory, master.address, path, before)
+    timers = json.loads(on(nfs_cluster, "master", "systemctl list-timers --output=json"))
+    assert facts.REFRESH_TIMER in {timer["unit"] for timer in timers}
 
 
 def test_a_reboot_of_the_master_keeps_volumes_mounted_and_services_up(nfs_cluster: Lab) -> None:

@@ -546,20 +546,26 @@ def test_the_bucket_is_private_and_refuses_plain_http(each_mode: Recording) -> N
 
 def test_imdsv2_is_required_one_hop_away_and_nobody_has_a_key(each_mode: Recording) -> None:
     required = {"httpEndpoint": "enabled", "httpTokens": "required", "httpPutResponseHopLimit": 1}
-    # A worker learns its group's name from its tags.
-    for type_, more in ((INSTANCE, {}), (TEMPLATE, {"instanceMetadataTags": "enabled"})):
+    # A worker learns its group's name from its tags, the master the fleet's size.
+    shown = {"instanceMetadataTags": "enabled"}
+    for type_ in (INSTANCE, TEMPLATE):
         inputs = each_mode.one(type_).inputs
-        assert inputs["metadataOptions"] == required | more
+        assert inputs["metadataOptions"] == required | shown
         assert "keyName" not in inputs
 
 
-def test_the_workers_tags_have_only_keys_that_the_metadata_can_show(each_mode: Recording) -> None:
+def test_the_machines_tags_have_only_keys_that_the_metadata_can_show(each_mode: Recording) -> None:
     # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html: others stop the launch
     template, group = each_mode.one(TEMPLATE).inputs, each_mode.one(GROUP).inputs
     keys = {key for one in template["tagSpecifications"] for key in one["tags"]}
-    keys |= {tag["key"] for tag in group["tags"]}
+    keys |= {tag["key"] for tag in group["tags"]} | each_mode.one(INSTANCE).inputs["tags"].keys()
     assert keys
     assert all(re.fullmatch(r"[a-zA-Z0-9+\-=.,_:@]+", key) for key in keys)
+
+
+def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> None:
+    # 5 machines of the larger type, which has 8 virtual CPUs and 2 GiB for each
+    assert record(**SIZES).one(INSTANCE).inputs["tags"][facts.NUM_CORES_TAG] == "40"
 
 
 def test_the_master_is_replaced_when_its_user_data_changes(each_mode: Recording) -> None:
