@@ -77,6 +77,8 @@ def _draw(charts: Sequence[Chart], directory: Path) -> None:
     )
     for axes in grid.flat[len(charts) :]:
         axes.axis("off")
+    names = dict.fromkeys(name for chart in charts for name in chart.series)
+    colours = {name: pyplot.colormaps["tab10"](number % 10) for number, name in enumerate(names)}
     for chart, axes in zip(charts, grid.flat, strict=False):
         axes.set_title(chart.title, fontsize=10)
         axes.set_ylabel(chart.unit)
@@ -85,17 +87,21 @@ def _draw(charts: Sequence[Chart], directory: Path) -> None:
         width = 0.8 if chart.stacked else 0.8 / len(chart.series)
         for number, (name, values) in enumerate(chart.series.items()):
             if chart.lines:
-                axes.plot(places, values, marker="o", label=name)
+                axes.plot(places, values, marker="o", label=name, color=colours[name])
             elif chart.stacked:
-                axes.bar(places, values, width, bottom=below, label=name)
+                axes.bar(places, values, width, bottom=below, label=name, color=colours[name])
                 below = [one + other for one, other in zip(below, values, strict=True)]
             else:
                 shift = width * (number - (len(chart.series) - 1) / 2)
-                axes.bar([place + shift for place in places], values, width, label=name)
+                shifted = [place + shift for place in places]
+                axes.bar(shifted, values, width, label=name, color=colours[name])
         if chart.lines:
             axes.set_ylim(bottom=0)
         axes.set_xticks(list(places), chart.x, fontsize=8)
-        axes.legend(fontsize=8)
+        if len(chart.series) > 1:
+            axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        if len(chart.x) == 1:
+            axes.set_xlim(-1, 1)
     for kind in ("png", "svg"):
         figure.savefig(
             directory / f"benchmarks.{kind}", dpi=120, metadata={"Date": None} if kind == "svg" else None
