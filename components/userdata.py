@@ -12,11 +12,13 @@ import dataclasses
 import gzip
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any, Final, Literal
 
+import deflate
 import yaml
 
 from components import facts
@@ -26,6 +28,8 @@ LIBRARY_PARENT: Final = "/usr/local/lib"
 LIBRARY_DIR: Final = f"{LIBRARY_PARENT}/oq_node"
 _COMMON: Final = ("common", "secret")  # modules of both kinds of node
 VOLUME_DEADLINE_SECONDS: Final = 300
+_COMPRESSION: Final = 12  # the best of libdeflate's levels
+_FACT: Final = re.compile(r"""FACTS\[["'](\w+)["']\]""")
 
 # Debian packages that the master needs and the official image has not. A custom image may carry them already; with
 # `egress: endpoints` it has to.
@@ -112,8 +116,8 @@ def ebs_device(volume_id: str) -> str:
     return facts.EBS_DEVICE_PREFIX + volume_id.replace("-", "")
 
 
-def node_facts(node: Node) -> dict[str, Any]:
-    """All that a node's own program knows: the node's values and the facts that it shares with this program."""
+def values(node: Node) -> dict[str, Any]:
+    """All that files of a node may name: the node's values, and the facts that this program and the nodes share."""
     shared = {name.lower(): value for name, value in vars(facts).items() if name.isupper()}
     extra: dict[str, Any] = {
         "engine_id": engine_id(node.bundle_sha256),
@@ -122,10 +126,18 @@ def node_facts(node: Node) -> dict[str, Any]:
     }
     if isinstance(node, MasterNode):
         extra["packages"] = MASTER_PACKAGES
-    if isinstance(node, WorkerNode):
-        extra["stop_seconds"] = node.drain_seconds + facts.HAND_OVER_SECONDS
-    wanted = shared.keys() - {"project", "nfs_port", "http_port", "https_port", "user_data_limit"}
-    return {name: shared[name] for name in sorted(wanted)} | extra | dataclasses.asdict(node)
+    return shared | extra | dataclasses.asdict(node)
+
+
+def node_facts(node: Node, *modules: str) -> dict[str, Any]:
+    """The values that these modules of the node's program ask for, as ``FACTS["name"]``.
+
+    No others: each is a part of the user data, and a master with other user data is another master. Raises KeyError
+    where a module asks for what there is not.
+    """
+    asked = {name for module in modules for name in _FACT.findall(_read(f"oq_node/{module}.py"))}
+    known = values(node)
+    return {name: known[name] for name in sorted(asked)}
 
 
 def openquake_cfg(node: Node) -> str:
@@ -171,11 +183,18 @@ def user_data(node: Node) -> str:
 
     Raises ValueError when it comes near EC2's limit of 16 KB (before base64).
     """
-    # No time stamp in the gzip header: the same node has the same user data, and nothing is replaced for nothing.
-    packed = gzip.compress(("#cloud-config\n" + dump(cloud_config(node))).encode(), mtime=0)
+    packed = compress("#cloud-config\n" + dump(cloud_config(node)))
     if len(packed) > facts.USER_DATA_LIMIT:
         raise ValueError(f"user data of {len(packed)} bytes; EC2 takes {facts.USER_DATA_LIMIT}")
     return base64.b64encode(packed).decode()
+
+
+def compress(text: str) -> bytes:
+    """Compressed as by gzip, to the same bytes on every machine: others would replace the master.
+
+    Python's own gzip writes another header in some versions, and zlib's variants compress differently.
+    """
+    return bytes(deflate.gzip_compress(text.encode(), _COMPRESSION))
 
 
 def decode(encoded: str) -> dict[str, Any]:
@@ -263,7 +282,7 @@ def cloud_config(node: Node) -> dict[str, Any]:
         "ssh": {"emit_keys_to_console": False},
         "bootcmd": list(role.boot),
         "write_files": [
-            _file("/etc/openquake/node.json", json.dumps(node_facts(node))),
+            _file("/etc/openquake/node.json", json.dumps(node_facts(node, *_COMMON, *role.modules))),
             _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
             _template(node, "/etc/default/openquake", "etc/default-openquake"),
             _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
@@ -301,7 +320,7 @@ def _file(path: str, content: str, permissions: str = "0644") -> dict[str, str]:
 
 
 def _template(node: Node, path: str, name: str, permissions: str = "0644") -> dict[str, str]:
-    values = node_facts(node)
-    environment = "\n".join(f'{key}="{value}"' for key, value in values["cpu_environment"].items())
-    text = Template(_read(name)).substitute(values | {"cpu_environment": environment})
+    known = values(node)
+    environment = "\n".join(f'{key}="{value}"' for key, value in known["cpu_environment"].items())
+    text = Template(_read(name)).substitute(known | {"cpu_environment": environment})
     return _file(path, text, permissions)

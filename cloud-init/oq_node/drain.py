@@ -5,14 +5,15 @@ scale-in, an instance refresh, a rebalance), a spot interruption (two minutes), 
 before one. Celery's warm shutdown does the rest: it takes no more tasks and ends with the last one that runs. What is
 not done at the deadline is killed, and the broker gives it to another worker at once.
 
-A recommendation is no certainty. The group then starts another instance and ends this one when that is healthy; where
-it finds none, this one goes on living, and takes tasks again after a while.
+A recommendation is no certainty, and has no deadline. The group then starts another instance and ends this one when
+that is healthy; where it finds none, this one goes on living, and takes tasks again after a while.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import math
 import subprocess
 import time
 import urllib.error
@@ -33,7 +34,7 @@ DRAINING = Path(FACTS["draining_flag"])
 
 @dataclass(frozen=True)
 class Notice:
-    """Why this worker goes, and how many seconds its running tasks have left."""
+    """Why this worker goes, and how many seconds its running tasks have left; math.inf if nothing ends them."""
 
     reason: str
     seconds: float
@@ -44,7 +45,7 @@ class Notice:
 def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seconds: float) -> Notice | None:
     """What the metadata announce; of several things the one that leaves the least time.
 
-    `read` gives a metadata value, None where there is none. Nothing gives the tasks more than `drain_seconds`.
+    `read` gives a metadata value, None where there is none. Nothing certain gives the tasks more than `drain_seconds`.
     """
     terminating = read("autoscaling/target-lifecycle-state") == "Terminated"
     if action := read("spot/instance-action"):
@@ -54,7 +55,7 @@ def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seco
     if terminating:
         return Notice("the autoscaling group ends this instance", drain_seconds, terminating)
     if read("events/recommendations/rebalance"):
-        return Notice("AWS recommends to rebalance this spot instance", drain_seconds, certain=False)
+        return Notice("AWS recommends to rebalance this spot instance", math.inf, certain=False)
     return None
 
 
@@ -80,10 +81,12 @@ def look() -> Notice | None:
 def drain(found: Notice) -> None:
     """Stop consuming at once; wait for the running tasks, but not beyond the deadline.
 
-    A notice that comes meanwhile can bring the deadline nearer: a spot interruption does not wait for the group.
+    A notice that comes meanwhile can set a deadline or bring it nearer: a spot interruption waits for nobody.
     """
     unit = FACTS["celery_unit"]
-    say(f"draining: {found.reason}; running tasks have {found.seconds:.0f} s")
+    left = f"have {found.seconds:.0f} s" if math.isfinite(found.seconds) else "go on to their end"
+    say(f"draining: {found.reason}; running tasks {left}")
+    DRAINING.parent.mkdir(parents=True, exist_ok=True)  # gone with a reboot
     DRAINING.touch()
     subprocess.run(["systemctl", "stop", "--no-block", unit], check=True)
     deadline = time.monotonic() + found.seconds

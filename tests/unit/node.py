@@ -23,11 +23,15 @@ _USER_DATA = {
 
 def node_facts(recording: Recording, role: str) -> dict[str, Any]:
     """What a recorded node (master or worker) reads in its facts file."""
+    facts: dict[str, Any] = json.loads(node_files(recording, role)[str(FACTS_FILE)])
+    return facts
+
+
+def node_files(recording: Recording, role: str) -> dict[str, str]:
+    """The files that cloud-init writes on a recorded node (master or worker), by their paths."""
     type_, argument = _USER_DATA[role]
     written = userdata.decode(recording.one(type_).inputs[argument])["write_files"]
-    (content,) = [one["content"] for one in written if one["path"] == str(FACTS_FILE)]
-    facts: dict[str, Any] = json.loads(content)
-    return facts
+    return {one["path"]: one["content"] for one in written}
 
 
 @contextmanager

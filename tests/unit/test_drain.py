@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from botocore.stub import Stubber
 
 from components import facts
 from tests.unit.conftest import Record
-from tests.unit.node import node_facts, node_module
+from tests.unit.node import node_facts, node_files, node_module
 
 START = datetime.datetime(2026, 1, 31, 23, 59, 30, tzinfo=datetime.UTC)
 STATE = "autoscaling/target-lifecycle-state"
@@ -113,7 +114,9 @@ def worker(record: Record, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
         monkeypatch.setattr(module, "datetime", SimpleNamespace(datetime=Clock, UTC=datetime.UTC))
         monkeypatch.setattr(module, "metadata", made.metadata)
         monkeypatch.setattr(module, "say", made.said.append)
-        monkeypatch.setattr(module, "DRAINING", tmp_path / "draining")
+        monkeypatch.setattr(
+            module, "DRAINING", tmp_path / "run" / "draining"
+        )  # no /run/openquake after a reboot
         yield made
 
 
@@ -147,8 +150,8 @@ def test_a_worker_that_is_in_service_has_no_notice(worker: Worker, announced: Ma
         ({SPOT: interruption(40)}, "spot interruption", 25, False),
         ({SPOT: interruption(5)}, "spot interruption", 0, False),
         ({SPOT: interruption(-60)}, "spot interruption", 0, False),
-        ({REBALANCE: "{}"}, "rebalance", DRAIN_SECONDS, False),
-        ({STATE: "InService", REBALANCE: "{}"}, "rebalance", DRAIN_SECONDS, False),
+        ({REBALANCE: "{}"}, "rebalance", math.inf, False),
+        ({STATE: "InService", REBALANCE: "{}"}, "rebalance", math.inf, False),
         ({STATE: "Terminated", REBALANCE: "{}"}, "autoscaling group", DRAIN_SECONDS, True),
         ({STATE: "Terminated", SPOT: interruption(60)}, "spot interruption", 45, True),
         ({SPOT: interruption(60), REBALANCE: "{}"}, "spot interruption", 45, False),
@@ -162,8 +165,10 @@ def test_each_notice_says_why_and_how_long_and_the_nearest_end_counts(
     assert (found.seconds, found.terminating) == (seconds, terminating)
 
 
-@pytest.mark.parametrize("announced", [{STATE: "Terminated"}, {SPOT: interruption(120)}, {REBALANCE: "{}"}])
-def test_no_notice_gives_more_than_the_drain_time(worker: Worker, announced: Mapping[str, str]) -> None:
+@pytest.mark.parametrize("announced", [{STATE: "Terminated"}, {SPOT: interruption(120)}])
+def test_no_certain_notice_gives_more_than_the_drain_time(
+    worker: Worker, announced: Mapping[str, str]
+) -> None:
     assert notice(worker, announced, drain_seconds=60).seconds == 60
 
 
@@ -207,10 +212,16 @@ def test_a_spot_interruption_during_a_long_drain_brings_the_deadline_nearer(work
     assert 200 <= worker.killed <= 220 - facts.HAND_OVER_SECONDS + 2
 
 
-def test_a_rebalance_recommendation_that_stays_does_not_move_the_deadline_on(worker: Worker) -> None:
+def test_a_rebalance_recommendation_ends_no_task(worker: Worker) -> None:
     worker.announced, worker.tasks_end = [(0, REBALANCE, "{}")], 3000
     worker.module.drain(worker.module.look())
-    assert worker.killed == pytest.approx(DRAIN_SECONDS, abs=1)
+    assert (worker.stopped, worker.killed, worker.now) == (0, None, 3000)
+
+
+def test_a_group_that_ends_a_worker_after_a_recommendation_gives_it_the_whole_time(worker: Worker) -> None:
+    worker.announced, worker.tasks_end = [(0, REBALANCE, "{}"), (590, STATE, "Terminated")], 3000
+    worker.module.drain(worker.module.look())
+    assert worker.killed == pytest.approx(590 + DRAIN_SECONDS, abs=2)
 
 
 def test_a_spot_interruption_after_a_recommendation_is_met(worker: Worker) -> None:
@@ -275,9 +286,11 @@ def test_a_worker_that_stays_after_a_recommendation_takes_tasks_again_and_follow
     assert len([line for line in worker.said if line.startswith("draining")]) == 2
 
 
-def test_systemd_gives_tasks_more_time_than_the_watch_which_says_what_became_of_them(record: Record) -> None:
-    facts_of_worker = node_facts(record(), "worker")
-    assert facts_of_worker["stop_seconds"] > facts_of_worker["drain_seconds"]
+def test_systemd_ends_no_task_before_the_watch_does(record: Record) -> None:
+    (unit,) = [
+        content for path, content in node_files(record(), "worker").items() if facts.CELERY_UNIT in path
+    ]
+    assert "TimeoutStopSec=infinity" in unit.splitlines()
 
 
 def test_the_hook_waits_longer_than_a_worker_takes(record: Record, worker: Worker, group: Stubber) -> None:
