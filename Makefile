@@ -1,5 +1,5 @@
 # The project's commands. `make help` lists them.
-# Everything they need is installed by the targets themselves: Debian packages (root), two virtual environments.
+# What they need besides Python is installed by the targets themselves: Debian packages (root), two virtual environments.
 
 SHELL := /bin/bash -o pipefail
 PYTHON ?= python3.11
@@ -47,6 +47,8 @@ host-packages:
 	@lab/install-host-packages
 
 $(VENV)/.done: requirements-dev.txt
+	@$(PYTHON) -c "import ensurepip" || { echo "needs $(PYTHON) with its venv module (Debian: python3-venv);" \
+		"another Python, 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r engine/bootstrap.txt
 	$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes requirements-dev.txt

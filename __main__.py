@@ -41,7 +41,7 @@ network = Network(
         egress=settings.egress,
         master_zone=master_zone,
         # AWS publishes the SSM agent's package in a bucket of its own in every region.
-        readable_buckets=[bundle.bucket_arn, f"arn:{region.partition}:s3:::amazon-ssm-{region.name}"],
+        readable_buckets=[bundle.bucket_arn, f"arn:aws:s3:::amazon-ssm-{region.name}"],
     ),
 )
 security = Security(
@@ -89,7 +89,6 @@ master = Master(
     "master",
     MasterArgs(
         region=region.name,
-        partition=region.partition,
         architecture=settings.architecture,
         instance_type=settings.master_instance_type,
         image=region.image,

@@ -23,7 +23,8 @@ NOTE = f"""\
 modes start theirs in the command. `{LATER}`: the same again; our workers are still there, the other modes end
 theirs with every command. `{SECOND}`: from the end of the first job to the end of the second one of the same
 `oq engine --run`: everybody's workers are warm. Seconds, median of the rounds (lowest-highest), modes in turn
-in every round; ratio: ours by the better of the other two."""
+in every round; ratio: ours by the better of the other two, lower is better."""
+NOTE_AGAIN = "As above, {rounds} round{s} each."
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _measure(part: Part, modes: list[Mode], calculation: Calculation, say: Calla
         for what in (FRESH, LATER, SECOND)
         if what in seconds
     ]
-    part.tables.append(Table(calculation.name, NOTE, ["", *MODES, "ratio"], rows))
+    again = NOTE_AGAIN.format(rounds=calculation.rounds, s="s"[: calculation.rounds != 1])
+    part.tables.append(Table(calculation.name, again if part.tables else NOTE, ["", *MODES, "ratio"], rows))
     part.charts.append(
         Chart(
             f"The same job, {calculation.name.partition(':')[0]}",
@@ -94,7 +96,8 @@ def _measure(part: Part, modes: list[Mode], calculation: Calculation, say: Calla
 
 
 def _text(values: list[float]) -> str:
-    return f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+    spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+    return f"{median(values):.1f}{spread}"
 
 
 def _ratio(medians: dict[str, float]) -> float:

@@ -34,12 +34,13 @@ def describe() -> str:
     )
     versions = _output([str(ENGINE / "bin/python"), "-c", code])
     rabbitmq = _output(["dpkg-query", "--show", "--showformat=${Version}", "rabbitmq-server"])
+    kernel = ".".join(platform.release().split(".")[:2])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return "\n".join(
         [
             f"{RATIOS}\n",
             f"- {time.strftime('%Y-%m-%d')}, `make bench`; load average at the start {load}",
-            f"- {len(os.sched_getaffinity(0))} cores ({cpu}), {memory:.0f} GB of memory, Linux {platform.release()}",
+            f"- {len(os.sched_getaffinity(0))} cores ({cpu}), {memory:.0f} GB of memory, Linux {kernel}",
             f"- {versions}, RabbitMQ {rabbitmq}",
         ]
     )

@@ -27,7 +27,7 @@ _PARTS: Final = (
     "oq_celery.pth",
     "oq_celery",
 )
-_UNWANTED: Final = ("__pycache__",)
+_MODULES: Final = (".py", ".typed")  # what counts of a directory
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,15 @@ def engine_bundle(directory: Path) -> Bundle:
         path = directory / part
         if not path.exists():
             raise FileNotFoundError(f"the engine bundle needs {path}")
-        files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        files += [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in _MODULES]
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as bundle:
         for file in sorted(files):
-            name = file.relative_to(directory)
-            if not set(name.parts).intersection(_UNWANTED):
-                entry = zipfile.ZipInfo(name.as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
-                entry.create_system = 3  # Unix, wherever this runs
-                entry.external_attr = 0o644 << 16
-                bundle.writestr(entry, file.read_bytes())
+            name = file.relative_to(directory).as_posix()
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, wherever this runs
+            entry.external_attr = 0o644 << 16
+            bundle.writestr(entry, file.read_bytes())
     data = archive.getvalue()
     return Bundle(data, hashlib.sha256(data).hexdigest())
 

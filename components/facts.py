@@ -10,7 +10,7 @@ from typing import Final
 
 PROJECT: Final = "openquake-cluster"
 
-# --- ports: the seed's three on the master, and what the nodes themselves need to reach -------------------------------
+# --- ports: the master's three, and what the nodes themselves need to reach -------------------------------------------
 AMQP_PORT: Final = 5672
 DBSERVER_PORT: Final = 1999
 WEBUI_PORT: Final = 8800
@@ -29,13 +29,14 @@ OPENQUAKE_CFG: Final = "/etc/openquake/openquake.cfg"
 NFS_DIR: Final = "/srv/openquake"
 SHARED_DIR: Final = f"{NFS_DIR}/oqdata"
 ENGINE_IMAGE_DIR: Final = f"{NFS_DIR}/engine"
+BAKED_ENGINE_DIR: Final = "/usr/share/openquake"  # in a machine image that has everything baked in
 ENGINE_DIR: Final = "/opt/openquake"
 DBSERVER_DIR: Final = "/var/lib/openquake"
 RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
 
-# Where the master's three data volumes are mounted (the seed: separate partitions for /home, /var and RabbitMQ).
+# Where the master's three data volumes are mounted (OpenQuake's cluster manual: partitions of their own).
 HOME_MOUNT: Final = "/home"
 VAR_MOUNT: Final = "/var"
 VOLUME_MOUNTS: Final = (HOME_MOUNT, VAR_MOUNT, RABBITMQ_DIR)
@@ -57,7 +58,7 @@ DRAIN_UNIT: Final = "openquake-drain.service"
 # --- RabbitMQ and Celery ----------------------------------------------------------------------------------------------
 AMQP_USER: Final = "openquake"
 AMQP_VHOST: Final = "openquake"
-CELERY_QUEUE: Final = "celery"  # the seed's name
+CELERY_QUEUE: Final = "celery"  # the name in OpenQuake's cluster manual
 # OpenQuake's hardware advice is 2 GB of memory per core, so a worker starts no
 # more processes than that.
 MEMORY_PER_PROCESS_MB: Final = 2048

@@ -5,7 +5,6 @@ to.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import pulumi
 import pulumi_aws as aws
@@ -13,22 +12,18 @@ from pulumi.runtime.config import CONFIG, get_config_env
 
 from components import subnets
 from components.instance_types import InstanceType
-from components.settings import KEYS, Problem, Settings, SettingsError
-
-# Debian publishes the ids of its current images under these names, in every region.
-# https://wiki.debian.org/Cloud/AmazonEC2Image/Trixie
-_DEBIAN_IMAGE: Final = {
-    "x86_64": "/aws/service/debian/release/13/latest/amd64",
-    "arm64": "/aws/service/debian/release/13/latest/arm64",
-}
+from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
 
 @dataclass(frozen=True)
 class Image:
-    """A machine image: its id and the device name under which it expects its root disk."""
+    """A machine image: its id, the device name under which it expects its root disk, and that disk's least size in
+    GiB.
+    """
 
     id: str
     root_device: str
+    root_gb: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,6 @@ class Region:
     """
 
     name: str
-    partition: str
     zones: tuple[str, ...]
     image: Image
     worker_types: tuple[InstanceType, ...]
@@ -69,6 +63,11 @@ def look_up(settings: Settings) -> Region:
     Raises pulumi.RunError with everything in the settings that cannot work in this region.
     """
     name = aws.get_region().region
+    partition = aws.get_partition().partition
+    if partition != "aws":  # service names, host names and Debian's images are others there
+        raise pulumi.RunError(
+            f"{name} is in the partition {partition}: only regions of the partition aws are supported"
+        )
     zones = _zones()
     problems = _not_offered(settings, zones)
     if problems:  # AWS would refuse to describe a type that does not exist
@@ -98,7 +97,6 @@ def look_up(settings: Settings) -> Region:
         raise pulumi.RunError(str(SettingsError(problems)))
     return Region(
         name=name,
-        partition=aws.get_partition().partition,
         zones=zones,
         image=image,
         worker_types=tuple(
@@ -157,9 +155,14 @@ def _image(settings: Settings) -> tuple[Image, str]:
     """The image of all nodes and its architecture."""
     image_id = settings.ami_id
     if not image_id:
-        image_id = aws.ssm.get_parameter(name=_DEBIAN_IMAGE[settings.architecture]).insecure_value
+        image_id = aws.ssm.get_parameter(name=DEBIAN_IMAGE["x86_64"]).insecure_value
     answer = aws.ec2.get_ami(
         filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
         include_deprecated=True,  # an old image that was asked for is still the one that was asked for
     )
-    return Image(answer.id, answer.root_device_name), answer.architecture
+    sizes = [
+        int(mapping.ebs["volume_size"])
+        for mapping in answer.block_device_mappings
+        if mapping.device_name == answer.root_device_name
+    ]
+    return Image(answer.id, answer.root_device_name, max(sizes, default=0)), answer.architecture

@@ -21,6 +21,24 @@ from components.storage import volume_name
 from components.tags import cluster_name
 
 _ROOT_GB: Final = 20  # the image, the packages, and the engine while it is being built
+# What the Session Manager agent calls. Not the managed policy AmazonSSMManagedInstanceCore, by which everybody on the
+# machine could read all of the account's parameters. None of these can be narrowed to a resource.
+# https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
+_AGENT_ACTIONS: Final = (
+    "ssm:UpdateInstanceInformation",
+    "ssm:ListInstanceAssociations",
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+    # agents before 3.3.40
+    "ec2messages:AcknowledgeMessage",
+    "ec2messages:DeleteMessage",
+    "ec2messages:FailMessage",
+    "ec2messages:GetEndpoint",
+    "ec2messages:GetMessages",
+    "ec2messages:SendReply",
+)
 # AWS's names for data volumes; the node finds the volumes by their ids and never uses these.
 _DEVICES: Final = ("/dev/sdf", "/dev/sdg", "/dev/sdh")
 
@@ -35,7 +53,6 @@ class MasterArgs:
     """
 
     region: str
-    partition: str
     architecture: Architecture
     instance_type: str
     image: Image
@@ -81,8 +98,8 @@ class Master(Component):
                         "Resource": "*",  # metrics have no ARN
                         "Condition": {"StringEquals": {"cloudwatch:namespace": facts.METRICS_NAMESPACE}},
                     },
+                    {"Effect": "Allow", "Action": list(_AGENT_ACTIONS), "Resource": "*"},
                 ],
-                managed_policies=[f"arn:{args.partition}:iam::aws:policy/AmazonSSMManagedInstanceCore"],
             ),
             opts=self.child(),
         )
@@ -112,7 +129,7 @@ class Master(Component):
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
-                volume_size=_ROOT_GB,
+                volume_size=max(_ROOT_GB, args.image.root_gb),
                 encrypted=True,
                 delete_on_termination=True,
                 tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags

@@ -17,7 +17,7 @@ from components.subnets import Subnets
 # AWS services with an endpoint inside the VPC; a service's place in the list gives its endpoint's address, so
 # new ones come last. The SSM agent needs no ec2messages endpoint where it has ssmmessages:
 # https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
-_SERVICES: Final = ("secretsmanager", "ssm", "ssmmessages", "monitoring", "logs", "autoscaling")
+_SERVICES: Final = ("secretsmanager", "ssm", "ssmmessages", "monitoring", "autoscaling")
 # Those that workers use, who have no other way to AWS. The master uses the rest when it has no NAT gateway.
 _WORKER_SERVICES: Final = ("secretsmanager", "autoscaling")
 

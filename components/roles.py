@@ -15,10 +15,9 @@ from components.component import Component
 
 @dataclass(frozen=True)
 class NodeRoleArgs:
-    """The IAM statements that the role allows, and the managed policies (ARNs) it has besides."""
+    """The IAM statements that the role allows."""
 
     statements: Sequence[dict[str, Any]]
-    managed_policies: Sequence[str] = ()
 
 
 class NodeRole(Component):
@@ -54,17 +53,11 @@ class NodeRole(Component):
             policy=pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(args.statements)}),
             opts=self.child(),
         )
-        attachments = [
-            aws.iam.RolePolicyAttachment(
-                self.named(policy.rsplit("/", 1)[-1]), role=role.name, policy_arn=policy, opts=self.child()
-            )
-            for policy in args.managed_policies
-        ]
         profile = aws.iam.InstanceProfile(
             self.named("profile"), role=role.name, tags=self.tags("profile"), opts=self.child()
         )
         self.name = role.name
         self.profile_name, self.profile_arn = profile.name, profile.arn
         # A node calls AWS as soon as it boots: it must not start before its rights exist.
-        self.policies = [rights, *attachments]
+        self.policies = [rights]
         self.register_outputs({"roleName": role.name})

@@ -20,6 +20,14 @@ Egress = Literal["nat", "endpoints"]
 WorkerStorage = Literal["nfs", "diskless"]
 
 
+# Debian publishes the ids of its current images under these names, in every region.
+# https://wiki.debian.org/Cloud/AmazonEC2Image/Trixie
+DEBIAN_IMAGE: Final[Mapping[instance_types.Architecture, str]] = {
+    "x86_64": "/aws/service/debian/release/13/latest/amd64",
+    "arm64": "/aws/service/debian/release/13/latest/arm64",
+}
+
+
 class Problem(NamedTuple):
     """One thing wrong with the settings: the key, the value it has, and what to do about it."""
 
@@ -169,8 +177,8 @@ class Key(NamedTuple):
 
 
 _WORKERS: Final = _integer(0, 1000)
-# gp3's limits in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
-_VOLUME_GB: Final = _integer(1, 65536)
+# gp3's limit in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
+_LARGEST_VOLUME_GB: Final = 65536
 
 KEYS: Final[Mapping[str, Key]] = {
     "vpcCidr": Key("10.20.0.0/16", _vpc_cidr),
@@ -187,9 +195,10 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerSpot": Key(False, _boolean),
     "workerStorage": Key("nfs", _one_of("nfs", "diskless")),
     "drainMinutes": Key(10, _integer(1, capacity.LONGEST_DRAIN_MINUTES)),
-    "homeVolumeGb": Key(100, _VOLUME_GB),
-    "varVolumeGb": Key(50, _VOLUME_GB),
-    "rabbitmqVolumeGb": Key(20, _VOLUME_GB),
+    "homeVolumeGb": Key(100, _integer(1, _LARGEST_VOLUME_GB)),
+    # The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
+    "varVolumeGb": Key(50, _integer(4, _LARGEST_VOLUME_GB)),
+    "rabbitmqVolumeGb": Key(20, _integer(4, _LARGEST_VOLUME_GB)),
     "keepDataOnDestroy": Key(True, _boolean),
     "webui": Key(True, _boolean),
     "waitForReady": Key(True, _boolean),
@@ -245,6 +254,8 @@ class Settings:
         problems += _contradictions(parsed)
         if problems:
             raise SettingsError(problems)
+        # It counts at creation only, so it stands in the way of no later change of the others.
+        parsed["workerDesired"] = min(max(parsed["workerDesired"], parsed["workerMin"]), parsed["workerMax"])
         parsed["clientCidrs"] = parsed["clientCidrs"] or (parsed["vpcCidr"],)
         return cls(**{_snake_case(key): value for key, value in parsed.items()})
 
@@ -263,13 +274,9 @@ def _unknown(key: str, value: object) -> Problem:
 def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
     """What is wrong between settings that are right by themselves; `parsed` lacks the others."""
     problems = []
-    minimum, desired, maximum = (parsed.get(key) for key in ("workerMin", "workerDesired", "workerMax"))
+    minimum, maximum = parsed.get("workerMin"), parsed.get("workerMax")
     if minimum is not None and maximum is not None and minimum > maximum:
         problems.append(Problem("workerMin", minimum, f"must not be above workerMax = {maximum}"))
-    if desired is not None and minimum is not None and desired < minimum:
-        problems.append(Problem("workerDesired", desired, f"must not be below workerMin = {minimum}"))
-    if desired is not None and maximum is not None and desired > maximum:
-        problems.append(Problem("workerDesired", desired, f"must not be above workerMax = {maximum}"))
     vpc = parsed.get("vpcCidr")
     if vpc is not None and maximum is not None and maximum > subnets.worker_capacity(vpc):
         room = subnets.worker_capacity(vpc)
@@ -277,11 +284,22 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
     if parsed.get("egress") == "endpoints" and parsed.get("amiId") == "":
-        remedy = "name an image with everything baked in, since egress = endpoints lets nothing be installed"
+        remedy = (
+            "name an image with everything baked in (docs/operations.md says how), since egress = endpoints lets "
+            "nothing be installed"
+        )
         problems.append(Problem("amiId", "", remedy))
     master = parsed.get("masterInstanceType")
     if master is not None:
         architecture = instance_types.architecture(master)
+        if architecture != "x86_64" and parsed.get("amiId") == "":
+            # Debian's image of the other architecture would be easy to find for a new cluster. In one that is there
+            # the machines keep the image they were born with: AWS would refuse the new master, with the old one gone.
+            remedy = (
+                f"name an image for {architecture} types such as {master}; the id of Debian's: "
+                f"aws ssm get-parameter --name {DEBIAN_IMAGE[architecture]} --query Parameter.Value"
+            )
+            problems.append(Problem("amiId", "", remedy))
         strangers = [
             name
             for name in parsed.get("workerInstanceTypes", ())

@@ -141,7 +141,7 @@ def node_facts(node: Node, *modules: str) -> dict[str, Any]:
 
 
 def openquake_cfg(node: Node) -> str:
-    """openquake.cfg with the seed's sections and keys, the same on every node.
+    """openquake.cfg with the sections and keys of a cluster with Celery, the same on every node.
 
     Password and authkey are filled in on the node, and so is the master's `num_cores`, which is the fleet's.
     """

@@ -155,7 +155,7 @@ class Workers(Component):
                     device_name=args.image.root_device,
                     ebs=aws.ec2.LaunchTemplateBlockDeviceMappingEbsArgs(
                         volume_type="gp3",
-                        volume_size=_ROOT_GB,
+                        volume_size=max(_ROOT_GB, args.image.root_gb),
                         encrypted="true",
                         delete_on_termination="true",
                     ),

@@ -59,11 +59,14 @@ class Node:
 
 @dataclass
 class Lab:
-    """A lab that is up: what it was built from and its nodes. Saved after every change."""
+    """A lab that is up: what it was built from and its nodes. Saved after every change.
+
+    :ivar layers: the directories that make up the nodes' image, the uppermost first
+    """
 
     paths: Paths
     plan: Plan
-    image: Path
+    layers: list[Path]
     authority: str
     nodes: dict[str, Node] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -133,16 +136,18 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     image = images.base_image(paths, () if plan.official_image else baked_packages(plan), say)
     paths.state.mkdir(parents=True, mode=0o700)
     (paths.cache / "apt" / "partial").mkdir(parents=True, exist_ok=True)
-    efs = paths.state / "efs"
+    efs, baked = paths.state / "efs", paths.state / "baked"
     efs.mkdir(mode=0o755)
     kept = kept_engine(paths, plan)
     if kept.exists() and not cold:
-        place = efs / ENGINES
-        place.mkdir()
+        # Where nobody gets out, the image of the nodes carries it; else it is on a file system that was kept.
+        place = efs / ENGINES if plan.official_image else baked / facts.BAKED_ENGINE_DIR.lstrip("/")
+        place.mkdir(parents=True)
         shutil.copy2(kept, place)
     logs = paths.state / "logs"
     certificates = paths.state / "tls"
-    lab = Lab(paths, plan, image, tls.make_certificates(certificates, aws_api.host_names(plan.region)))
+    layers = [baked, image] if baked.exists() else [image]
+    lab = Lab(paths, plan, layers, tls.make_certificates(certificates, aws_api.host_names(plan.region)))
     lab.save()
     network.create(paths, plan, logs)
     configuration = paths.state / "aws_api.json"
@@ -245,7 +250,7 @@ def _launch(lab: Lab, node: Node) -> None:
     if node.group is not None:
         imds.announce(imds_directory(lab.paths), node.address, imds.LIFECYCLE_STATE, "InService")
     machine = lab.machine(node.name)
-    machine.create(lab.image, network.resolver_address(plan.vpc), lab.authority)
+    machine.create(lab.layers, network.resolver_address(plan.vpc), lab.authority)
     power_on(lab, node)
 
 

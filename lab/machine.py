@@ -55,13 +55,15 @@ class Machine:
         """The directory that it sees as /dev/disk/by-id."""
         return self.directory / "by-id"
 
-    def create(self, image: Path, resolver: IPv4Address, authority: str) -> None:
+    def create(self, layers: Sequence[Path], resolver: IPv4Address, authority: str) -> None:
         """Make its disk: an overlay of the image, and what DHCP and the lab's own API need in it.
 
+        :param layers: the directories that make up the image, the uppermost first
         :param authority: PEM certificate that the lab's AWS API is signed with
         """
         for name in ("root", "upper", "work", "by-id"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
+        image = ":".join(map(str, layers))
         options = f"lowerdir={image},upperdir={self.directory}/upper,workdir={self.directory}/work"
         run(["mount", "-t", "overlay", "overlay", "-o", options, self.root])
         etc = self.root / "etc"

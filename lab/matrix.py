@@ -96,9 +96,8 @@ PAGE = """# Faults in the middle of a calculation
 
 Written by `make faults` (`python -m lab faults`), on the lab of [lab.md](lab.md), {cores} cores, two workers.
 
-{runs} of the matrix's {asked} runs were made, in {minutes:.0f} minutes, boots included. {equal} of them ended with
-numbers equal to the bit to those of the same job on the same lab without a fault. The seconds are of
-`oq engine --run`.
+{equal} of {runs} runs ended with numbers equal to the bit to those of the same job on the same lab without a fault. The
+matrix has {asked} runs; these took {minutes:.0f} minutes, boots included. The seconds are of `oq engine --run`.
 
 Compared are all datasets of floating point numbers in the two datastores, apart from those that tell of the run and
 not of the hazard (times, memory, how the work was cut into tasks). The engine is deterministic for these jobs. A

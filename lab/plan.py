@@ -107,7 +107,6 @@ ARGUMENTS: Mapping[str, str] = {
     "aws:s3/bucketPolicy:BucketPolicy": "bucket policy",
     "aws:iam/role:Role": "assumeRolePolicy",
     "aws:iam/rolePolicy:RolePolicy": "role policy",
-    "aws:iam/rolePolicyAttachment:RolePolicyAttachment": "role policyArn",
     "aws:iam/instanceProfile:InstanceProfile": "role",
     # It waits for the master through SSM; the lab waits for all nodes itself.
     "command:local:Command": "interpreter create dir environment triggers",

@@ -450,7 +450,28 @@ def _parameter(args: Mapping[str, Any]) -> dict[str, Any]:
 def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
     (asked,) = (one["values"][0] for one in args["filters"] if one["name"] == "image-id")
     architecture = "arm64" if asked == _IMAGES["arm64"] else "x86_64"
-    return {"id": asked, "imageId": asked, "architecture": architecture, "rootDeviceName": "/dev/xvda"}
+    return ami_answer(asked, architecture)
+
+
+def ami_answer(
+    image: str, architecture: str = "x86_64", root_device: str = "/dev/xvda", root_gb: int = 8
+) -> dict[str, Any]:
+    """AWS's answer about a machine image, as far as the program reads it."""
+    return {
+        "id": image,
+        "imageId": image,
+        "architecture": architecture,
+        "rootDeviceName": root_device,
+        "blockDeviceMappings": [
+            {
+                "deviceName": root_device,
+                "ebs": {"volume_size": str(root_gb)},
+                "noDevice": "",
+                "virtualName": "",
+            },
+            {"deviceName": "/dev/sdz", "ebs": {"volume_size": "500"}, "noDevice": "", "virtualName": ""},
+        ],
+    }
 
 
 INVOKES: Final[Invokes] = {

@@ -40,6 +40,7 @@ from oq_node.common import (
     write_configuration,
 )
 
+AGENT_DEADLINE_SECONDS = 120
 SECRET_DEADLINE_SECONDS = 120
 METADATA_DEADLINE_SECONDS = 60
 ENVIRONMENT = {**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"], "DEBIAN_FRONTEND": "noninteractive"}
@@ -57,12 +58,25 @@ def install_ssm_agent() -> None:
     host = f"s3.{region}.amazonaws.com"
     url = f"https://{host}/amazon-ssm-{region}/latest/debian_{machine}/amazon-ssm-agent.deb"
     package = Path("/run/openquake/amazon-ssm-agent.deb")
+
+    def download() -> str:
+        """How it ended; OSError when it may end otherwise next time."""
+        try:
+            with urllib.request.urlopen(url, timeout=20) as answer, package.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+        except urllib.error.HTTPError as error:
+            if error.code >= 500:
+                raise
+            return str(error)
+        return "downloaded"
+
     try:
-        with urllib.request.urlopen(url, timeout=20) as answer, package.open("wb") as file:
-            shutil.copyfileobj(answer, file)
+        ended = until(url, AGENT_DEADLINE_SECONDS, download, every=10)
+        if ended != "downloaded":
+            raise NodeError(ended)
         run("dpkg", "--install", str(package))
         start("amazon-ssm-agent.service")
-    except (urllib.error.URLError, OSError, NodeError) as error:
+    except (OSError, NodeError) as error:
         say(f"no Session Manager on this node: {url}: {error}")
 
 
@@ -179,14 +193,24 @@ def fetch_bundle(directory: Path) -> Path:
 
 
 def build_engine() -> None:
-    """Build the engine and publish it as one image on the shared file system, unless that is there already."""
+    """Publish the engine as one image on the shared file system, unless that is there already.
+
+    An image of the machine that has everything baked in has the engine, too; otherwise it is built from PyPI.
+    """
     image = engine_image()
+    new = image.with_suffix(".new")
     if image.exists():
         say(f"{image} is there already")
         return
+    baked = Path(FACTS["baked_engine_dir"], image.name)
+    if baked.exists():
+        say(f"taking {baked} of this machine's image")
+        shutil.copyfile(baked, new)
+        new.rename(image)
+        return
+    say(f"neither {image} nor {baked} is there: building the engine, which needs a way to PyPI")
     with tempfile.TemporaryDirectory(prefix="openquake-engine-", dir="/var/tmp") as directory:
         source = fetch_bundle(Path(directory))
-        new = image.with_suffix(".new")
         log = Path("/var/log/openquake-engine-build.log")
         with log.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,7 +12,7 @@ from lab.cluster import Lab
 from lab.host import Paths
 from lab.plan import make_plan, read_config, record
 
-SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 2, "workerDesired": 2}
+SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4, "workerDesired": 2}
 OWN_IMAGE = "ami-0123456789abcdef0"
 
 

@@ -16,6 +16,12 @@ from tests.lab.support import FLOAT32_ROUNDING, compute, listening, on, reached
 pytestmark = pytest.mark.lab
 
 
+def test_the_engine_comes_from_the_machines_image(diskless_cluster: Lab) -> None:
+    """Nothing was on the shared file system, and there is no way to PyPI."""
+    log = on(diskless_cluster, "master", "journalctl --output=cat --identifier=oq-node")
+    assert f"taking {facts.BAKED_ENGINE_DIR}/" in log
+
+
 def test_diskless_workers_compute_and_the_numbers_equal_a_single_node_run(
     diskless_cluster: Lab, tmp_path: Path
 ) -> None:

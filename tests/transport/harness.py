@@ -23,6 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / ".venv-engine"
+# The engine's own test calculations, wherever its Python keeps them; no path where there is no engine.
+QA_TESTS = next(ENGINE.glob("lib/python3*/site-packages/openquake/qa_tests_data"), Path("no engine"))
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
@@ -301,7 +303,7 @@ def cluster(directory: Path, broker: Broker, **changes: str) -> Iterator[Cluster
 
 def qa_job(case: str, directory: Path) -> Path:
     """Copy one of the engine's own test calculations, where the engine may write beside it; its job file."""
-    source = ENGINE / "lib/python3.11/site-packages/openquake/qa_tests_data" / case
+    source = QA_TESTS / case
     return shutil.copytree(source, directory / "job") / "job.ini"
 
 

@@ -116,3 +116,29 @@ spool.Writer.append = damaged
             """
         )
     assert "has not the" in found
+
+
+def test_a_large_pickle_is_checked_before_it_is_loaded_piece_by_piece(cluster: Cluster) -> None:
+    """Above IN_ONE_PIECE it is not read into memory first, so its checksum has a way of its own."""
+    found = cluster.python(
+        """
+        import os, pathlib
+        from openquake.baselib.parallel import Pickled
+        from oq_celery import spool
+        content = os.urandom(spool.IN_ONE_PIECE + 1)
+        pickled = Pickled(content)
+        path = pathlib.Path(os.environ["OQ_DATADIR"], "channel", "large")
+        stored = spool.StoredPickle(pickled, spool.write(path, pickled.pik))
+        assert not stored.compressed and stored.stored.size > spool.IN_ONE_PIECE
+        print(stored.unpickle() == content)
+        with path.open("r+b") as file:
+            file.seek(20_000_000)
+            file.write(b"damage")
+        try:
+            stored.unpickle()
+        except spool.CorruptError as error:
+            print(error)
+        """
+    )
+    assert found.splitlines()[0] == "True"
+    assert "bytes that were written" in found

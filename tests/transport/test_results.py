@@ -12,7 +12,7 @@ import pytest
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, Job
 
-QA = "lib/python3.11/site-packages/openquake/qa_tests_data"
+QA = harness.QA_TESTS
 JOBS = {
     "classical": "demos/hazard/AreaSourceClassicalPSHA/job.ini",
     "event based": f"{QA}/event_based/case_1/job.ini",

@@ -47,6 +47,8 @@ def test_the_bundle_holds_what_the_engines_build_reads() -> None:
 def test_nothing_that_the_engine_does_not_consist_of_is_in_it(sources: Path) -> None:
     before = engine_bundle(sources)
     (sources / "notes.txt").write_text("a stray file")
+    (sources / "oq_celery" / ".DS_Store").write_bytes(b"where the icons are")
+    (sources / "oq_celery" / "hook.py~").write_text("before the last change")
     (sources / "requirements.in").write_text("# a comment")
     (sources / "oq_celery" / "__pycache__").mkdir(exist_ok=True)
     (sources / "oq_celery" / "__pycache__" / "hook.cpython-311.pyc").write_bytes(b"compiled")

@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.recorder import REGION, Refused, instance_type_answer, run_program
+from lab.recorder import REGION, Refused, ami_answer, instance_type_answer, run_program
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"
@@ -30,7 +30,7 @@ def _offer(**zones_of: list[str]) -> Mapping[str, Any]:
 
 
 def test_an_image_of_another_architecture_is_refused() -> None:
-    image = {"id": "ami-0123456789abcdef0", "architecture": "arm64", "rootDeviceName": "/dev/xvda"}
+    image = ami_answer("ami-0123456789abcdef0", "arm64")
     with pytest.raises(pulumi.RunError, match=r"amiId = ami-0123456789abcdef0: .*x86_64.*arm64"):
         run_program({"amiId": "ami-0123456789abcdef0"}, invokes={AMI: image})
 
@@ -82,6 +82,21 @@ def test_a_region_with_one_zone_is_refused() -> None:
 
 
 def test_the_root_disk_of_a_worker_has_the_device_name_of_its_image() -> None:
-    image = {"id": "ami-0123456789abcdef0", "architecture": "x86_64", "rootDeviceName": "/dev/sda1"}
+    image = ami_answer("ami-0123456789abcdef0", root_device="/dev/sda1")
     template = run_program({}, invokes={AMI: image}).one("aws:ec2/launchTemplate:LaunchTemplate")
     assert [one["deviceName"] for one in template.inputs["blockDeviceMappings"]] == ["/dev/sda1"]
+
+
+@pytest.mark.parametrize(("image_gb", "disk_gb"), [(8, 20), (64, 64)])
+def test_a_root_disk_has_room_for_its_image(image_gb: int, disk_gb: int) -> None:
+    """AWS refuses a smaller one, and for a master it would do so when the old one is gone."""
+    recording = run_program({}, invokes={AMI: ami_answer("ami-0123456789abcdef0", root_gb=image_gb)})
+    assert recording.one("aws:ec2/instance:Instance").inputs["rootBlockDevice"]["volumeSize"] == disk_gb
+    (mapping,) = recording.one("aws:ec2/launchTemplate:LaunchTemplate").inputs["blockDeviceMappings"]
+    assert mapping["ebs"]["volumeSize"] == disk_gb
+
+
+def test_another_partition_than_aws_is_refused() -> None:
+    china = {"id": "aws-cn", "partition": "aws-cn", "dnsSuffix": "amazonaws.com.cn"}
+    with pytest.raises(pulumi.RunError, match="partition aws-cn: only regions of the partition aws"):
+        run_program({}, invokes={"aws:index/getPartition:getPartition": china})

@@ -73,7 +73,7 @@ def test_a_node_is_told_what_its_program_asks_for_and_nothing_else(record: Recor
         assert set(json.loads(written["/etc/openquake/node.json"])) == asked, role
 
 
-def test_every_node_has_the_seeds_openquake_cfg(each_mode: Recording) -> None:
+def test_every_node_has_the_openquake_cfg_of_a_cluster_with_celery(each_mode: Recording) -> None:
     address = each_mode.exports["masterAddress"]
     for role, config in configs(each_mode).items():
         parser = openquake_cfg(config)
