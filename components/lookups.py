@@ -5,6 +5,7 @@ to.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import pulumi
 import pulumi_aws as aws
@@ -13,6 +14,9 @@ from pulumi.runtime.config import CONFIG, get_config_env
 from components import subnets
 from components.instance_types import InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
+
+# Ways to be somebody for the provider that boto3 does not learn of.
+_STRANGE_TO_BOTO3: Final = frozenset({"aws:accessKey", "aws:assumeRoles", "aws:assumeRoleWithWebIdentity"})
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,19 @@ def read_settings() -> Settings:
     """
     config = pulumi.Config()
     # Pulumi offers no list of the keys that are set, and a misspelt one would be ignored in silence.
-    named = {
-        key.removeprefix(f"{config.name}:")
-        for key in (*get_config_env(), *CONFIG.get())
-        if key.startswith(f"{config.name}:")
-    }
+    keys = {*get_config_env(), *CONFIG.get()}
+    named = {key.removeprefix(f"{config.name}:") for key in keys if key.startswith(f"{config.name}:")}
     try:
-        return Settings.parse({key: config.get(key) for key in sorted(named | set(KEYS))})
+        settings = Settings.parse({key: config.get(key) for key in sorted(named | set(KEYS))})
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
+    if settings.wait_for_ready and (strange := sorted(_STRANGE_TO_BOTO3 & keys)):
+        remedy = (
+            f"set it to false, or give {', '.join(strange)} by the environment or a profile (aws:profile): the wait "
+            "asks AWS by boto3, which would look in another account"
+        )
+        raise pulumi.RunError(str(SettingsError([Problem("waitForReady", True, remedy)])))
+    return settings
 
 
 def look_up(settings: Settings) -> Region:

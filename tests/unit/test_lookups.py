@@ -100,3 +100,11 @@ def test_another_partition_than_aws_is_refused() -> None:
     china = {"id": "aws-cn", "partition": "aws-cn", "dnsSuffix": "amazonaws.com.cn"}
     with pytest.raises(pulumi.RunError, match="partition aws-cn: only regions of the partition aws"):
         run_program({}, invokes={"aws:index/getPartition:getPartition": china})
+
+
+def test_the_wait_is_refused_where_it_would_look_in_another_account() -> None:
+    """boto3 learns nothing of how the provider becomes somebody else: it would wait for half an hour, and mislead."""
+    roles = '[{"roleArn": "arn:aws:iam::123456789012:role/deployer"}]'
+    with pytest.raises(pulumi.RunError, match=r"waitForReady = true: .*aws:assumeRoles"):
+        run_program({"aws:assumeRoles": roles})
+    run_program({"aws:assumeRoles": roles, "waitForReady": "false"})
