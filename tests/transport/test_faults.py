@@ -225,6 +225,24 @@ def test_a_master_that_was_cut_off_for_longer_than_its_lease_sends_its_tasks_aga
     assert "The result queue was gone: sending" in master.output()
 
 
+def test_a_worker_that_lost_its_connection_does_not_do_again_what_it_has_done(
+    moments: Path, tmp_path: Path, broker: Broker
+) -> None:
+    """It cannot acknowledge the task any more, and gets it once more; hours would be computed twice."""
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    with harness.cluster(tmp_path / "oqlab-twice", broker) as cluster:
+        worker = cluster.worker("alone")
+        master = cluster.start("python", "-c", MASTER, moments)
+        wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+        before = worker.output().count("] received")
+        broker.close_connections()
+        wait_until(lambda: worker.output().count("] received") > before, "the task to come again", 30)
+        hold.unlink()
+        assert result(master) == EXPECTED
+        assert worker.output().count("was done here already") == 1
+
+
 def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
     faulty: Cluster, moments: Path, broker: Broker
 ) -> None:
