@@ -76,6 +76,7 @@ class Result:
 JOBS = (
     CLASSICAL,
     DemoJob("event based", "demos/hazard/EventBasedPSHA", {"ses_per_logic_tree_path": "20"}),
+    DemoJob("event based risk", "demos/risk/EventBasedRisk", {"investigation_time": "1000"}),
 )
 STORAGES = {"nfs": JOBS, "diskless": JOBS[:1]}
 """The storage modes of workers, and the jobs that run in each."""
