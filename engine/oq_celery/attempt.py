@@ -23,8 +23,8 @@ LOOK_SECONDS = 0.5  # between two looks for a master that is not there
 log = logging.getLogger(__name__)
 
 
-class AttemptLostError(RuntimeError):
-    """An attempt has come to nothing for a reason that may be this worker's; the master knows."""
+class UnableError(RuntimeError):
+    """This worker cannot do a task, but another one may; the master knows."""
 
 
 class Attempt:
@@ -44,6 +44,7 @@ class Attempt:
         self._writer: spool.Writer | None = None
         self._results: list[Result] = []
         self._in_memory = 0
+        self._error: OSError | None = None
 
     @classmethod
     def current(cls, url: str) -> Attempt:
@@ -56,7 +57,7 @@ class Attempt:
         """Do the task and send its results, or nothing at all if nobody wants them any more.
 
         Raises:
-            AttemptLostError: if this worker cannot read the arguments or write the results; another one may.
+            UnableError: if this worker cannot read the arguments or write the results; another one may.
         """
         if not self._master_is_there() or not self._reply("started", persistent=False):
             log.info("Dropped %s: nobody waits for it", self.header)
@@ -71,11 +72,19 @@ class Attempt:
                 self._discard()
 
     def send(self, result: Result) -> None:
-        """Collect one result."""
-        if result.func is not None:  # a subtask: a list of arguments
-            result.pik = [self._keep(arg) for arg in result.pik]
-        elif isinstance(result.pik, Pickled):
-            result.pik = self._keep(result.pik)
+        """Collect one result.
+
+        Raises:
+            OSError: if it cannot be written. Upstream takes that for an error of the task's, `run` does not.
+        """
+        try:
+            if result.func is not None:  # a subtask: a list of arguments
+                result.pik = [self._keep(arg) for arg in result.pik]
+            elif isinstance(result.pik, Pickled):
+                result.pik = self._keep(result.pik)
+        except OSError as error:
+            self._error = error
+            raise
         self._results.append(result)
 
     def _master_is_there(self) -> bool:
@@ -104,8 +113,8 @@ class Attempt:
             parallel.safely_call(func, args, self.header.task_no, monitor)
             wanted = self._finish()
         except (OSError, spool.CorruptError) as error:
-            self._reply("lost", f"{type(error).__name__}: {error}".encode())
-            raise AttemptLostError(f"{self.header}: {error}") from error
+            self._reply("unable", f"{type(error).__name__}: {error}".encode())
+            raise UnableError(f"{self.header}: {error}") from error
         except Exception:
             # What the engine does not catch itself.
             text = f"Task {self.header} failed on worker {worker_name()}:\n{traceback.format_exc()}"
@@ -129,6 +138,8 @@ class Attempt:
         return self._writer.append(data)
 
     def _finish(self) -> bool:
+        if self._error is not None:
+            raise self._error
         results = pickle.dumps(self._results, pickle.HIGHEST_PROTOCOL)
         body = self._write(results) if len(results) > self._limit else results
         if self._writer is not None:

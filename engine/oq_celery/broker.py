@@ -131,7 +131,7 @@ def delete(settings: Settings, queue: str) -> None:
 
 def log_retry(settings: Settings, error: Exception) -> None:
     """Say that the broker cannot be reached and will be tried again."""
-    log.warning("RabbitMQ at %s: %s; trying again", settings.host, error or type(error).__name__)
+    log.warning("RabbitMQ at %s: %s; trying again", settings.host, str(error) or type(error).__name__)
 
 
 class Publisher:
@@ -172,9 +172,9 @@ class Publisher:
         """Delete a queue, if the broker can be reached; a missing queue is no error."""
         try:
             self._open().queue_delete(queue)
-        except ERRORS as error:
-            log.debug("queue %s is left to the workers: %s", queue, error)
+        except ERRORS:  # of a connection that has broken since it was last used
             self.close()
+            delete(self._settings, queue)
 
     def depth(self, queue: str) -> tuple[int, int] | None:
         """As the function `depth`, however long the broker is away, and in one exchange with it."""

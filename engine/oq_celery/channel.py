@@ -10,14 +10,15 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final
 
 from openquake.baselib.general import humansize
 from openquake.baselib.parallel import Monitor, Pickled, Result, Starmap
 
 from oq_celery import broker, protocol, spool
+from oq_celery.losses import Losses
 from oq_celery.order import Order, Path
 from oq_celery.protocol import Reply, Stored, TaskHeader, TransportError
 from oq_celery.results import Back, ResultQueue
@@ -29,8 +30,6 @@ SCHEME: Final = "celery://"
 MEMORY_LIMIT: Final = 256 * 2**20
 HELD_LIMIT: Final = 8 * 2**30
 REPORT_SECONDS: Final = 5.0
-# A task that starts so many times its allowed number of losses, and nobody says why, takes whole machines along.
-SILENT_LOSSES: Final = 3
 MASTER: Final = uuid.uuid4().hex  # this process, for caches that must not outlive it
 
 log = logging.getLogger(__name__)
@@ -44,10 +43,8 @@ class _Task:
     header: TaskHeader
     body: bytes | Stored
     files: list[str]
+    losses: Losses
     sent: bool = False  # or still here, because enough tasks are with the broker
-    # By the name of the attempt, since a message may come twice:
-    starts: dict[str, str] = field(default_factory=dict)  # the worker that began it
-    losses: dict[str, str] = field(default_factory=dict)  # the worker, and why it came to nothing
 
 
 @dataclass
@@ -91,6 +88,7 @@ class Channel:
         self._ended: list[Result] = []  # messages of the end of a task that the engine has not got yet
         self._held = self._in_memory = 0  # bytes of results that wait for earlier tasks
         self._queue: ResultQueue | None = None  # made when the first task goes to the workers
+        self._warned: set[str] = set()  # of workers that could not do a task
         self._closing = threading.Lock()
         self._closed = False
         Channel._open.add(self)
@@ -149,7 +147,8 @@ class Channel:
             versions=protocol.versions(),
         )
         self._submitted += 1
-        self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)
+        losses = Losses(self._settings.max_attempts)
+        self._tasks[task_no] = _Task(self._order.submit(args), header, body, files, losses)
         self._backlog.append(task_no)
         self._send_backlog()
 
@@ -167,10 +166,8 @@ class Channel:
                     yield from self._results(reply)
                 case Reply(kind="failed") as reply if reply.task_no in self._tasks:
                     raise TransportError(reply.body.decode())
-                case Reply(kind="started") as reply:
-                    self._started(reply)
-                case Reply(kind="lost") as reply:
-                    self._lost(reply)
+                case Reply(kind="started" | "lost" | "unable") as reply if reply.task_no in self._tasks:
+                    self._lose(self._tasks[reply.task_no], reply)
                 case Back() as back:
                     self._back(back)
 
@@ -198,13 +195,13 @@ class Channel:
     def report(self) -> None:
         """Leave the number of tasks where `oq-celery status` finds it."""
         tasks = self._tasks.copy()
-        if not tasks:
+        if not tasks or self._closed:
             return
         name = next(iter(tasks.values())).header.name
         progress = protocol.Progress(self.job, self.user, name, self._submitted, len(tasks))
-        with self._closing:
-            if not self._closed:
-                spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
+        spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
+        if self._closed:  # meanwhile, so this made the directory anew
+            spool.remove_directory(self._directory)
 
     def _results(self, reply: Reply) -> Iterator[Result]:
         """What can be handed on now that an attempt is complete; nothing if its task was done before."""
@@ -266,37 +263,29 @@ class Channel:
             task.sent and task.path == self._order.first for task in self._tasks.values()
         )
 
-    def _started(self, reply: Reply) -> None:
-        task = self._tasks.get(reply.task_no)
-        if task is None:
-            return
-        task.starts[reply.attempt] = reply.worker
-        *before, _ = task.starts.values()
-        # Most starts that follow another one are no fault of the task: its worker had to go, or was cut off.
-        if len(before) >= SILENT_LOSSES * self._settings.max_attempts:
-            self._give_up(task, before, "Their workers left without a word.")
-
-    def _lost(self, reply: Reply) -> None:
-        task = self._tasks.get(reply.task_no)
-        if task is None:
-            return
-        task.losses[reply.attempt] = f"{reply.worker} ({reply.body.decode()})"
-        if len(task.losses) >= self._settings.max_attempts:
-            self._give_up(task, list(task.losses.values()), "Was it out of memory?")
-
-    def _give_up(self, task: _Task, attempts: list[str], hint: str) -> NoReturn:
-        raise TransportError(
-            f"Task {task.header} with {humansize(task.header.size)} of arguments was lost with a worker "
-            f"{len(attempts)} times. {hint}\n" + "\n".join(attempts)
-        )
+    def _lose(self, task: _Task, reply: Reply) -> None:
+        """Note what has become of an attempt, and give the task up after too many of them."""
+        if reply.kind == "started":
+            task.losses.started(reply.attempt, reply.worker)
+        elif reply.kind == "lost":
+            task.losses.died(reply.attempt, reply.worker, reply.body.decode())
+        else:
+            why = reply.body.decode()
+            task.losses.unable(reply.attempt, reply.worker, why)
+            if reply.worker not in self._warned:
+                self._warned.add(reply.worker)
+                log.warning("Worker %s cannot do tasks, which go to others: %s", reply.worker, why)
+        if verdict := task.losses.verdict():
+            size = humansize(task.header.size)
+            raise TransportError(f"Task {task.header} with {size} of arguments {verdict}")
 
     def _back(self, back: Back) -> None:
         """Go on after a loss of the connection."""
         for task in self._tasks.values():
-            task.starts.clear()  # the broker has given tasks to other workers, which says nothing of the tasks
+            task.losses.broker_was_away()
         if back.lost:
             sent = [task for task in self._tasks.values() if task.sent]
-            log.warning("The result queue was gone: sending %d tasks again", len(sent))
+            log.warning("The %s was gone: sending %d tasks again", back.lost, len(sent))
             for task in sent:
                 self._publish(task)
 

@@ -7,7 +7,8 @@ drops the task.
     task queue   --task-->    worker      header: who wants what; body: function, arguments, monitor
     result queue <-started--  worker      an attempt of a task begins
     result queue <-ended----  worker      the attempt is complete; body: all of its results
-    result queue <-lost-----  worker      the attempt has come to nothing, and why; the broker delivers the task again
+    result queue <-lost-----  worker      the process of the attempt has died; the broker delivers the task again
+    result queue <-unable---  worker      the worker cannot do it, another one may; the broker delivers it again
     result queue <-failed---  worker      the worker cannot do it, nor would another one, and says why
 
 An exception in the task itself is a result as others are, with its traceback.
@@ -33,14 +34,15 @@ from openquake.baselib import __version__ as engine_version
 from oq_celery import __version__
 
 TASK_NAME = "oq_celery.run"
-Kind = Literal["started", "ended", "lost", "failed"]
+Kind = Literal["started", "ended", "lost", "unable", "failed"]
 
 # Seconds that a result queue may be without its master before the workers take it for dead and delete the queue: long
 # enough for a master to come back after a restart of the broker, short enough that its workers are free again soon.
 LEASE_SECONDS = 10.0
 
-# RabbitMQ deletes a result queue that nobody has looked at for so long. It is for a cluster without workers only: the
-# clock runs while the broker starts, too, and what lives must survive that.
+# RabbitMQ deletes a result queue that nobody has looked at for so long. It is for a cluster without workers, and for
+# queues of which no task or file tells the workers: the clock runs while the broker starts, too, and what lives must
+# survive that.
 EXPIRY_MS = 3_600_000
 
 # RabbitMQ's priorities of a classic queue: 0 to this. A few are enough and every one costs the broker a
@@ -220,8 +222,8 @@ class Progress:
     job: int
     user: str
     name: str  # of the tasks' function
-    sent: int
-    outstanding: int  # of the tasks sent, those without results: waiting or running
+    submitted: int
+    outstanding: int  # of these, those without results: waiting or running
 
     def json(self) -> bytes:
         """As the content of PROGRESS_FILE."""

@@ -32,10 +32,10 @@ class Back:
     """The master is back after a loss of the connection, over which the broker has delivered tasks again.
 
     Attributes:
-        lost: the result queue had gone, so the workers have dropped the tasks.
+        lost: the queue that had gone, in words: the tasks have been dropped. Empty when none had.
     """
 
-    lost: bool
+    lost: str
 
 
 class ResultQueue(threading.Thread):
@@ -107,11 +107,13 @@ class ResultQueue(threading.Thread):
 
     def _hold(self) -> None:
         held = warned = False
+        lost = ""  # until the master knows, however often the connection breaks again
         while not self._ended:
             connection: amqp.Connection | None = None
             try:
                 connection = broker.connect(self._settings, broker.HEARTBEAT)
-                lost = held and broker.depth(connection, self._queue) is None
+                if held:
+                    lost = self._missing(connection) or lost
                 channel = connection.channel()
                 broker.declare_tasks(channel, self._settings.queue)
                 if lost or not held:
@@ -121,7 +123,7 @@ class ResultQueue(threading.Thread):
                 channel.basic_consume(self._queue, callback=self._take)  # an error if it has gone since
                 if held:
                     self._inbox.put(Back(lost))
-                held, warned = True, False
+                held, warned, lost = True, False, ""
                 self._drain(connection)
             except broker.ERRORS as error:
                 if self._ended:
@@ -135,6 +137,12 @@ class ResultQueue(threading.Thread):
                 time.sleep(broker.RETRY_SECONDS)
             finally:
                 broker.close(connection)
+
+    def _missing(self, connection: amqp.Connection) -> str:
+        """Which queue has gone, in words."""
+        if broker.depth(connection, self._queue) is None:
+            return "result queue"
+        return "task queue" if broker.depth(connection, self._settings.queue) is None else ""
 
     def _check(self) -> None:
         """Raise what has ended the thread."""
@@ -157,6 +165,9 @@ class ResultQueue(threading.Thread):
             if time.monotonic() >= second:
                 second = time.monotonic() + POLL_SECONDS
                 self._task_queue = broker.depth(connection, self._settings.queue)
+                if self._task_queue is None:  # somebody has deleted it, and the tasks that waited in it
+                    self._ready.clear()
+                    self._inbox.put(Back("task queue"))
 
     def _take(self, message: amqp.Message) -> None:
         self._received += len(message.body)

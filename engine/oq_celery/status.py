@@ -119,8 +119,10 @@ def _tasks(running: list[TaskHeader], progress: list[Progress]) -> list[Tasks]:
         tasks(header).running += 1
     for channel in progress:
         row = tasks(channel)
-        row.done += channel.sent - channel.outstanding
-        row.waiting += max(0, channel.outstanding - row.running)
+        row.done += channel.submitted - channel.outstanding
+        row.waiting += channel.outstanding
+    for row in found.values():
+        row.waiting = max(0, row.waiting - row.running)
     return [found[key] for key in sorted(found)]
 
 

@@ -31,7 +31,7 @@ from openquake.hazardlib.source import multi_fault
 
 from oq_celery import app as application
 from oq_celery import protocol, settings
-from oq_celery.attempt import Attempt, AttemptLostError
+from oq_celery.attempt import Attempt, UnableError
 from oq_celery.broker import Publisher
 from oq_celery.notify import notify
 from oq_celery.protocol import Reply, Stored, TaskHeader
@@ -46,7 +46,10 @@ DONE_TASKS = 4096  # that a worker remembers
 # Their numbers, 64 bits of their ids, each at a place that follows from it: memory that all processes share without a
 # lock, which a process that is killed would keep.
 _done = multiprocessing.RawArray(ctypes.c_uint64, DONE_TASKS)
-PAUSE_SECONDS = 2.0  # of a process that cannot do a task, so that another worker takes it
+# The pause of a process that cannot do a task, so that another worker takes it; twice as long with every further one.
+PAUSE_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 60.0
+_unable = 0  # tasks in a row that this process could not do
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,9 @@ class TaskRequest(Request):  # type: ignore[misc]
         """Tell the master of a process that died; Celery gives its task back to the broker."""
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
-        if isinstance(error, WorkerLostError):
+        if isinstance(
+            error, WorkerLostError | SystemExit
+        ):  # the latter: the task has ended its process itself
             # In a thread, for the broker may be away, and this process has its heartbeats to send.
             headers = self.message.headers
             arguments = (headers["oq_channel"], headers["oq_task_no"], self.worker_pid, str(error))
@@ -81,9 +86,10 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
         Reject: when the task should go to another worker. Anything else would be the end of it, and its master would
             wait for ever.
     """
+    global _unable
     number = int(self.request.id[:16], 16)
     if _done[number % DONE_TASKS] == number:
-        # Its acknowledgement was lost with a connection.
+        # Done, dropped or failed: its acknowledgement was lost with a connection.
         log.info("Task %s was done here already", self.request.id)
         return
     try:
@@ -94,26 +100,27 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
         _forget_other_jobs(parsed)
         Attempt(SETTINGS, _publisher, parsed).run(Stored(**stored) if stored else body or b"")
         _done[number % DONE_TASKS] = number
+        _unable = 0
     except Exception as error:
-        log.log(
-            logging.WARNING if isinstance(error, AttemptLostError) else logging.ERROR,
-            "%s",
-            error,
-            exc_info=True,
-        )
-        time.sleep(PAUSE_SECONDS)
+        level = logging.WARNING if isinstance(error, UnableError) else logging.ERROR
+        log.log(level, "%s", error, exc_info=True)
+        time.sleep(min(PAUSE_SECONDS * 2**_unable, LONGEST_PAUSE_SECONDS))
+        _unable += 1
         raise Reject(str(error), requeue=True) from error
 
 
 def _refuse(header: dict[str, Any], theirs: str) -> None:
+    """Leave a task to a worker of the master's versions; without a master it is dropped."""
+    text = f"it has {protocol.versions()}, but the master has {theirs}"
     name = protocol.worker_name()
-    text = f"Worker {name} has {protocol.versions()}, but the master has {theirs}"
-    reply = Reply("failed", header["task_no"], uuid.uuid4().hex, name, body=text.encode())
-    _publisher.publish(header["channel"], reply.body, reply.headers())
+    reply = Reply("unable", header["task_no"], uuid.uuid4().hex, name, body=text.encode())
+    if _publisher.publish(header["channel"], reply.body, reply.headers()):
+        raise UnableError(text)
+    log.info("Dropped a task of %s: nobody waits for it", header["channel"])
 
 
 def _forget_other_jobs(header: TaskHeader) -> None:
-    """Empty the engine's caches when the process turns to another job.
+    """Empty those of the engine's caches that know calculations by their files, when the process turns to another job.
 
     Upstream's processes live for one job. These do not, and what they remember by the path of a calculation's
     file would be wrong for another calculation under the same number, as there is one after a new database.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,18 @@ def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
         (Path(directory) / f"died.{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return {number: 1}
+
+
+def back(number: int, directory: str, data: bytes, monitor: Any) -> Iterator[Any]:
+    """Give a large result; the task number 0 is busy before as long as the test wants."""
+    if number == 0:
+        pause(directory, "busy")
+    yield {number: len(data), f"data of {number}": os.urandom(2_000_000)}
+
+
+def leave(number: int, monitor: Any) -> dict[int, int]:
+    """End the process, as a library may do."""
+    sys.exit(f"no use for {number}")
 
 
 def large(megabytes: int, monitor: Any) -> Iterator[dict[str, Any]]:

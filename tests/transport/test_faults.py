@@ -258,6 +258,78 @@ def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
     assert result(master) == EXPECTED
 
 
+BREAKS = """
+import amqp
+from oq_celery import broker
+declare, number = broker.declare_results, 0
+def break_once(channel, queue):
+    global number
+    declare(channel, queue)
+    number += 1
+    if number == 2:
+        raise amqp.RecoverableConnectionError("when the queue was just made anew")
+broker.declare_results = break_once
+"""
+
+
+def test_a_connection_that_breaks_again_does_not_hide_that_the_tasks_are_gone(
+    faulty: Cluster, moments: Path, broker: Broker
+) -> None:
+    hold = moments / f"hold-{BETWEEN}"
+    hold.touch()
+    faulty.workers(2)
+    master = faulty.start("python", "-c", BREAKS + MASTER, moments)
+    wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
+    (queue,) = broker.result_queues()
+    broker.control("delete_queue", "--vhost", harness.VHOST, queue)
+    wait_until(lambda: "The result queue was gone: sending" in master.output(), "the master to notice", 30)
+    hold.unlink()
+    assert result(master) == EXPECTED
+
+
+def test_tasks_whose_queue_was_deleted_are_sent_again(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-deleted", broker) as cluster:
+        master = cluster.start("python", "-c", MASTER, tmp_path)
+        wait_until(broker.result_queues, "the result queue")
+        wait_until(lambda: broker.depth(cluster.queue) == TASKS, "the tasks to be queued")
+        broker.control("delete_queue", "--vhost", harness.VHOST, cluster.queue)
+        wait_until(
+            lambda: "The task queue was gone: sending 4" in master.output(), "the master to notice", 30
+        )
+        cluster.worker("late", 2)
+        assert result(master) == EXPECTED
+
+
+def test_a_result_queue_is_deleted_though_the_connection_broke_since_the_last_task(
+    faulty: Cluster, moments: Path, broker: Broker
+) -> None:
+    hold = moments / f"hold-{AFTER}"
+    hold.touch()
+    faulty.workers(2)
+    master = faulty.start("python", "-c", MASTER, moments)
+    wait_until(lambda: reached(moments, AFTER), AFTER)
+    broker.close_connections()
+    hold.unlink()
+    assert result(master) == EXPECTED
+    assert broker.result_queues() == []
+
+
+def test_a_task_that_ends_its_process_itself_fails_the_job_and_is_named(faulty: Cluster) -> None:
+    faulty.workers(1)
+    found = faulty.python(
+        """
+        from openquake.baselib import parallel
+        import tasks
+        try:
+            parallel.Starmap(tasks.leave, [(1,), (2,)]).reduce()
+        except RuntimeError as error:
+            print(error)
+        """
+    )
+    assert "was lost with a worker 4 times" in found
+    assert found.count("no use for") == 4
+
+
 def test_a_task_may_lose_more_workers_than_it_may_kill(faulty: Cluster, moments: Path) -> None:
     """Spot instances that are taken back, one after the other, are no fault of the task."""
     hold = moments / f"hold-{BETWEEN}"

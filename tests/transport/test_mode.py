@@ -187,7 +187,7 @@ def test_an_exception_in_a_task_reaches_the_job_with_its_traceback(cluster: Clus
 def test_a_worker_of_another_version_is_refused_with_both_versions_in_the_error(
     tmp_path: Path, broker: Broker
 ) -> None:
-    with harness.cluster(tmp_path / "oqlab-versions", broker) as cluster:
+    with harness.cluster(tmp_path / "oqlab-versions", broker, **{"celery.max_attempts": "1"}) as cluster:
         cluster.worker("old")
         found = cluster.python(
             """

@@ -1,0 +1,65 @@
+"""Workers that cannot do a task, for a reason of their own: others do it, and the job's log says who could not.
+
+What becomes of a task that none can do: see the damaged files of test_payloads.py, the other version of test_mode.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, wait_until
+
+STALE = """
+from oq_celery import spool
+def read(stored):
+    raise OSError(116, "Stale file handle", stored.path)
+spool.read = read
+"""
+FULL = """
+from oq_celery import spool
+def append(self, data):
+    raise OSError(28, "No space left on device")
+spool.Writer.append = append
+"""
+OLD = "from oq_celery import protocol; protocol.__version__ = '0.0.1'"
+MASTER = """
+import sys
+from openquake.baselib import parallel
+import tasks
+if __name__ == "__main__":
+    arguments = [(number, sys.argv[1], bytes(1_000_000)) for number in range(2)]
+    results = parallel.Starmap(tasks.back, arguments).reduce()
+    print("all", {number: results[number] for number in range(2)}, flush=True)
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, broker: Broker) -> Iterator[Cluster]:
+    """A cluster whose jobs fail soon."""
+    with harness.cluster(tmp_path / "oqlab-unable", broker, **{"celery.max_attempts": "1"}) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"), [(STALE, "Stale"), (FULL, "No space left"), (OLD, "oq_celery 0.0.1")]
+)
+def test_a_worker_that_cannot_do_a_task_leaves_it_to_others_and_is_named(
+    cluster: Cluster, tmp_path: Path, wrong: str, why: str
+) -> None:
+    """The good worker is busy when the other one meets its first task."""
+    hold = tmp_path / "hold-busy"
+    hold.touch()
+    cluster.worker("good")
+    master = cluster.start("python", "-c", MASTER, tmp_path)
+    wait_until(lambda: list(tmp_path.glob("busy.*")), "the good worker to be busy")
+    bad = cluster.worker("bad", changed=wrong)
+    wait_until(lambda: why in master.output(), "the job's log to tell of the bad worker")
+    hold.unlink()
+    assert master.wait() == 0, master.output()
+    assert "all {0: 1000000, 1: 1000000}" in master.output()
+    assert bad.running()
+    assert master.output().count("cannot do tasks") == 1
