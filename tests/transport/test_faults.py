@@ -243,22 +243,7 @@ def test_a_worker_that_lost_its_connection_does_not_do_again_what_it_has_done(
         assert worker.output().count("was done here already") == 1
 
 
-def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
-    faulty: Cluster, moments: Path, broker: Broker
-) -> None:
-    hold = moments / f"hold-{BETWEEN}"
-    hold.touch()
-    faulty.workers(2)
-    master = faulty.start("python", "-c", MASTER, moments)
-    wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
-    (queue,) = broker.result_queues()
-    broker.control("delete_queue", "--vhost", harness.VHOST, queue)
-    wait_until(lambda: "The result queue was gone: sending" in master.output(), "the master to notice", 30)
-    hold.unlink()
-    assert result(master) == EXPECTED
-
-
-BREAKS = """
+BREAKS_AGAIN = """
 import amqp
 from oq_celery import broker
 declare, number = broker.declare_results, 0
@@ -272,13 +257,15 @@ broker.declare_results = break_once
 """
 
 
-def test_a_connection_that_breaks_again_does_not_hide_that_the_tasks_are_gone(
-    faulty: Cluster, moments: Path, broker: Broker
+@pytest.mark.parametrize("again", ["", BREAKS_AGAIN])
+def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
+    faulty: Cluster, moments: Path, broker: Broker, again: str
 ) -> None:
+    """Also when the connection breaks once more before the master knows."""
     hold = moments / f"hold-{BETWEEN}"
     hold.touch()
     faulty.workers(2)
-    master = faulty.start("python", "-c", BREAKS + MASTER, moments)
+    master = faulty.start("python", "-c", again + MASTER, moments)
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
     (queue,) = broker.result_queues()
     broker.control("delete_queue", "--vhost", harness.VHOST, queue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ from tests.transport import harness
 from tests.transport.harness import Broker, Cluster
 
 MB = 2**20
+# Whatever is written is damaged on its way to the disk.
+DAMAGE = """
+import openquake.baselib.parallel  # brings oq_celery in
+from oq_celery import spool
+append = spool.Writer.append
+def damaged(self, data):
+    stored = append(self, data)
+    self._file.seek(1000)
+    self._file.write(b"damage")
+    return stored
+spool.Writer.append = damaged
+"""
 
 
 def memory(pid: int, what: str) -> int:
@@ -71,23 +84,17 @@ def test_a_damaged_file_is_an_error_and_never_a_wrong_number(tmp_path: Path, bro
     with harness.cluster(tmp_path / "oqlab-damaged", broker, **{"celery.max_attempts": "1"}) as cluster:
         cluster.worker("sound")
         found = cluster.python(
-            """
-            from pathlib import Path
-            from openquake.baselib import parallel
-            from oq_celery import spool
-            import tasks
-            append = spool.Writer.append
-            def damaged(self, data):
-                stored = append(self, data)
-                self._file.seek(1000)
-                self._file.write(b"damage")
-                return stored
-            spool.Writer.append = damaged
-            try:
-                parallel.Starmap(tasks.size, [(bytes(1_000_000),), (bytes(1_000_000),)]).reduce()
-            except RuntimeError as error:
-                print(error)
-            """
+            DAMAGE
+            + textwrap.dedent(
+                """
+                from openquake.baselib import parallel
+                import tasks
+                try:
+                    parallel.Starmap(tasks.size, [(bytes(1_000_000),), (bytes(1_000_000),)]).reduce()
+                except RuntimeError as error:
+                    print(error)
+                """
+            )
         )
     assert "met a worker that could not do it 3 times" in found  # other ones might have read it
     assert "has not the" in found
@@ -95,18 +102,8 @@ def test_a_damaged_file_is_an_error_and_never_a_wrong_number(tmp_path: Path, bro
 
 
 def test_a_damaged_result_is_an_error_too(tmp_path: Path, broker: Broker) -> None:
-    damage = """
-from oq_celery import spool
-append = spool.Writer.append
-def damaged(self, data):
-    stored = append(self, data)
-    self._file.seek(1000)
-    self._file.write(b"damage")
-    return stored
-spool.Writer.append = damaged
-"""
     with harness.cluster(tmp_path / "oqlab-damage", broker) as cluster:
-        cluster.worker("damaging", changed=damage)
+        cluster.worker("damaging", changed=DAMAGE)
         found = cluster.python(
             """
             from openquake.baselib import parallel
