@@ -232,6 +232,11 @@ class Cluster:
             processes: how many tasks it does at once.
             changed: Python that runs in it first, to shorten its delays or to break it.
         """
+        worker = self._launch(name, processes, changed)
+        self._wait_ready(worker)
+        return worker
+
+    def _launch(self, name: str, processes: int = 1, changed: str = "") -> Process:
         command: list[str | Path] = [ENGINE / "bin/oq-celery"]
         if changed:
             command = [
@@ -242,18 +247,24 @@ class Cluster:
         command += ["worker", f"--concurrency={processes}", f"--name={name}"]
         worker = Process(command, self.directory / f"{name}.log", self.env)
         self.processes.append(worker)
-        wait_until(lambda: "ready." in worker.output() or not worker.running(), f"{name} to be ready")
-        assert worker.running(), worker.output()
         return worker
+
+    @staticmethod
+    def _wait_ready(worker: Process) -> None:
+        wait_until(
+            lambda: "ready." in worker.output() or not worker.running(), f"{worker.log.stem} to be ready"
+        )
+        assert worker.running(), worker.output()
 
     def workers(self, number: int) -> dict[int, Process]:
         """So many running workers of one process each, by process id; new ones take the place of dead ones."""
         running = [
             process for process in self.processes if "worker-" in process.log.name and process.running()
         ]
-        while len(running) < number:
-            running.append(self.worker(f"worker-{len(self.processes)}"))
-        return {worker.pid: worker for worker in running}
+        new = [self._launch(f"worker-{len(self.processes)}") for _ in range(number - len(running))]
+        for worker in new:  # which start at the same time
+            self._wait_ready(worker)
+        return {worker.pid: worker for worker in running + new}
 
     def start(self, *arguments: str | Path, **env: str) -> Process:
         """Start a command of the engine's environment."""
