@@ -24,7 +24,7 @@ modes start theirs in the command. `{LATER}`: the same again; our workers are st
 theirs with every command. `{SECOND}`: from the end of the first job to the end of the second one of the same
 `oq engine --run`: everybody's workers are warm. Seconds, median of the rounds (lowest-highest), modes in turn
 in every round; ratio: ours by the better of the other two, lower is better."""
-NOTE_AGAIN = "As above, {rounds} round{s} each."
+NOTE_AGAIN = "As above; rounds: {rounds}."
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _measure(part: Part, modes: list[Mode], calculation: Calculation, say: Calla
         for what in (FRESH, LATER, SECOND)
         if what in seconds
     ]
-    again = NOTE_AGAIN.format(rounds=calculation.rounds, s="s"[: calculation.rounds != 1])
+    again = NOTE_AGAIN.format(rounds=calculation.rounds)
     part.tables.append(Table(calculation.name, again if part.tables else NOTE, ["", *MODES, "ratio"], rows))
     part.charts.append(
         Chart(

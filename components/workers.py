@@ -61,8 +61,9 @@ class Workers(Component):
     the group (scaling in, a change of the template, a rebalance of spot capacity) goes through the group's
     drain hook: the machine takes no more tasks, and has `drain_minutes` for those that it runs.
 
-    A change of the template replaces the machines by and by: at least half of them serve at any time. Spot
-    capacity that AWS thinks it will take back is replaced before it goes.
+    A change of the template replaces the machines by and by, half of them at a time; AWS counts
+    a new one as serving two minutes after its start, whatever it does. Spot capacity that AWS thinks it will take
+    back is replaced before it goes.
     """
 
     group_name: pulumi.Output[str]
