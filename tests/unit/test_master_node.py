@@ -53,9 +53,17 @@ def test_num_cores_follows_the_tag(master: Master) -> None:
 
 
 def test_without_a_change_nothing_is_written(master: Master) -> None:
-    before = master.cfg.stat()
+    def written() -> tuple[int, int]:
+        """The file's identity: each writing is a new file in the old one's place."""
+        stat = master.cfg.stat()
+        return stat.st_ino, stat.st_mtime_ns
+
+    before = written()
     master.module.refresh()
-    assert master.cfg.stat() == before
+    assert written() == before
+    master.tag = "17"
+    master.module.refresh()
+    assert written() != before
 
 
 @pytest.mark.parametrize("tag", ["", "0", "many"])
