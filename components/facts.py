@@ -53,6 +53,8 @@ CELERY_UNIT: Final = "openquake-celery.service"
 METRICS_UNIT: Final = "openquake-metrics.service"
 REFRESH_SERVICE: Final = "openquake-refresh.service"
 REFRESH_TIMER: Final = "openquake-refresh.timer"
+REAP_SERVICE: Final = "openquake-reap.service"
+REAP_TIMER: Final = "openquake-reap.timer"
 DRAIN_UNIT: Final = "openquake-drain.service"
 
 # --- RabbitMQ and Celery ----------------------------------------------------------------------------------------------
@@ -73,6 +75,7 @@ METRICS_IDLE_SECONDS: Final = 60  # and without
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
 NUM_CORES_TAG: Final = "NumCores"
 REFRESH_SECONDS: Final = 60  # between two looks of the master at that tag
+REAP_SECONDS: Final = 60  # and at whether the processes of all calculations are there
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
 DRAIN_POLL_SECONDS: Final = 5  # between two looks of a worker at whether it has to go
 DRAINING_FLAG: Final = "/run/openquake/draining"  # a file that is there while a worker goes

@@ -241,6 +241,8 @@ def _role(node: Node) -> _Role:
                 facts.METRICS_UNIT,
                 facts.REFRESH_SERVICE,
                 facts.REFRESH_TIMER,
+                facts.REAP_SERVICE,
+                facts.REAP_TIMER,
                 *([facts.WEBUI_UNIT] if node.webui else []),
             ),
             templates={

@@ -88,6 +88,14 @@ def _start(paths: Paths, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _replace(paths: Paths, arguments: argparse.Namespace) -> int:
+    del arguments
+    lab = cluster.load(paths)
+    cluster.replace_master(lab)
+    cluster.wait_until_ready(lab, say)
+    return 0
+
+
 def _scale(paths: Paths, arguments: argparse.Namespace) -> int:
     lab = cluster.load(paths)
     cluster.scale(lab, arguments.number)
@@ -185,6 +193,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--follow", action="store_true", help="go on as it is written")
     node(command("kill", _kill, "kill -9 a whole node"))
     node(command("start", _start, "power a node on again and wait until it is ready"))
+    command(
+        "replace",
+        _replace,
+        "put a new machine in the master's place, on its volumes, as changed user data do",
+    )
     one = command("scale", _scale, "replace dead workers, then start or remove some until there are NUMBER")
     one.add_argument("number", type=int, metavar="NUMBER")
     one = command("interrupt", _interrupt, "announce a spot interruption to a node, then switch it off")

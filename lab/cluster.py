@@ -6,11 +6,12 @@ import base64
 import hashlib
 import json
 import pickle
+import secrets
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -215,6 +216,20 @@ def _launch_instance(lab: Lab, instance: Instance) -> None:
     # After power-on, as on AWS, where an attachment needs an instance that runs.
     for volume in instance.volumes:
         volumes.attach(lab.paths, volume.id, lab.machine(node.name).by_id)
+
+
+def replace_master(lab: Lab) -> None:
+    """Terminate the master and boot another machine with its address and volumes; it is booting when this returns.
+
+    AWS does this when the master's user data change. The new one has another id and a blank disk.
+    """
+    old = lab.master()
+    lab.machine(old.name).power_off()
+    _terminate(lab, old)
+    (instance,) = [one for one in lab.plan.instances if one.name == old.name]
+    _launch_instance(lab, replace(instance, id=f"i-{secrets.token_hex(9)[:17]}"))
+    lab.nodes = {old.name: lab.nodes.pop(old.name), **lab.nodes}
+    lab.save()
 
 
 def _launch_worker(lab: Lab, group: Group) -> None:

@@ -252,7 +252,7 @@ def bootstrap() -> None:
         build_engine()
         mount_engine()
     with step("services"):
-        start(*services(), FACTS["metrics_unit"], FACTS["refresh_timer"])
+        start(*services(), *background())
 
 
 def fleet_cores() -> str:
@@ -281,10 +281,15 @@ def services() -> dict[str, int]:
     return found
 
 
+def background() -> list[str]:
+    """The units that nobody talks to."""
+    return [FACTS["metrics_unit"], FACTS["refresh_timer"], FACTS["reap_timer"]]
+
+
 def problems() -> list[str]:
     """What keeps this master from serving; empty when all services answer."""
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
-    found += unit_problems(*services(), FACTS["metrics_unit"], FACTS["refresh_timer"])
+    found += unit_problems(*services(), *background())
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")

@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from oq_celery import __version__
@@ -43,6 +44,13 @@ def main() -> None:
     )
     status.add_argument("--json", action="store_true", help="print a JSON object")
     status.set_defaults(run=show_status)
+    reaper = commands.add_parser(
+        "reap",
+        help="mark calculations whose process is gone as failed",
+        description="Mark the calculations of this machine whose process is gone as failed, so that others need not "
+        "wait for them. For a timer on the master; it needs leave to write the engine's database.",
+    )
+    reaper.set_defaults(run=reap_jobs)
     arguments = parser.parse_args()
     os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
     arguments.run(arguments, _settings())
@@ -81,6 +89,24 @@ def show_status(arguments: argparse.Namespace, settings: Settings) -> None:
     except broker.ERRORS as error:
         _fail(f"RabbitMQ at {settings.host}:{settings.port} does not answer: {error}")
     print(now.json() if arguments.json else now)
+
+
+def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Mark calculations whose process is gone as failed, and say which."""
+    del arguments, settings
+    import sqlite3
+
+    from openquake.commonlib.dbapi import db
+
+    from oq_celery import jobs
+
+    if not Path(db.path).exists():  # connecting would make one
+        _fail(f"there is no database {db.path} yet")
+    try:
+        for line in jobs.reap(db):
+            print(line)
+    except sqlite3.Error as error:
+        _fail(f"{db.path}: {error}")
 
 
 def default_concurrency(memory_per_process_mb: int) -> int:

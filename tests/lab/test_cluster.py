@@ -5,22 +5,44 @@ All tests share one cluster and leave it as they found it; those that stop nodes
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components import facts
-from lab import cluster, imds, network
+from lab import cluster, faults, imds, matrix, network
 from lab.cluster import Lab
 from lab.host import wait_until
-from lab.job import CLASSICAL, fetch_job
+from lab.job import CLASSICAL, USER, compare, fetch_job, run_job
 from lab.plan import make_plan, record
 from tests.lab.conftest import configuration
 from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
 
 pytestmark = pytest.mark.lab
+
+
+def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
+    wait_until(
+        "a task to run",
+        lambda: any(matrix.is_busy(lab, node.name, since) for node in lab.workers()) or job.done(),
+        120,
+    )
+    assert not job.done()
+
+
+def calculations(lab: Lab) -> list[dict[str, Any]]:
+    """All calculations by the API, the oldest first: what the WebUI lists."""
+    found: list[dict[str, Any]] = json.loads(
+        on(lab, "master", f"curl --silent --fail 'localhost:{facts.WEBUI_PORT}/v1/calc/list'")
+    )
+    wanted = ("id", "owner", "description", "status", "calculation_mode")
+    return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
 
 def test_every_node_boots_with_a_clean_cloud_init(nfs_cluster: Lab) -> None:
@@ -183,9 +205,58 @@ def test_a_killed_worker_is_replaced_by_a_new_one_that_gets_ready(nfs_cluster: L
     assert list(nfs_cluster.nodes) == ["master", "worker-2", "worker-3"]
 
 
-def test_a_killed_master_comes_back_with_its_data(nfs_cluster: Lab) -> None:
-    jobs = on(nfs_cluster, "master", f"stat --format %i {facts.DBSERVER_DIR}/db.sqlite3")
-    cluster.kill(nfs_cluster, "master")
+def test_a_restart_of_the_dbserver_ends_no_calculation_that_came_through_the_api(nfs_cluster: Lab) -> None:
+    with ThreadPoolExecutor() as pool:
+        since = time.time()
+        log = pool.submit(submit, nfs_cluster, fetch_job(nfs_cluster, CLASSICAL))
+        wait_until_a_task_runs(nfs_cluster, since, log)
+        faults.restart(nfs_cluster, "dbserver")
+        assert not log.done()
+        assert "Using" in log.result()
+
+
+def test_a_killed_master_comes_back_with_its_data_and_its_calculation_has_failed(nfs_cluster: Lab) -> None:
+    """Else the database would have it running for ever, and the next calculations would wait for it."""
+    with ThreadPoolExecutor() as pool:
+        since = time.time()
+        job = pool.submit(run_job, nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
+        wait_until_a_task_runs(nfs_cluster, since, job)
+        before = calculations(nfs_cluster)
+        cluster.kill(nfs_cluster, "master")
+        assert job.exception() is not None
+    assert before[-1]["status"] == "executing"
     cluster.power_on(nfs_cluster, nfs_cluster.master())
     cluster.wait_until_ready(nfs_cluster, print, timeout=120)
-    assert on(nfs_cluster, "master", f"stat --format %i {facts.DBSERVER_DIR}/db.sqlite3") == jobs
+    on(nfs_cluster, "master", f"systemctl start {facts.REAP_SERVICE}")
+    assert calculations(nfs_cluster) == [*before[:-1], before[-1] | {"status": "failed"}]
+
+
+def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: Path) -> None:
+    """Another machine, a blank disk; the volumes, the shared file system and the running workers are as they were."""
+    job_ini = fetch_job(nfs_cluster, CLASSICAL)
+    first = run_job(nfs_cluster, job_ini, tmp_path / "before", show=False)
+    calculated = calculations(nfs_cluster)
+    celery = f"systemctl show --property=MainPID {facts.CELERY_UNIT}"
+    workers = {node.name: on(nfs_cluster, node.name, celery) for node in nfs_cluster.workers()}
+    account = on(nfs_cluster, "master", f"id {USER}")
+    machine = on(nfs_cluster, "master", "cat /etc/machine-id")
+
+    cluster.replace_master(nfs_cluster)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=300)
+
+    assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
+    assert on(nfs_cluster, "master", f"id {USER}") == account
+    assert calculations(nfs_cluster) == calculated
+    export = f"oq engine --export-outputs {first.calculation} /home/{USER}/after >&2 && cd /home/{USER}/after"
+    line = f"{export} && sha256sum *.csv"
+    exported = on(nfs_cluster, "master", f"runuser --login {USER} --command '{line}'", 120)
+    before = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in (tmp_path / "before").glob("*.csv")
+    }
+    assert before
+    assert {name: digest for digest, name in map(str.split, exported.splitlines())} == before
+    second = run_job(nfs_cluster, job_ini, None, show=False, limit=120)
+    assert compare(nfs_cluster, first, second).absolute == 0
+    assert second.calculation == first.calculation + 1
+    assert {node.name: on(nfs_cluster, node.name, celery) for node in nfs_cluster.workers()} == workers

@@ -1,0 +1,106 @@
+"""Calculations whose process is gone do not run for ever, and those that run are left alone."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import signal
+from pathlib import Path
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, Process, wait_until
+
+STATUS = """
+from openquake.commonlib.dbapi import db
+print({job.id: (job.status, bool(job.is_running), job.stop_time is None) for job in db("SELECT * FROM job")})
+"""
+RUNS, FAILED = ("executing", True, True), ("failed", False, False)
+
+
+def status(cluster: Cluster) -> object:
+    """Of each calculation: its status, whether it is said to run, and whether it is said to be without an end."""
+    return ast.literal_eval(cluster.python(STATUS))
+
+
+def test_a_calculation_that_was_killed_is_failed_and_frees_its_place_and_others_run_on(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """There is no worker, so all of them wait for one, in the middle of their work."""
+    with harness.cluster(tmp_path / "oqlab-jobs", broker, **{"distribution.serialize_jobs": "2"}) as cluster:
+        harness.qa_job("event_based/case_2", tmp_path)
+        jobs: list[Process] = []
+        for number in range(3):
+            folder = shutil.copytree(tmp_path / "job", tmp_path / f"job{number}")
+            jobs.append(cluster.start("oq", "engine", "--run", folder / "job.ini", PYTHONUNBUFFERED="1"))
+            said = "Waiting for jobs 1" if number == 2 else "Waiting for workers: 0 alive"
+            wait_until(lambda number=number, said=said: said in jobs[number].output(), said)
+        jobs[0].signal(signal.SIGKILL)
+        jobs[0].wait()
+        # What the WebUI does when it starts; here it is the command's work.
+        reaped = harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout
+        assert reaped == f"The process of calculation 1 ({jobs[0].pid}) is gone: it has failed\n"
+        wait_until(lambda: "Waiting for workers: 0 alive" in jobs[2].output(), "the third to begin")
+        assert status(cluster) == {1: FAILED, 2: RUNS, 3: RUNS}
+        assert "is gone: it has failed" in cluster.python(
+            "from openquake.commonlib import logs\nprint(*logs.dbcmd('get_log', 1))"
+        )
+        assert harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout == ""
+
+
+def test_a_webui_that_starts_leaves_running_calculations_alone(tmp_path: Path, broker: Broker) -> None:
+    """Upstream's declares them failed; here by what the WebUI calls, without the WebUI."""
+    with harness.cluster(tmp_path / "oqlab-webui", broker) as cluster:
+        job = cluster.start("oq", "engine", "--run", harness.qa_job("event_based/case_2", tmp_path))
+        wait_until(lambda: "0 alive, 2 tasks queued" in job.output(), "the job to wait for workers")
+        start = "from openquake.server import dbserver\ndbserver.actions.reset_is_running(dbserver.db)"
+        cluster.python(start)
+        assert status(cluster) == {1: RUNS}
+        job.signal(signal.SIGKILL)
+        job.wait()
+        cluster.python(start)
+        assert status(cluster) == {1: FAILED}
+
+
+def test_a_process_that_only_has_the_number_of_a_calculations_does_not_keep_it_alive(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """After a reboot numbers are given out anew. What is a zombie has ended, what another machine runs is unknown."""
+    with harness.cluster(tmp_path / "oqlab-numbers", broker) as cluster:
+        found = cluster.python(
+            """
+            import os, socket, time
+            from datetime import UTC, datetime, timedelta
+            from openquake.commonlib.dbapi import db
+            from openquake.server.db import actions
+            from oq_celery.jobs import reap
+
+            actions.upgrade_db(db)
+            here, now, hours = socket.gethostname(), datetime.now(UTC), timedelta(hours=2)
+            zombie = os.fork()
+            if not zombie:
+                os._exit(0)
+            time.sleep(0.5)
+            for host, pid, start in (
+                (here, os.getpid(), now),
+                (here, os.getpid(), now - hours),
+                (here, zombie, now),
+                ("elsewhere", zombie, now),
+                (here, 0, now),
+                (here, 0, now - hours),
+            ):
+                job = actions.create_job(db, "/tmp", host=host)
+                row = {"pid": pid, "start_time": start, "status": "executing" if pid else "created"}
+                db("UPDATE job SET ?D WHERE id=?x", row, job)
+            said = reap(db)
+            print([job.id for job in db("SELECT * FROM job WHERE status='failed'")], len(said))
+            """
+        )
+        assert found == "[2, 3, 6] 3\n"
+
+
+def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-nothing", broker) as cluster:
+        done = harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env)
+        file = cluster.directory / "db.sqlite3"
+        assert (done.returncode, done.stderr) == (1, f"oq-celery: there is no database {file} yet\n")
+        assert not file.exists()
