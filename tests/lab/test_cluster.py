@@ -38,9 +38,9 @@ def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
 
 def calculations(lab: Lab) -> list[dict[str, Any]]:
     """All calculations by the API, the oldest first: what the WebUI lists."""
-    found: list[dict[str, Any]] = json.loads(
-        on(lab, "master", f"curl --silent --fail 'localhost:{facts.WEBUI_PORT}/v1/calc/list'")
-    )
+    url = f"http://localhost:{facts.WEBUI_PORT}/v1/calc/list"
+    program = f"import urllib.request; print(urllib.request.urlopen('{url}').read().decode())"
+    found: list[dict[str, Any]] = json.loads(on(lab, "master", f'python3 -c "{program}"'))
     wanted = ("id", "owner", "description", "status", "calculation_mode")
     return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
