@@ -155,6 +155,9 @@ class Broker:
         names = self.control("list_queues", "-p", VHOST, "name").split()
         return [name for name in names if name.startswith("oq.")]
 
+    def delete_queue(self, name: str) -> None:
+        self.control("delete_queue", "--vhost", VHOST, name)
+
     def depth(self, queue: str) -> int:
         """The number of tasks in a queue, waiting or with a worker."""
         lines = self.control("list_queues", "-p", VHOST, "name", "messages").splitlines()

@@ -268,7 +268,7 @@ def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
     master = faulty.start("python", "-c", again + MASTER, moments)
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
     (queue,) = broker.result_queues()
-    broker.control("delete_queue", "--vhost", harness.VHOST, queue)
+    broker.delete_queue(queue)
     wait_until(lambda: "The result queue was gone: sending" in master.output(), "the master to notice", 30)
     hold.unlink()
     assert result(master) == EXPECTED
@@ -279,7 +279,7 @@ def test_tasks_whose_queue_was_deleted_are_sent_again(tmp_path: Path, broker: Br
         master = cluster.start("python", "-c", MASTER, tmp_path)
         wait_until(broker.result_queues, "the result queue")
         wait_until(lambda: broker.depth(cluster.queue) == TASKS, "the tasks to be queued")
-        broker.control("delete_queue", "--vhost", harness.VHOST, cluster.queue)
+        broker.delete_queue(cluster.queue)
         wait_until(
             lambda: "The task queue was gone: sending 4" in master.output(), "the master to notice", 30
         )
