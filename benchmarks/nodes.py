@@ -15,10 +15,14 @@ from components import facts
 from lab import cluster, host, teardown
 from lab.cluster import Lab, Node
 from lab.host import Paths
-from lab.plan import make_plan, read_config, record
+from lab.plan import make_plan, record, small_config
 
-SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 2, "workerMin": 0, "workerMax": 2}
 NAME = "oqlabbench"
+
+
+def configuration(**settings: object) -> dict[str, str]:
+    """The stack's configuration with small volumes, two workers at most, and these settings."""
+    return small_config("dev", {"workerMin": 0, "workerMax": 2, **settings})
 
 
 @contextmanager
@@ -26,9 +30,8 @@ def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
     """A lab with these settings over the stack's, ready; it is taken down after the block, also after an error."""
     paths = _paths()
     teardown.remove(paths)  # what a run that was killed has left
-    configuration = [f"{key}={value}" for key, value in {**SMALL, **settings}.items()]
     try:
-        lab = cluster.up(paths, make_plan(record(read_config("dev", configuration))), say)
+        lab = cluster.up(paths, make_plan(record(configuration(**settings))), say)
         cluster.wait_until_ready(lab, say)
         yield lab
     finally:

@@ -114,6 +114,7 @@ ARGUMENTS: Mapping[str, str] = {
 ALWAYS = {"tags"}
 GROUP_TAG = "aws:autoscaling:groupName"
 """The tag that AWS itself gives to the instances of a group."""
+SMALL_VOLUMES = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4}
 DEBIAN_PARAMETERS = "/aws/service/debian/"
 """Where Debian publishes the ids of its images; an image that was not looked up there is somebody's own."""
 
@@ -136,6 +137,11 @@ def read_config(stack: str, settings: Iterable[str]) -> dict[str, str]:
             raise LabError(f"--set {setting}: write key=value")
         config[key if ":" in key else f"{facts.PROJECT}:{key}"] = value
     return config
+
+
+def small_config(stack: str, settings: Mapping[str, object]) -> dict[str, str]:
+    """The same with volumes as small as tests and measurements want them; `settings` win over those, too."""
+    return read_config(stack, [f"{key}={value}" for key, value in {**SMALL_VOLUMES, **settings}.items()])
 
 
 def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recording:

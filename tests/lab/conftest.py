@@ -10,9 +10,8 @@ import pytest
 from lab import cluster, host, teardown
 from lab.cluster import Lab
 from lab.host import Paths
-from lab.plan import make_plan, read_config, record
+from lab.plan import make_plan, record, small_config
 
-SMALL = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4, "workerDesired": 2}
 OWN_IMAGE = "ami-0123456789abcdef0"
 
 
@@ -51,7 +50,7 @@ def diskless_cluster(paths: Paths) -> Iterator[Lab]:
 
 
 def configuration(**settings: object) -> dict[str, str]:
-    return read_config("dev", [f"{key}={value}" for key, value in {**SMALL, **settings}.items()])
+    return small_config("dev", {"workerDesired": 2, **settings})
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import nodes
 from lab import aws_api, imds, network
 from lab.cloud import Interface, Template
 from lab.host import LabError
@@ -37,6 +38,13 @@ def test_a_changed_worker_count_and_volume_size_reach_the_plan() -> None:
     plan = make_plan(record(read_config("dev", ["workerDesired=3", "homeVolumeGb=7"])))
     assert plan.groups[0].desired == 3
     assert 7 in {volume.size for volume in plan.instances[0].volumes}
+
+
+@pytest.mark.parametrize("storage", ["nfs", "diskless"])
+def test_the_program_takes_the_configurations_of_the_benchmarks(storage: str) -> None:
+    """What `make bench` boots; it takes half an hour to come there."""
+    plan = make_plan(record(nodes.configuration(workerStorage=storage, workerDesired=0)))
+    assert (plan.groups[0].desired, plan.groups[0].maximum) == (0, 2)
 
 
 def test_an_image_of_the_users_own_is_not_taken_for_debians() -> None:
