@@ -27,8 +27,8 @@ transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against
 # Side by side, each with a RabbitMQ of its own, since they wait more than they compute. The filter outlives a Ctrl-C.
 transport-faults: TESTS := tests/transport/test_faults.py
 transport-others: TESTS := tests/transport --ignore=tests/transport/test_faults.py
-transport-faults transport-others:
-	@$(VENV)/bin/python -m pytest --verbose $(TESTS) 2>&1 | (trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+transport-faults transport-others: $(VENV)/.done $(ENGINE_VENV)/.done
+	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
 	$(VENV)/bin/python -m pytest tests/lab

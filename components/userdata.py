@@ -165,7 +165,7 @@ def openquake_cfg(node: Node) -> str:
         "port": str(facts.DBSERVER_PORT),
     }
     # Upstream knows no value `celery` here and refuses it at import: [celery] use_celery is the switch.
-    # serialize_jobs: so many jobs at once before the next one waits (upstream's 1 is for one machine).
+    # serialize_jobs: job N waits for all up to N - serialize_jobs (upstream's 1 is for one machine).
     config["distribution"] = {
         "oq_distribute": "processpool",
         "serialize_jobs": "4",

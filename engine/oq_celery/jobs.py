@@ -1,31 +1,30 @@
 """Calculations whose process is gone.
 
 The engine's database says that a calculation runs until its process says otherwise; one that was killed, that ran out
-of memory or that went down with its machine never does. Such calculations would be shown as running for ever, and
-would take the places of `[distribution] serialize_jobs`: a few of them, and every new calculation waits.
+of memory or that went down with its machine never does. It would be shown as running for ever, and every calculation
+whose number is higher by `[distribution] serialize_jobs` or more would wait for it.
 
-Upstream clears them when the WebUI starts, and with them all that run: `reap` takes the place of that, too (`hook.py`).
+Upstream clears such calculations when the WebUI starts, and with them all that run: `reap` takes the place of that,
+too (`hook.py`). It judges those of its own machine alone, and leaves those that have not begun: they hold up nobody.
 """
 
 from __future__ import annotations
 
 import socket
-import time
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 
-# What may lie between the start of a calculation's process and the time that its record has as its start, which clocks
-# that are set and a slow start of a process make larger; a process that is younger than the record by more than that
-# has only got the number of an earlier one.
-START_SECONDS = 60
-# A calculation's process writes down its number when it starts. This long after its record was made, there is none.
-UNKNOWN_SECONDS = 3600
+# A calculation's process writes down its own number and, when the calculation begins, the time. So it is older than
+# that time; one that is younger has got the number of an earlier process. The database's seconds are whole ones.
+START_SECONDS = 2
+TITLE = "oq-job-"  # upstream's name of a process that computes, with the calculation's number behind it
 
-_RUNNING = """SELECT id, pid, strftime('%s', start_time) AS started FROM job
-WHERE is_running=1 AND status IN ('created', 'submitted', 'executing') AND host=?x ORDER BY id"""
-_FAIL = "UPDATE job SET ?D WHERE id=?x AND is_running=1"
+_RUNNING = """SELECT id, pid, status, strftime('%s', start_time) AS started FROM job
+WHERE status IN ('submitted', 'executing') AND pid > 0 AND host=?x ORDER BY id"""
+_FAIL = "UPDATE job SET ?D WHERE id=?x AND status=?x"
 _LOG = "INSERT INTO log (job_id, timestamp, level, process, message) VALUES (?X)"
 
 
@@ -38,28 +37,38 @@ def reap(db: Any) -> list[str]:
     Returns:
         Those lines.
     """
+    gone = [job for job in db(_RUNNING, socket.gethostname()) if not _lives(job)]
     said = []
-    for job in db(_RUNNING, socket.gethostname()):
-        if _lives(job.pid, float(job.started)):
-            continue
-        now = datetime.now(UTC)
-        failed = {"is_running": 0, "status": "failed", "stop_time": now}
-        if db(_FAIL, failed, job.id).rowcount:
-            line = (
-                f"The process of calculation {job.id} ({job.pid or 'never started'}) is gone: it has failed"
-            )
-            db(_LOG, (job.id, now, "CRITICAL", "oq-celery reap", line))
-            said.append(line)
+    if gone:
+        with db:
+            db("BEGIN IMMEDIATE")
+            for job in gone:
+                now = datetime.now(UTC)
+                failed = {"is_running": 0, "status": "failed", "stop_time": now}
+                if db(_FAIL, failed, job.id, job.status).rowcount:
+                    line = f"The process {job.pid} of calculation {job.id} is gone: it has failed"
+                    db(_LOG, (job.id, now, "CRITICAL", "oq-celery reap", line))
+                    said.append(line)
     return said
 
 
-def _lives(pid: int, started: float) -> bool:
-    """Whether the process of a calculation that was recorded at that time (seconds since the epoch) is there."""
-    if not pid:
-        return time.time() < started + UNKNOWN_SECONDS
-    try:
-        process = psutil.Process(pid)
-        ended, begun = process.status() == psutil.STATUS_ZOMBIE, process.create_time()
-    except psutil.NoSuchProcess:
+def _lives(job: Any) -> bool:
+    """Whether a calculation's process is there; in doubt it is."""
+    if any(process.info["name"] == f"{TITLE}{job.id}" for process in psutil.process_iter(["name"])):
+        return (
+            True  # of several calculations that run side by side each has a process, and all have one number
+        )
+    if not psutil.pid_exists(job.pid):
         return False
-    return not ended and bool(begun < started + START_SECONDS)
+    try:
+        process = psutil.Process(job.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if process.name().startswith(TITLE):
+            return True
+        if job.status == "submitted":
+            # Its time is that of the record, which the WebUI makes before the process.
+            return any(word.startswith(sys.prefix) for word in process.cmdline())
+        return job.started is None or bool(process.create_time() < float(job.started) + START_SECONDS)
+    except psutil.Error:  # it ended just now, or we may not look at it
+        return bool(psutil.pid_exists(job.pid))

@@ -30,7 +30,7 @@ def main(url: str, job_ini: str, seconds: str) -> None:
     while (status := requests.get(f"{calculation}/status", timeout=60).json()["status"]) != "complete":
         if status in ("failed", "aborted") or time.monotonic() > deadline:
             sys.exit(f"{calculation} is {status}")
-        time.sleep(0.5)
+        time.sleep(1)
     for line in requests.get(f"{calculation}/log/0:", timeout=60).json():
         print(*line)
 

@@ -212,7 +212,23 @@ def test_a_restart_of_the_dbserver_ends_no_calculation_that_came_through_the_api
         wait_until_a_task_runs(nfs_cluster, since, log)
         faults.restart(nfs_cluster, "dbserver")
         assert not log.done()
-        assert "Using" in log.result()
+        log.result()
+
+
+def test_a_calculation_that_is_killed_has_failed_and_the_journal_says_so(nfs_cluster: Lab) -> None:
+    with ThreadPoolExecutor() as pool:
+        since = time.time()
+        job = pool.submit(run_job, nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
+        wait_until_a_task_runs(nfs_cluster, since, job)
+        on(nfs_cluster, "master", "pkill --signal KILL oq-job-")
+        assert job.exception() is not None
+    killed = calculations(nfs_cluster)[-1]
+    on(nfs_cluster, "master", f"systemctl start {facts.REAP_SERVICE}")
+    said = on(
+        nfs_cluster, "master", f"journalctl --output=cat --unit {facts.REAP_SERVICE} --since @{since:.0f}"
+    )
+    assert f"of calculation {killed['id']} is gone" in said
+    assert calculations(nfs_cluster)[-1] == killed | {"status": "failed"}
 
 
 def test_a_killed_master_comes_back_with_its_data_and_its_calculation_has_failed(nfs_cluster: Lab) -> None:

@@ -104,7 +104,10 @@ def test_a_task_whose_worker_is_killed_between_its_results_and_the_acknowledgeme
 def test_of_two_attempts_that_are_both_alive_one_counts(
     faulty: Cluster, moments: Path, broker: Broker
 ) -> None:
-    """The connection of a worker breaks while it computes: the broker gives its task to another one."""
+    """The connection of a worker breaks while it computes: the broker gives its task to another one.
+
+    And perhaps to a third one, since it is not the only connection that breaks.
+    """
     hold, end = moments / f"hold-{BETWEEN}", moments / "hold-the end of the job"
     hold.touch()
     end.touch()
@@ -119,11 +122,14 @@ def test_of_two_attempts_that_are_both_alive_one_counts(
     for worker in busy:
         worker.signal(signal.SIGSTOP)
     broker.close_connections()
-    wait_until(lambda: len(reached(moments, BETWEEN)) == 2, "two attempts")
+    wait_until(lambda: len(reached(moments, BETWEEN)) >= 2, "two attempts")
     for worker in busy:
         worker.signal(signal.SIGCONT)
     hold.unlink()
-    wait_until(lambda: len(reached(moments, AFTER)) == 2, "both attempts to come to their ends")
+    wait_until(
+        lambda: len(reached(moments, AFTER)) == len(reached(moments, BETWEEN)),
+        "all attempts to come to their ends",
+    )
     time.sleep(2)  # and their results to the master
     end.unlink()
     assert result(master) == EXPECTED

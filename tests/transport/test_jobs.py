@@ -47,9 +47,8 @@ def test_a_calculation_that_was_killed_is_failed_and_frees_its_place_and_others_
             wait_until(lambda number=number, said=said: said in jobs[number].output(), said)
         jobs[0].signal(signal.SIGKILL)
         jobs[0].wait()
-        # What the WebUI does when it starts; here it is the command's work.
         reaped = harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout
-        assert reaped == f"The process of calculation 1 ({jobs[0].pid}) is gone: it has failed\n"
+        assert reaped == f"The process {jobs[0].pid} of calculation 1 is gone: it has failed\n"
         wait_until(lambda: "Waiting for workers: 0 alive" in jobs[2].output(), "the third to begin")
         assert status(cluster) == {1: FAILED, 2: RUNS, 3: RUNS}
         assert "is gone: it has failed" in cluster.python(
@@ -72,41 +71,54 @@ def test_a_webui_that_starts_leaves_running_calculations_alone(tmp_path: Path, b
         assert status(cluster) == {1: FAILED}
 
 
-def test_a_process_that_only_has_the_number_of_a_calculations_does_not_keep_it_alive(
-    tmp_path: Path, broker: Broker
-) -> None:
-    """After a reboot numbers are given out anew. What is a zombie has ended, what another machine runs is unknown."""
+def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path, broker: Broker) -> None:
+    """After a reboot numbers are given out anew. What is a zombie has ended, what another machine runs is unknown.
+
+    A calculation that waits behind another one of the same command has no number yet, however long it waits.
+    """
     with harness.cluster(tmp_path / "oqlab-numbers", broker) as cluster:
         found = cluster.python(
             """
-            import os, socket, time
+            import os, socket, subprocess, sys, time
             from datetime import UTC, datetime, timedelta
             from openquake.commonlib.dbapi import db
             from openquake.server.db import actions
             from oq_celery.jobs import reap
+
+            def other(*command):
+                return subprocess.Popen(command, stdin=subprocess.PIPE)
 
             actions.upgrade_db(db)
             here, now, hours = socket.gethostname(), datetime.now(UTC), timedelta(hours=2)
             zombie = os.fork()
             if not zombie:
                 os._exit(0)
-            time.sleep(0.5)
-            for host, pid, start in (
-                (here, os.getpid(), now),
-                (here, os.getpid(), now - hours),
-                (here, zombie, now),
-                ("elsewhere", zombie, now),
-                (here, 0, now),
-                (here, 0, now - hours),
+            titled = "import setproctitle, sys; setproctitle.setproctitle(sys.argv[1]); sys.stdin.read()"
+            cat, of_engine = other("cat"), other(sys.executable, "-c", "import sys; sys.stdin.read()")
+            of_another, of_nine = (other(sys.executable, "-c", titled, f"oq-job-{n}") for n in (1000, 9))
+            time.sleep(3)
+            for status, host, pid, start in (
+                ("executing", here, os.getpid(), datetime.now(UTC)),
+                ("executing", here, cat.pid, now - hours),
+                ("executing", here, zombie, datetime.now(UTC)),
+                ("executing", "elsewhere", zombie, now),
+                ("created", here, 0, now - hours),
+                ("submitted", here, of_engine.pid, now - hours),
+                ("submitted", here, cat.pid, now - hours),
+                ("executing", here, of_another.pid, now - hours),
+                ("executing", here, zombie, now),
+                ("complete", here, zombie, now),
             ):
                 job = actions.create_job(db, "/tmp", host=host)
-                row = {"pid": pid, "start_time": start, "status": "executing" if pid else "created"}
-                db("UPDATE job SET ?D WHERE id=?x", row, job)
+                db("UPDATE job SET ?D WHERE id=?x", {"pid": pid, "start_time": start, "status": status}, job)
+            db("UPDATE job SET is_running=0 WHERE id=3")  # as `oq abort` leaves one that waits, which then begins
             said = reap(db)
             print([job.id for job in db("SELECT * FROM job WHERE status='failed'")], len(said))
+            for process in (cat, of_engine, of_another, of_nine):
+                process.communicate()
             """
         )
-        assert found == "[2, 3, 6] 3\n"
+        assert found == "[2, 3, 7] 3\n"
 
 
 def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: Broker) -> None:
