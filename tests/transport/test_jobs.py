@@ -108,6 +108,7 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
                 ("executing", here, of_another.pid, now - hours),
                 ("executing", here, zombie, now),
                 ("complete", here, zombie, now),
+                ("executing", here, 0, now - hours),
             ):
                 job = actions.create_job(db, "/tmp", host=host)
                 db("UPDATE job SET ?D WHERE id=?x", {"pid": pid, "start_time": start, "status": status}, job)
