@@ -54,10 +54,9 @@ def reap(db: Any) -> list[str]:
 
 def _lives(job: Any) -> bool:
     """Whether a calculation's process is there; in doubt it is."""
+    # Of several calculations that run side by side each has a process, and all of them one number.
     if any(process.info["name"] == f"{TITLE}{job.id}" for process in psutil.process_iter(["name"])):
-        return (
-            True  # of several calculations that run side by side each has a process, and all have one number
-        )
+        return True
     if not psutil.pid_exists(job.pid):
         return False
     try:

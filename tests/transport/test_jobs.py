@@ -81,6 +81,7 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
             """
             import os, socket, subprocess, sys, time
             from datetime import UTC, datetime, timedelta
+            from openquake.baselib.general import mp
             from openquake.commonlib.dbapi import db
             from openquake.server.db import actions
             from oq_celery.jobs import reap
@@ -94,7 +95,8 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
             if not zombie:
                 os._exit(0)
             titled = "import setproctitle, sys; setproctitle.setproctitle(sys.argv[1]); sys.stdin.read()"
-            cat, of_engine = other("cat"), other(sys.executable, "-c", "import sys; sys.stdin.read()")
+            cat, of_webui = other("cat"), mp.Process(target=time.sleep, args=(60,), daemon=True)
+            of_webui.start()  # as the WebUI starts a calculation
             of_another, of_nine = (other(sys.executable, "-c", titled, f"oq-job-{n}") for n in (1000, 9))
             time.sleep(3)
             for status, host, pid, start in (
@@ -103,7 +105,7 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
                 ("executing", here, zombie, datetime.now(UTC)),
                 ("executing", "elsewhere", zombie, now),
                 ("created", here, 0, now - hours),
-                ("submitted", here, of_engine.pid, now - hours),
+                ("submitted", here, of_webui.pid, now - hours),
                 ("submitted", here, cat.pid, now - hours),
                 ("executing", here, of_another.pid, now - hours),
                 ("executing", here, zombie, now),
@@ -115,7 +117,7 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
             db("UPDATE job SET is_running=0 WHERE id=3")  # as `oq abort` leaves one that waits, which then begins
             said = reap(db)
             print([job.id for job in db("SELECT * FROM job WHERE status='failed'")], len(said))
-            for process in (cat, of_engine, of_another, of_nine):
+            for process in (cat, of_another, of_nine):
                 process.communicate()
             """
         )
