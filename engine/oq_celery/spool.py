@@ -44,6 +44,15 @@ class StoredPickle(Pickled):  # type: ignore[misc]
     def __len__(self) -> int:
         return self.stored.size
 
+    def check(self) -> None:
+        """Read it once.
+
+        Raises:
+            CorruptError: if it is not what was written.
+            OSError: if it cannot be read.
+        """
+        _checked(self.stored).close()
+
     def unpickle(self) -> Any:
         """Check and load the object; of a large one it is the only copy in memory."""
         if self.compressed:
