@@ -112,6 +112,8 @@ class Broker:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"oqlab{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            # The schedulers of an idle Erlang otherwise keep a core busy, looking for work.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_MNESIA_BASE": str(directory / "data"),
@@ -160,7 +162,14 @@ class Broker:
 
     def depth(self, queue: str) -> int:
         """The number of tasks in a queue, waiting or with a worker."""
-        lines = self.control("list_queues", "-p", VHOST, "name", "messages").splitlines()
+        return self._count("messages", queue)
+
+    def waiting(self, queue: str) -> int:
+        """The number of tasks in a queue that no worker has."""
+        return self._count("messages_ready", queue)
+
+    def _count(self, what: str, queue: str) -> int:
+        lines = self.control("list_queues", "-p", VHOST, "name", what).splitlines()
         return next(int(line.split()[1]) for line in lines if line.split()[0] == queue)
 
     def close_connections(self) -> None:

@@ -95,7 +95,7 @@ def test_a_busy_worker_of_several_processes_keeps_nothing_from_a_free_one(
     master = cluster.start("python", "-c", MASTER, moments)
     wait_until(lambda: begun(moments) == [0, 1, 2, 3], "the large worker to be busy")
     broker.close_connections()
-    wait_until(lambda: broker.depth(cluster.queue) == TASKS, "all tasks to be the broker's again")
+    wait_until(lambda: broker.waiting(cluster.queue) == TASKS, "all tasks to be the broker's again")
     cluster.worker("small")
     wait_until(lambda: begun(moments) == list(range(TASKS)), "the small worker to do all others", 120)
     release(moments)
