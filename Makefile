@@ -54,6 +54,14 @@ lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in file
 host-packages:
 	@lab/install-host-packages
 
+# Two `make` of one clone make an environment once: the second waits for the first.
+ifndef LOCKED
+$(VENV)/.done: requirements-dev.txt
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+
+$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*)
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+else
 $(VENV)/.done: requirements-dev.txt
 	@$(PYTHON) -c "import ensurepip" || { echo "needs $(PYTHON) with its venv module (Debian: python3-venv);" \
 		"another Python, 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
@@ -69,6 +77,7 @@ $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.tom
 	@echo "numba compiles the engine's functions, once: a minute or two"
 	$(ENGINE_VENV)/bin/python -c "import openquake.commands.engine; from openquake.calculators import *"
 	@touch $@
+endif
 
 clean: ## remove what the commands above made, and the lab's cache
 	rm -rf $(VENV) $(ENGINE_VENV) .cache out
