@@ -27,6 +27,7 @@ ENGINE = ROOT / ".venv-engine"
 QA_TESTS = next(ENGINE.glob("lib/python3*/site-packages/openquake/qa_tests_data"), Path("no engine"))
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+NODES_CONFIGURATION = ROOT / "cloud-init/etc/rabbitmq.conf"
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
 DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
@@ -96,16 +97,26 @@ class Process:
 
 
 class Broker:
-    """A RabbitMQ server of its own: data, node name and ports."""
+    """A RabbitMQ server of its own: data, node name and ports; its limits are those of the nodes' broker."""
 
-    def __init__(self, directory: Path) -> None:
+    # Where the server sees its directory when it runs in an image.
+    _MOUNTED = Path("/mnt")
+
+    def __init__(self, directory: Path, image: Path | None = None) -> None:
+        """Prepare a server, which `start` starts.
+
+        Args:
+            directory: for its data and logs; does not exist yet.
+            image: the root file system that has the server; None: this machine's own. An image needs root.
+        """
         self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
-        self._directory = directory
+        self._outside, self.image = directory, image
         directory.mkdir()
         (directory / "rabbitmq.conf").write_text(
-            f"default_user = {USER}\ndefault_pass = {PASSWORD}\ndefault_vhost = {VHOST}\n"
+            f"default_user = {USER}\ndefault_pass = {PASSWORD}\ndefault_vhost = {VHOST}\n" + _nodes_limits()
         )
         (directory / "plugins").write_text("[].")
+        directory = self._MOUNTED if image else directory
         self._env = os.environ | {
             "HOME": str(directory),
             "ERL_EPMD_PORT": str(self._epmd_port),
@@ -124,12 +135,24 @@ class Broker:
         }
         # Started here and not by RabbitMQ, whose epmd would outlive it.
         epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-        self._epmd = Process(epmd, directory / "epmd.log", self._env)
+        self._epmd = Process(self._command(epmd), self._outside / "epmd.log", self._env)
         self._server: Process | None = None
 
+    def _command(self, command: Sequence[str | Path]) -> list[str | Path]:
+        """The command as this broker's system runs it."""
+        if self.image is None:
+            return list(command)
+        # In a mount namespace of its own, so that nothing has to be unmounted and the image stays as it is.
+        mounts = (
+            'mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" && mount --bind "$2" "$1$3" &&'
+            ' mount -t tmpfs tmpfs "$1/tmp" && root=$1 && shift 3 && exec chroot "$root" "$@"'
+        )
+        inside = ["sh", "-ec", mounts, "sh", self.image, self._outside, self._MOUNTED, *command]
+        return ["unshare", "--mount", "--", *inside]
+
     def start(self) -> None:
-        self._server = Process([RABBITMQ], self._directory / "server.log", self._env)
-        wait_until(self._answers, "RabbitMQ to listen", 60)
+        self._server = Process(self._command([RABBITMQ]), self._outside / "server.log", self._env)
+        wait_until(self._answers, "RabbitMQ to listen", 120)
 
     @property
     def pid(self) -> int:
@@ -150,7 +173,11 @@ class Broker:
 
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl."""
-        return run([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments], self._env, check=True).stdout
+        command = self._command([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments])
+        return run(command, self._env, check=True).stdout
+
+    def version(self) -> str:
+        return self.control("version").strip()
 
     def result_queues(self) -> list[str]:
         """The result queues that there are, of all clusters."""
@@ -179,6 +206,13 @@ class Broker:
     def _answers(self) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def _nodes_limits() -> str:
+    """The nodes' configuration without what is about a machine: addresses, users, logs, the size of its disk."""
+    local = ("listeners.", "load_definitions", "log.", "disk_free_limit.")
+    lines = NODES_CONFIGURATION.read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith(local)) + "\n"
 
 
 @dataclass
