@@ -17,8 +17,8 @@ DAMAGE = """
 import openquake.baselib.parallel  # brings oq_celery in
 from oq_celery import spool
 append = spool.Writer.append
-def damaged(self, data):
-    stored = append(self, data)
+def damaged(self, *args):
+    stored = append(self, *args)
     self._file.seek(1000)
     self._file.write(b"damage")
     return stored
@@ -70,8 +70,8 @@ def test_an_argument_that_tasks_share_is_written_once(cluster: Cluster) -> None:
         import tasks
         written = []
         from oq_celery import spool
-        rename = Path.rename
-        Path.rename = lambda self, target: (written.append(target.name), rename(self, target))[1]
+        write = spool.write
+        spool.write = lambda path, *args: (written.append(path.name), write(path, *args))[1]
         shared = bytes(1_000_000)
         print(parallel.Starmap(tasks.size_of_both, [(shared, b"x" * number) for number in range(6)]).reduce())
         print(len(written))
@@ -118,17 +118,17 @@ def test_a_damaged_result_is_an_error_too(tmp_path: Path, broker: Broker) -> Non
 
 
 def test_a_large_pickle_is_checked_before_it_is_loaded_piece_by_piece(cluster: Cluster) -> None:
-    """Above IN_ONE_PIECE it is not read into memory first, so its checksum has a way of its own."""
+    """Above CHUNK it is not read into memory first, so its checksum has a way of its own."""
     found = cluster.python(
         """
         import os, pathlib
         from openquake.baselib.parallel import Pickled
         from oq_celery import spool
-        content = os.urandom(spool.IN_ONE_PIECE + 1)
+        content = os.urandom(30_000_000)
         pickled = Pickled(content)
         path = pathlib.Path(os.environ["OQ_DATADIR"], "channel", "large")
         stored = spool.StoredPickle(pickled, spool.write(path, pickled.pik))
-        assert not stored.compressed and stored.stored.size > spool.IN_ONE_PIECE
+        assert not stored.compressed and stored.stored.size > spool.CHUNK
         print(stored.unpickle() == content)
         with path.open("r+b") as file:
             file.seek(20_000_000)
