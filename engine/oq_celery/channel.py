@@ -29,6 +29,8 @@ SCHEME: Final = "celery://"
 # Bytes of results that wait for those of earlier tasks: in memory, and with those in the shared directory.
 MEMORY_LIMIT: Final = 256 * 2**20
 HELD_LIMIT: Final = 8 * 2**30
+# Bytes of an argument that is remembered, to be compared with the next task's.
+COMPARED_LIMIT: Final = 64 * 2**20
 REPORT_SECONDS: Final = 5.0
 AUDIT_SECONDS: Final = 2.0
 MASTER: Final = uuid.uuid4().hex  # this process, for caches that must not outlive it
@@ -74,8 +76,9 @@ class Channel:
         self._settings = settings
         self._limit = settings.max_message_kb * 1024
         self._directory = settings.spool / self.name
-        self._files = spool.References()
-        self._stored: dict[str, Stored] = {}  # large arguments by their checksum
+        self._files = spool.References(self._directory)
+        self._stored: dict[str, Stored] = {}  # large arguments by their checksum,
+        self._last: dict[int, tuple[bytes, Stored]] = {}  # and the last one at each place, with its content
         self._sender = broker.Sender(settings, self._note)
         self._ledger = Ledger(settings.max_attempts)
         self._next_audit = 0.0
@@ -128,7 +131,7 @@ class Channel:
     ) -> None:
         """Send one task to the workers."""
         self._open_queue()
-        small = [self._store(arg) for arg in args]
+        small = [self._store(place, arg) for place, arg in enumerate(args)]
         # The files of a subtask's arguments have been retained since the subtask came.
         files = [arg.stored.path for arg in small if isinstance(arg, StoredPickle)]
         self._files.retain(new.stored.path for new, arg in zip(small, args, strict=True) if new is not arg)
@@ -199,7 +202,7 @@ class Channel:
             return
         name = next(iter(tasks.values())).header.name
         progress = protocol.Progress(self.job, self.user, name, self._submitted, len(tasks))
-        spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
+        spool.replace(self._directory / protocol.PROGRESS_FILE, progress.json())
         if self._closed:  # meanwhile, so this made the directory anew
             spool.remove_directory(self._directory)
 
@@ -246,6 +249,9 @@ class Channel:
 
     def _hold_back(self, done: _Done, file_name: str) -> None:
         """Account for results that have to wait; above a limit they wait in a file."""
+        for result in done.results:
+            if isinstance(result.pik, StoredPickle):
+                result.pik.checked = False  # much may happen to a file until then
         in_memory = [result for result in done.results if not isinstance(result.pik, StoredPickle)]
         done.held = sum(len(result.pik) for result in done.results)
         done.in_memory = sum(len(result.pik) for result in in_memory)
@@ -328,16 +334,26 @@ class Channel:
             for task_no in sent:
                 self._send(task_no, again=True)
 
-    def _store(self, arg: Pickled) -> Pickled:
-        """Replace a large argument by a reference to a file, which tasks with the same argument share."""
+    def _store(self, place: int, arg: Pickled) -> Pickled:
+        """Replace a large argument by a reference to a file, which tasks with the same argument share.
+
+        The engine pickles a shared argument anew for each task. Comparing it with that of the task before, at the same
+        place, takes a tenth of a checksum.
+        """
         if isinstance(arg, StoredPickle) or len(arg) <= self._limit // 4:
             return arg
-        digest = spool.digest(arg.pik)
-        stored = self._stored.get(digest)
+        content, stored = self._last.get(place, (b"", None))
+        if stored is None or content != arg.pik:
+            digest = spool.digest(arg.pik)
+            stored = self._stored.get(digest)
+        else:
+            digest = stored.digest
         if stored is None or stored.path not in self._files:
             # A name of its own each time: an NFS client may remember that there was no file of the old name.
-            stored = spool.write(self._directory / f"arg-{self._submitted}-{digest}", arg.pik)
+            stored = spool.write(self._directory / f"arg-{self._submitted}-{digest}", arg.pik, digest)
             self._stored[digest] = stored
+        if len(arg) <= COMPARED_LIMIT:
+            self._last[place] = arg.pik, stored
         return StoredPickle(arg, stored)
 
     def _send_backlog(self) -> None:

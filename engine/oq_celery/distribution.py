@@ -10,6 +10,7 @@ replaced:
 - `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet;
 - `Starmap.submit` opens the channel where upstream binds a ZeroMQ port, for tasks of this process too;
 - `Starmap.share` turns to the processpool, because shared memory ends at the machine;
+- `Starmap._loop`, and what it writes down about each task, write in batches (`bookkeeping.py`);
 - `Starmap.shutdown` closes the channels that an error or an abort left open.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -34,6 +35,7 @@ def extend(parallel: Any, settings: Settings) -> None:
         parallel: the module openquake.baselib.parallel, just imported.
         settings: of the Celery mode.
     """
+    from oq_celery import bookkeeping
     from oq_celery.attempt import Attempt
     from oq_celery.channel import SCHEME, Channel
 
@@ -45,6 +47,7 @@ def extend(parallel: Any, settings: Settings) -> None:
     upstream_init = starmap.init.__func__
     upstream_submit = starmap.submit
     upstream_share = starmap.share
+    upstream_loop = starmap._loop
     upstream_shutdown = starmap.shutdown.__func__
 
     def oq_distribute(task: object = None) -> str:
@@ -89,8 +92,13 @@ def extend(parallel: Any, settings: Settings) -> None:
             type(self).init(self.distribute)
         upstream_share(self, **arrays)
 
+    def loop(self: Any) -> Iterator[Any]:
+        with bookkeeping.batched(self.h5) if self.distribute == CELERY else contextlib.nullcontext():
+            yield from upstream_loop(self)
+
     def shutdown(cls: Any) -> None:
         Channel.close_all()
+        bookkeeping.write_all()
         upstream_shutdown(cls)
 
     def celery_submit(self: Any, func: Callable[..., Any], args: Any, monitor: Any) -> None:
@@ -106,8 +114,11 @@ def extend(parallel: Any, settings: Settings) -> None:
     starmap.init = classmethod(init)
     starmap.submit = submit
     starmap.share = share
+    starmap._loop = loop
     starmap.shutdown = classmethod(shutdown)
+    bookkeeping.extend(parallel)
     atexit.register(Channel.close_all)
+    atexit.register(bookkeeping.write_all)
 
 
 def _flush(h5: Any) -> None:

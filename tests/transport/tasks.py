@@ -24,6 +24,14 @@ def fail(numbers: list[int], monitor: Any) -> dict[int, int]:
     raise ValueError(f"cannot square {numbers}")
 
 
+def tree(depth: int, monitor: Any) -> Iterator[Any]:
+    """A result, and a subtask down to depth 1."""
+    with monitor("grow"):
+        yield {depth: 1}
+    if depth > 1:
+        yield tree, depth - 1
+
+
 def shared_sum(power: int, monitor: Any) -> dict[int, int]:
     with monitor.shared["numbers"] as numbers:
         return {power: int((numbers**power).sum())}
