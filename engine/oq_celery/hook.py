@@ -44,7 +44,7 @@ def install() -> None:
 
 
 def _around_baselib(execute: _Exec, module: ModuleType) -> None:
-    """Choose the Celery mode, unless the environment of the command names another one.
+    """Choose the Celery mode, unless the environment of the command names another one; leave the terminal.
 
     Upstream copies `[distribution] oq_distribute` into the environment here, where children would take it for
     the user's own wish; hence the look before and the correction after.
@@ -54,10 +54,15 @@ def _around_baselib(execute: _Exec, module: ModuleType) -> None:
     from oq_celery.settings import SettingsError, use_celery
 
     try:
-        if chosen is None and use_celery(module.config):
-            os.environ[DISTRIBUTE] = "celery"
+        if not use_celery(module.config):
+            return
     except SettingsError as error:
         sys.exit(str(error))
+    if chosen is None:
+        os.environ[DISTRIBUTE] = "celery"
+    from oq_celery.terminal import outlive
+
+    outlive(sys.argv)
 
 
 def _around_parallel(execute: _Exec, module: ModuleType) -> None:

@@ -53,8 +53,16 @@ def wait_until(condition: Any, what: str, deadline: float = DEADLINE) -> None:
 def run(
     command: Sequence[str | Path], env: dict[str, str], *, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(command, env=env, check=check, capture_output=True, text=True, timeout=DEADLINE)
+    """Run a command to its end, without the terminal of the tests, which a calculation would outlive."""
+    return subprocess.run(
+        command,
+        env=env,
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        start_new_session=True,
+    )
 
 
 class Process:
