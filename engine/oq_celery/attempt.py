@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
 
-from oq_celery import spool
+from oq_celery import inputs, spool
 from oq_celery.broker import Publisher
 from oq_celery.clock import Clock
 from oq_celery.protocol import LEASE_SECONDS, Kind, Reply, Stored, TaskHeader, worker_name
@@ -174,7 +174,8 @@ class Attempt:
         """Call the task and send its results."""
         try:
             func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
-            parallel.safely_call(func, args, self.header.task_no, monitor)
+            with inputs.seen(self.header.inputs):
+                parallel.safely_call(func, args, self.header.task_no, monitor)
             if not self._finish():
                 log.info("Dropped the results of %s: nobody waits for them", self.header)
         except (OSError, spool.CorruptError, MachineError, MemoryError) as error:

@@ -127,7 +127,12 @@ class Channel:
         self._local.append(result)
 
     def submit(
-        self, func: Callable[..., Any], args: Sequence[Pickled], task_no: int, monitor: Monitor
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Pickled],
+        task_no: int,
+        monitor: Monitor,
+        inputs: str = "",
     ) -> None:
         """Send one task to the workers."""
         self._open_queue()
@@ -150,6 +155,7 @@ class Channel:
             user=self.user,
             size=sum(map(len, args)),
             versions=protocol.versions(),
+            inputs=inputs,
         )
         self._submitted += 1
         self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)

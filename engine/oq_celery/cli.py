@@ -70,6 +70,9 @@ def main() -> None:
 
 def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     """Run the Celery worker in this process."""
+    from oq_celery import inputs
+
+    inputs.make_root(settings)
     concurrency = arguments.concurrency or default_concurrency(settings.memory_per_process_mb)
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
@@ -126,15 +129,21 @@ def follow(arguments: argparse.Namespace, settings: Settings) -> None:
 
 def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
     """Mark calculations whose process is gone as failed, and say which."""
-    del arguments, settings
+    del arguments
     import sqlite3
 
     from openquake.commonlib.dbapi import db
 
-    from oq_celery import jobs
+    from oq_celery import inputs, jobs
 
     if not Path(db.path).exists():  # connecting would make one
         _fail(f"there is no database {db.path} yet")
+    try:
+        inputs.sweep(settings)
+    except OSError as error:
+        _fail(
+            f"{error}: the directory must belong to the account of the workers, which runs this command, too"
+        )
     try:
         for line in jobs.reap(db):
             print(line)
