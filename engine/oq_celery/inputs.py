@@ -26,6 +26,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,26 @@ def visible(path: str | os.PathLike[str], settings: Settings) -> bool:
     return Path(_absolute(path)).is_relative_to(shared) and Path(path).resolve().is_relative_to(
         shared.resolve()
     )
+
+
+def _readable(path: Path, settings: Settings) -> bool:
+    """Whether the workers' account may read a visible file, as far as its mode and those of its folders say."""
+    workers, shared = make_root(settings).stat(), settings.shared_dir.resolve()
+    found = path.resolve()
+    for part in (found, *found.parents):
+        if part == shared:
+            break
+        status = part.stat()
+        needed = 0o5 if stat.S_ISDIR(status.st_mode) else 0o4
+        if status.st_uid == workers.st_uid:
+            granted = status.st_mode >> 6
+        elif status.st_gid == workers.st_gid:
+            granted = status.st_mode >> 3
+        else:
+            granted = status.st_mode
+        if granted & needed != needed:
+            return False
+    return True
 
 
 def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
@@ -148,7 +169,7 @@ class Staged:
         if self._files is None:
             self._files = {}
             for path in map(Path, map(_absolute, _inputs(self._oqparam))):
-                if path.exists() and not visible(path, self._settings):
+                if path.exists() and not (visible(path, self._settings) and _readable(path, self._settings)):
                     self._files[str(path)] = DIRECTORY if path.is_dir() else path.stat().st_size
         return self._files
 
@@ -196,11 +217,12 @@ def unseen(starmap: Any, args: Iterable[Any], settings: Settings) -> str | None:
     staged = current()
     listed = starmap.task_args if starmap.num_tasks else []
     for path in (path for task in [args, *listed] for arg in task for path in _paths(arg, DEPTH)):
-        if not Path(path).is_absolute():
+        # Not of pathlib, whose questions fail for a text that is too long for a name.
+        if not os.path.isabs(path):  # noqa: PTH117
             # Of this process's directory, which is not the workers'. Many a word is the name of a directory, too.
-            if Path(path).is_file():
+            if os.path.isfile(path):  # noqa: PTH113
                 return path
-        elif Path(path).exists() and not visible(path, settings) and not (staged and path in staged):
+        elif os.path.exists(path) and not visible(path, settings) and not (staged and path in staged):  # noqa: PTH110
             return path
     return None
 
@@ -276,7 +298,7 @@ def _parents(calculation: int | str | None) -> Iterator[str]:
     from openquake.commonlib import datastore
 
     while calculation and not str(calculation).endswith(".ini"):
-        with datastore.read(calculation, read_parent=False) as dstore:
+        with contextlib.closing(datastore.read(calculation, read_parent=False)) as dstore:
             yield dstore.filename
             yield dstore.tempname
             tables = Path(dstore.filename).with_suffix("")
@@ -382,7 +404,7 @@ def _opening_copies(
         argument: the path's name among its keyword arguments.
         copies: the copy of each path, and its size.
     """
-    stat = os.stat
+    look = os.stat
 
     def translate(path: Any) -> Any:
         if not isinstance(path, str | os.PathLike):
@@ -390,7 +412,7 @@ def _opening_copies(
         copy, size = copies.get(_absolute(path), (None, DIRECTORY))
         if copy is None:
             return path
-        if size != DIRECTORY and stat(copy).st_size != size:
+        if size != DIRECTORY and look(copy).st_size != size:
             raise OSError(
                 f"The copy of {path} for the workers, {copy}, has not the {size} bytes of the original"
             )

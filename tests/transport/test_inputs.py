@@ -257,8 +257,35 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
         print([
             unseen(("folder", "no file", "/no/file", "a\\0b", b"file", [], {{}}, None, 0.5, [1, "file"]),),
             unseen((str(shared / "file"),)),
+            unseen(("/no file/" + "x" * 5000,), ("x" * 5000,)),
             unseen((1,), calculation=str(shared / "calc_5.hdf5")),
         ])
         """
     )
-    assert found.splitlines() == [str([True] * 9), str([False] * 3)]
+    assert found.splitlines() == [str([True] * 9), str([False] * 4)]
+
+
+def test_files_below_the_shared_directory_are_copied_if_workers_must_not_read_them(blind: Cluster) -> None:
+    found = blind.python(
+        f"""
+        import os
+        from pathlib import Path
+        from types import SimpleNamespace
+        from openquake.baselib import config
+        from oq_celery import inputs, settings
+        folder = Path({str(blind.shared)!r}, "of a user")
+        folder.mkdir()
+        (folder / "ssm.xml").touch()
+        def copied(user, group, folder_mode, file_mode):
+            for path, mode in ((folder, folder_mode), (folder / "ssm.xml", file_mode)):
+                os.chown(path, user, group)
+                path.chmod(mode)
+            job = SimpleNamespace(inputs={{}}, _input_files=[str(folder / "ssm.xml")], hazard_calculation_id=None)
+            return len(inputs.Staged(settings.load(config), job).files())
+        root = inputs.make_root(settings.load(config)).stat()
+        owner, group, x = root.st_uid, root.st_gid, 54321
+        print(copied(x, group, 0o2770, 0o660), copied(owner, x, 0o700, 0o600), copied(x, x, 0o755, 0o644))
+        print(copied(x, group, 0o700, 0o660), copied(x, group, 0o770, 0o600), copied(x, x, 0o770, 0o660))
+        """
+    )
+    assert found.splitlines() == ["0 0 0", "1 1 1"]
