@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,8 @@ class Alone:
     def __init__(self, directory: Path, broker: Broker) -> None:
         self._cluster = Cluster(directory / "oqlab-alone", broker)
 
-    def run(self, *inis: Path) -> Job:
-        job = self._cluster.run(*inis, OQ_DISTRIBUTE="no")
+    def run(self, *inis: Path, options: Sequence[str | Path] = ()) -> Job:
+        job = self._cluster.run(*inis, options=options, OQ_DISTRIBUTE="no")
         assert job.status == 0, job.output
         return job
 
@@ -91,22 +91,15 @@ def runs(blind: Cluster, home: Path, alone: Alone) -> Runs:
     for file in private.parent.iterdir():
         file.chmod(0o600)
     sections = qa_folder("classical/case_65", home / "Łódź, эксперимент №1")
-    nested = qa_folder("event_based_risk/case_master", home / "risk")
-    from_file = nested / "job_from_file.ini"
     inis = {
         "several source models, in a folder for its owner only": private,
         "an archive, unpacked into custom_tmp": archive(logic_tree_job(home / "archived")),
         "sections of faults with a table beside them, in a folder outside ASCII": sections / "job.ini",
         "a spectrum, in postprocessing": qa_folder("conditional_spectrum/case_1", home / "spectrum")
         / "job.ini",
-        "a risk job that starts its hazard job": nested / "job_risk.ini",
-        "a risk job from a file of ruptures": from_file,
+        "a risk job that starts its hazard job": qa_folder("event_based_risk/case_master", home / "risk")
+        / "job_risk.ini",
     }
-    # Outside of all shared directories, as what somebody has got from elsewhere.
-    (ruptures,) = alone.run(nested / "job_ses.ini").datastores
-    shutil.copy(ruptures, nested / "calc_9.hdf5")
-    text = inis["a risk job that starts its hazard job"].read_text()
-    from_file.write_text(text.replace("job_ses.ini", "calc_9.hdf5"))
     on_cluster = blind.run(*inis.values())
     assert on_cluster.status == 0, on_cluster.output
     return Runs(on_cluster, alone.run(*inis.values()), inis)
@@ -120,7 +113,6 @@ def runs(blind: Cluster, home: Path, alone: Alone) -> Runs:
         "sections of faults with a table beside them, in a folder outside ASCII",
         "a spectrum, in postprocessing",
         "a risk job that starts its hazard job",
-        "a risk job from a file of ruptures",
     ],
 )
 def test_the_numbers_are_those_of_one_machine(kind: str, runs: Runs, blind: Cluster) -> None:
@@ -133,6 +125,19 @@ def test_the_numbers_are_those_of_one_machine(kind: str, runs: Runs, blind: Clus
 
 def checksum(cluster: Cluster, datastore: Path) -> str:
     return cluster.python(f"import h5py; print(h5py.File({str(datastore)!r}).attrs['checksum32'])")
+
+
+def test_a_calculation_from_a_file_in_a_home(blind: Cluster, home: Path, alone: Alone) -> None:
+    """`--hc FILE.hdf5`: ruptures that somebody has got from elsewhere, read by every task."""
+    folder = qa_folder("event_based_risk/case_master", home / "from a file")
+    (ruptures,) = alone.run(folder / "job_ses.ini").datastores
+    options = ["--hc", shutil.copy(ruptures, folder / "calc_9.hdf5")]
+    on_cluster = blind.run(folder / "job_risk.ini", options=options)
+    assert on_cluster.status == 0, on_cluster.output
+    assert "run on the master" not in on_cluster.output
+    reference = alone.run(folder / "job_risk.ini", options=options)
+    assert differences(on_cluster.datastores[0], reference.datastores[0], blind) == {}
+    assert nothing_stays(blind)
 
 
 def test_each_calculation_says_what_was_copied(runs: Runs) -> None:
