@@ -333,9 +333,12 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def run(self, *inis: Path, prefix: Sequence[str] = (), **env: str) -> Job:
+    def run(
+        self, *inis: Path, prefix: Sequence[str] = (), options: Sequence[str | Path] = (), **env: str
+    ) -> Job:
         """Run calculations one after another in one `oq engine` process."""
-        result = run([*prefix, ENGINE / "bin/oq", "engine", "--multi", "--run", *inis], self.env | env)
+        command = [ENGINE / "bin/oq", "engine", "--multi", "--run", *inis, *options]
+        result = run([*prefix, *command], self.env | env)
         output = result.stdout + result.stderr
         return Job(
             output, result.returncode, [Path(p) for p in re.findall(r"Stored .* on (\S+\.hdf5)", output)]
