@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oq_celery.settings import Settings
+from oq_celery.settings import Settings, load
 
 # Users add directories that the workers' account removes: its group may pass and write, but not list. With the sticky
 # bit nobody removes another's, but for the owner of the root, which is the workers' account.
@@ -94,13 +94,11 @@ def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
     )
 
 
-def extend(logs: Any, settings: Settings) -> None:
-    """Let the engine's module `openquake.commonlib.logs` say which calculations begin and end.
+def extend(logs: Any) -> None:
+    """Let the engine's module `openquake.commonlib.logs`, just imported, say which calculations begin and end."""
+    from openquake.baselib import config
 
-    Args:
-        logs: the module, just imported.
-        settings: of the Celery mode.
-    """
+    settings = load(config)
     context = logs.LogContext
     upstream_new, upstream_oqparam, upstream_exit = context.__init__, context.get_oqparam, context.__exit__
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -194,6 +195,71 @@ def test_the_api_computes_for_the_fleet_as_large_as_it_is_now(nfs_cluster: Lab) 
         imds.announce(directory, master.address, path, before)
     timers = json.loads(on(nfs_cluster, "master", "systemctl list-timers --output=json"))
     assert facts.REFRESH_TIMER in {timer["unit"] for timer in timers}
+
+
+def test_the_words_of_rabbitmq_are_in_its_journal(nfs_cluster: Lab) -> None:
+    said = on(nfs_cluster, "master", f"journalctl --output=cat --unit {facts.RABBITMQ_UNIT}")
+    assert "Starting broker" in said
+
+
+def people(lab: Lab, *names: str) -> str:
+    """Accounts of people who compute, and a job that both may read."""
+    for name in names:
+        add = f"useradd --create-home --shell /bin/bash --groups {facts.OPENQUAKE_USER} {name}"
+        on(lab, "master", f"id {name} 2>/dev/null || {add}")
+    return f"{facts.ENGINE_DIR}/{CLASSICAL.folder}"
+
+
+def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
+    """The status and the output of what a user does on the master."""
+    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 180)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
+    directory = people(nfs_cluster, "ann")
+    program = shlex.quote(Path(__file__).with_name("session.py").read_text())
+    shown = on(nfs_cluster, "master", f"python3 -c {program} ann {directory}", 180)
+    assert " classical tasks" in shown, shown
+    status, log = as_user(nfs_cluster, "ann", "oq-celery follow")
+    assert status == 0, log
+    assert "Stored " in log
+
+
+def test_nobody_aborts_or_removes_what_is_not_theirs_and_what_is_aborted_has_ended(nfs_cluster: Lab) -> None:
+    directory = people(nfs_cluster, "ann", "bob")
+    with ThreadPoolExecutor() as pool:
+        since = time.time()
+        job = pool.submit(as_user, nfs_cluster, "bob", f"cd {directory}; exec oq engine --run job.ini")
+        wait_until_a_task_runs(nfs_cluster, since, job)
+        number = calculations(nfs_cluster)[-1]["id"]
+        status, said = as_user(nfs_cluster, "ann", f"oq abort {number}")
+        assert (status, f"sudo oq abort {number}" in said) == (1, True), said
+        url = f"http://localhost:{facts.WEBUI_PORT}/v1/calc/{number}"
+        assert "oq abort" in on(nfs_cluster, "master", f"curl --silent --request POST {url}/abort")
+        assert f"{number} of bob" not in as_user(nfs_cluster, "ann", "oq purge old --days 0")[1]
+        assert calculations(nfs_cluster)[-1]["status"] == "executing"
+        assert not job.done()
+        status, said = as_user(nfs_cluster, "bob", f"oq engine --delete-calculation {number} --yes")
+        assert status == 0, said
+        assert job.result()[0] != 0
+    assert number not in {one["id"] for one in calculations(nfs_cluster)}
+    assert on(nfs_cluster, "master", f"find {facts.SHARED_DIR} -name 'calc_{number}*' -o -name '.nfs*'") == ""
+    queues = on(nfs_cluster, "master", f"rabbitmqctl --silent list_queues -p {facts.AMQP_VHOST} name")
+    assert "oq." not in queues
+
+
+def test_reset_leaves_the_database_and_the_calculations_of_others(nfs_cluster: Lab) -> None:
+    directory = people(nfs_cluster, "ann", "bob")
+    for name in ("ann", "bob"):
+        status, said = as_user(nfs_cluster, name, f"cd {directory}; exec oq engine --run job.ini")
+        assert status == 0, said
+    assert as_user(nfs_cluster, "ann", "oq reset --yes")[0] == 0
+    owners = {one["owner"].partition("@")[0] for one in calculations(nfs_cluster)}
+    assert "bob" in owners
+    assert "ann" not in owners
+    assert nfs_cluster.machine("master").execute(["oq", "reset", "--yes"], 60).returncode == 1
+    assert "bob" in as_user(nfs_cluster, "bob", "oq purge old --days 0")[1]
 
 
 def test_a_reboot_of_the_master_keeps_volumes_mounted_and_services_up(nfs_cluster: Lab) -> None:
