@@ -29,9 +29,7 @@ QA_TESTS = next(ENGINE.glob("lib/python3*/site-packages/openquake/qa_tests_data"
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
-DEADLINE = (
-    90.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
-)
+DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
 sys.path.insert(0, str(ROOT / "engine"))
 
