@@ -30,9 +30,7 @@ QA_TESTS = next(ENGINE.glob("lib/python3*/site-packages/openquake/qa_tests_data"
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODES_CONFIGURATION = ROOT / "cloud-init/etc/rabbitmq.conf"
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
-DEADLINE = (
-    90.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
-)
+DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
 sys.path.insert(0, str(ROOT / "engine"))
 
