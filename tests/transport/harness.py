@@ -175,7 +175,7 @@ class Broker:
 
     def start(self) -> None:
         self._server = Process(self._command([RABBITMQ]), self._outside / "server.log", self._env)
-        wait_until(self._answers, "RabbitMQ to listen", 120)
+        wait_until(self._answers, "RabbitMQ to listen", 300)
 
     @property
     def pid(self) -> int:

@@ -24,14 +24,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that the workers do not see."""
-    return tmp_path_factory.mktemp("home")
+    """A directory that the workers do not see, with the one where archives are unpacked."""
+    directory = tmp_path_factory.mktemp("home")
+    (directory / "tmp").mkdir()
+    return directory
 
 
 @pytest.fixture(scope="module")
 def blind(tmp_path_factory: pytest.TempPathFactory, broker: Broker, home: Path) -> Iterator[Cluster]:
     """A cluster whose two workers do not see the home."""
-    (home / "tmp").mkdir()
     changes = {"directory.custom_tmp": str(home / "tmp")}
     with harness.cluster(tmp_path_factory.mktemp("blind") / "oqlab-blind", broker, **changes) as made:
         for name in ("one", "two"):
@@ -42,8 +43,10 @@ def blind(tmp_path_factory: pytest.TempPathFactory, broker: Broker, home: Path) 
 class Alone:
     """One process that does all tasks one after the other: the order, and so the numbers, of a pool of one process."""
 
-    def __init__(self, directory: Path, broker: Broker) -> None:
-        self._cluster = Cluster(directory / "oqlab-alone", broker)
+    def __init__(self, directory: Path, broker: Broker, home: Path) -> None:
+        # The checksum of an archive's inputs has to do with where it is unpacked.
+        changes = {"directory.custom_tmp": str(home / "tmp")}
+        self._cluster = Cluster(directory / "oqlab-alone", broker, **changes)
 
     def run(self, *inis: Path, options: Sequence[str | Path] = ()) -> Job:
         job = self._cluster.run(*inis, options=options, OQ_DISTRIBUTE="no")
@@ -52,8 +55,8 @@ class Alone:
 
 
 @pytest.fixture(scope="module")
-def alone(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    return Alone(tmp_path_factory.mktemp("alone"), broker)
+def alone(broker: Broker, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("alone"), broker, home)
 
 
 def logic_tree_job(folder: Path) -> Path:
