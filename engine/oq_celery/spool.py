@@ -47,7 +47,13 @@ class CorruptError(RuntimeError):
 
 
 class StoredPickle(Pickled):  # type: ignore[misc]
-    """A `Pickled` whose bytes lie in a file; the engine unpickles it without having held the bytes."""
+    """A `Pickled` whose bytes lie in a file; the engine unpickles it without having held the bytes.
+
+    Attributes:
+        checked: the file has been compared with its checksum just now, and need not be once more.
+    """
+
+    checked = False
 
     def __init__(self, pickled: Pickled, stored: Stored) -> None:
         self.clsname = pickled.clsname
@@ -58,11 +64,22 @@ class StoredPickle(Pickled):  # type: ignore[misc]
     def __len__(self) -> int:
         return self.stored.size
 
+    def check(self) -> None:
+        """Compare the file with its checksum.
+
+        Raises:
+            CorruptError: if it is not what was written.
+            OSError: if it cannot be read.
+        """
+        with Path(self.stored.path).open("rb") as file:
+            _check(self.stored, file)
+        self.checked = True
+
     def unpickle(self) -> Any:
         """Check and load the object; of a large one it is the only copy in memory."""
         if self.compressed:
             return pickle.loads(decompress(read(self.stored)))  # noqa: S301
-        return load(self.stored)
+        return load(self.stored, checked=self.checked)
 
 
 def read(stored: Stored) -> bytes:
@@ -80,8 +97,12 @@ def read(stored: Stored) -> bytes:
     return data
 
 
-def load(stored: Stored) -> Any:
+def load(stored: Stored, *, checked: bool = False) -> Any:
     """The object whose pickle `stored` refers to; it is compared with its checksum before it is loaded.
+
+    Args:
+        stored: where it is.
+        checked: that has been done already.
 
     Raises:
         CorruptError: if its bytes are not those that were written.
@@ -90,7 +111,10 @@ def load(stored: Stored) -> Any:
     if stored.size <= CHUNK:
         return pickle.loads(read(stored))  # noqa: S301
     with Path(stored.path).open("rb") as file:
-        _check(stored, file)
+        if checked:
+            file.seek(stored.offset)
+        else:
+            _check(stored, file)
         return pickle.load(file)  # noqa: S301
 
 

@@ -86,6 +86,12 @@ def stream(number: int, directory: str, ballast: bytes, monitor: Any) -> Iterato
             yield {(number, moment): 1}
 
 
+def held(number: int, directory: str, data: bytes, monitor: Any) -> dict[int, int]:
+    """Say which task runs, and be held there while the test wants it to."""
+    pause(directory, f"task {number}")
+    return {number: len(data)}
+
+
 def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
     """Take the worker process along, as the kernel does when memory runs out."""
     if number == 0:
