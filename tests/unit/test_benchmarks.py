@@ -35,8 +35,8 @@ def test_a_part_that_fails_keeps_what_it_has_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "PARTS", {"half": ("Half", half), "nothing": ("Nothing", nothing)})
-    monkeypatch.setattr(command.machine, "describe", lambda: "a machine")
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("benchmarks.machine.describe", lambda: "a machine")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(tmp_path)])
     assert command.main() == 1
     page = (tmp_path / "benchmarks.md").read_text()
