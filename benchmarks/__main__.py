@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import boots, deaths, growth, jobs, machine, report, transport
+from benchmarks import boots, deaths, fleet, growth, jobs, machine, report, transport
 from benchmarks.modes import Skipped
 from benchmarks.report import Part
 
@@ -19,6 +19,7 @@ PARTS: dict[str, tuple[str, Callable[[Part, Path, Callable[[str], None], bool], 
     "jobs": (jobs.TITLE, jobs.measure),
     "transport": (transport.TITLE, transport.measure),
     "growth": (growth.TITLE, growth.measure),
+    "fleet": (fleet.TITLE, fleet.measure),
     "kill": (deaths.KILL, deaths.measure_kill),
     "partition": (deaths.PARTITION, deaths.measure_partition),
     "boots": (boots.TITLE, boots.measure),
