@@ -11,14 +11,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import boots, deaths, growth, jobs, machine, report, transport
+from benchmarks import boots, deaths, fleet, growth, jobs, machine, report, transport
 from benchmarks.modes import Skipped
 from benchmarks.report import Part
 
-PARTS: dict[str, tuple[str, Callable[[Path, Callable[[str], None], bool], Part]]] = {
+PARTS: dict[str, tuple[str, Callable[[Part, Path, Callable[[str], None], bool], None]]] = {
     "jobs": (jobs.TITLE, jobs.measure),
     "transport": (transport.TITLE, transport.measure),
     "growth": (growth.TITLE, growth.measure),
+    "fleet": (fleet.TITLE, fleet.measure),
     "kill": (deaths.KILL, deaths.measure_kill),
     "partition": (deaths.PARTITION, deaths.measure_partition),
     "boots": (boots.TITLE, boots.measure),
@@ -60,13 +61,14 @@ def main() -> int:
         say(title)
         begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="oqlab-bench-") as directory:
+            part = Part(title)
             try:
-                part = measure(Path(directory), say, arguments.quick)
+                measure(part, Path(directory), say, arguments.quick)
             except Skipped as reason:
-                part = Part(title, skipped=str(reason))
-            except Exception as error:
+                part.skipped = str(reason)
+            except Exception as error:  # what was measured before it stays
                 traceback.print_exc()
-                part, failed = Part(title, skipped=f"failed: {error}".splitlines()[0]), True
+                part.failed, failed = str(error).partition("\n")[0] or type(error).__name__, True
         parts.append(part)
         print(f"\n{part.markdown()}", flush=True)
         say(f"{title}: {time.monotonic() - begin:.0f} s")

@@ -33,31 +33,40 @@ the rounds, by the times in the worker's journal. `{KERNEL}`: until cloud-init h
 its result."""
 
 
-def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+def measure(part: Part, directory: Path, say: Callable[[str], None], quick: bool) -> None:
     """Measure both storage modes."""
     del directory
     rounds = 1 if quick else 3
+    measured: dict[str, list[dict[str, float]]] = {storage: [] for storage in STORAGE}
+    try:
+        for storage in STORAGE:
+            with nodes.booted(say, workerStorage=storage, workerDesired=0) as lab:
+                for number in range(rounds):
+                    boot = _boot(lab)
+                    measured[storage].append(boot)
+                    text = ", ".join(f"{name} {seconds:.2f}" for name, seconds in boot.items())
+                    say(f"{storage}, round {number + 1} of {rounds}: {sum(boot.values()):.2f} s: {text}")
+    finally:
+        _report(part, {storage: boots for storage, boots in measured.items() if boots})
+
+
+def _report(part: Part, measured: dict[str, list[dict[str, float]]]) -> None:
     phases = [KERNEL, *STEPS.values(), FIRST_TASK]
-    medians: dict[str, list[float]] = {}
-    for storage in STORAGE:
-        measured = []
-        with nodes.booted(say, workerStorage=storage, workerDesired=0) as lab:
-            for number in range(rounds):
-                measured.append(_boot(lab))
-                text = ", ".join(f"{name} {seconds:.2f}" for name, seconds in measured[-1].items())
-                say(f"{storage}, round {number + 1} of {rounds}: {sum(measured[-1].values()):.2f} s: {text}")
-        medians[storage] = [median(one[phase] for one in measured) for phase in phases]
-    rows = [[phase, *(f"{medians[storage][i]:.2f}" for storage in STORAGE)] for i, phase in enumerate(phases)]
-    rows.append(["all", *(f"{sum(medians[storage]):.2f}" for storage in STORAGE)])
-    rows.append(["all but the first", *(f"{sum(medians[storage][1:]):.2f}" for storage in STORAGE)])
+    medians = {
+        storage: [median(boot[phase] for boot in boots) for phase in phases]
+        for storage, boots in measured.items()
+    }
+    rows = [[phase, *(f"{values[i]:.2f}" for values in medians.values())] for i, phase in enumerate(phases)]
+    rows.append(["all", *(f"{sum(values):.2f}" for values in medians.values())])
+    rows.append(["all but the first", *(f"{sum(values[1:]):.2f}" for values in medians.values())])
     chart = Chart(
         "Power-on of a worker to its first finished task",
         "seconds",
-        list(STORAGE),
-        {phase: [medians[storage][i] for storage in STORAGE] for i, phase in enumerate(phases)},
+        list(medians),
+        {phase: [values[i] for values in medians.values()] for i, phase in enumerate(phases)},
         stacked=True,
     )
-    return Part(TITLE, [Table("Phases", NOTE, ["phase", *STORAGE], rows)], [chart])
+    part.add(Table("Phases", NOTE, ["phase", *medians], rows), chart)
 
 
 def _boot(lab: Lab) -> dict[str, float]:

@@ -26,25 +26,33 @@ In the lab: the network drops the worker's packets and nobody is told. Until its
 which was free."""
 
 
-def measure_kill(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+def measure_kill(part: Part, directory: Path, say: Callable[[str], None], quick: bool) -> None:
     """Measure kill -9 of a worker."""
-    return _part(KILL, KILL_NOTE, "< 10", _kills(directory, say, rounds=1 if quick else 5))
+    seconds: list[float] = []
+    try:
+        _kills(seconds, directory, say, rounds=1 if quick else 5)
+    finally:
+        _report(part, KILL_NOTE, "< 10", seconds)
 
 
-def measure_partition(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+def measure_partition(part: Part, directory: Path, say: Callable[[str], None], quick: bool) -> None:
     """Measure a silent partition."""
     del directory, quick
-    return _part(PARTITION, PARTITION_NOTE, "< 40", [_partition(say)])
+    _report(part, PARTITION_NOTE, "< 40", [_partition(say)])
 
 
-def _part(title: str, note: str, goal: str, seconds: list[float]) -> Part:
-    row = [goal, f"{median(seconds):.1f}", f"{min(seconds):.1f}-{max(seconds):.1f}", str(len(seconds))]
-    chart = Chart(f"{title}: its tasks run elsewhere after", "seconds", [""], {"median": [median(seconds)]})
-    return Part(title, [Table("Death to rerun", note, HEAD, [row])], [chart])
+def _report(part: Part, note: str, goal: str, seconds: list[float]) -> None:
+    if seconds:
+        row = [goal, f"{median(seconds):.1f}", f"{min(seconds):.1f}-{max(seconds):.1f}", str(len(seconds))]
+        part.add(
+            Table("Death to rerun", note, HEAD, [row]),
+            Chart(
+                f"{part.title}: its tasks run elsewhere after", "seconds", [""], {"median": [median(seconds)]}
+            ),
+        )
 
 
-def _kills(directory: Path, say: Callable[[str], None], rounds: int) -> list[float]:
-    seconds = []
+def _kills(seconds: list[float], directory: Path, say: Callable[[str], None], rounds: int) -> None:
     with running_broker(directory) as broker:
         for number in range(rounds):
             mode = Mode(OURS, directory / f"kill-{number}", broker, TASKS)
@@ -53,7 +61,6 @@ def _kills(directory: Path, say: Callable[[str], None], rounds: int) -> list[flo
             finally:
                 mode.end()
             say(f"{KILL}, round {number + 1} of {rounds}: {seconds[-1]:.2f} s")
-    return seconds
 
 
 def _kill(mode: Mode) -> float:

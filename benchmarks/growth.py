@@ -24,13 +24,11 @@ beat; two tasks for each process in flight. All processes are on this machine's 
 do the work of all of them."""
 
 
-def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+def measure(part: Part, directory: Path, say: Callable[[str], None], quick: bool) -> None:
     """Measure both."""
-    part = Part(TITLE)
     with running_broker(directory) as broker:
         _queued(part, directory / "queued", broker, say, [10, 100] if quick else [10, 100, 1000, 10000])
         _processes(part, directory / "processes", broker, say, [1, 2] if quick else [1, 2, 4, 8, 16, 32, 64])
-    return part
 
 
 def _queued(
@@ -38,20 +36,25 @@ def _queued(
 ) -> None:
     rows: dict[int, list[str]] = {count: [f"{count:,}"] for count in counts}
     per_task: dict[str, list[float]] = {name: [] for name in COMPARED}
-    for name in COMPARED:
-        with ready(name, directory, broker) as mode:
-            for count in counts:
-                seconds, master, peak = _run(mode, broker, count, count, 0.0)
-                per_task[name].append(1000 * seconds / count)
-                rows[count] += [f"{seconds:.2f}", f"{1000 * seconds / count:.2f}", f"{master:.0f}"]
-                rows[count] += [f"{peak:.0f}"] if name == OURS else []
-                say(
-                    f"{name}, {count} tasks queued: {seconds:.2f} s, master {master:.0f} MB, RabbitMQ {peak:.0f} MB"
-                )
     head = ["tasks", *(f"{name} {what}" for name in COMPARED for what in ("s", "ms/task", "master MB"))]
-    part.tables.append(Table("Queued tasks", QUEUED_NOTE, [*head, "RabbitMQ MB"], list(rows.values())))
-    x = [f"{count:,}" for count in counts]
-    part.charts.append(Chart("Cost of one of so many queued tasks", "ms/task", x, per_task, lines=True))
+    try:
+        for name in COMPARED:
+            with ready(name, directory, broker) as mode:
+                for count in counts:
+                    seconds, master, peak = _run(mode, broker, count, count, 0.0)
+                    per_task[name].append(1000 * seconds / count)
+                    rows[count] += [f"{seconds:.2f}", f"{1000 * seconds / count:.2f}", f"{master:.0f}"]
+                    rows[count] += [f"{peak:.0f}"] if name == OURS else []
+                    say(
+                        f"{name}, {count} tasks queued: {seconds:.2f} s, master {master:.0f} MB, "
+                        f"RabbitMQ {peak:.0f} MB"
+                    )
+    finally:
+        x = [f"{count:,}" for count in counts]
+        part.add(
+            Table("Queued tasks", QUEUED_NOTE, [*head, "RabbitMQ MB"], list(rows.values())),
+            Chart("Cost of one of so many queued tasks", "ms/task", x, per_task, lines=True),
+        )
 
 
 def _processes(
@@ -59,22 +62,26 @@ def _processes(
 ) -> None:
     rows = []
     took: dict[str, list[float]] = {name: [] for name in COMPARED}
-    for processes in numbers:
-        row = [str(processes), str(NAPS * processes)]
-        for name in COMPARED:
-            with ready(name, directory, broker, processes) as mode:
-                seconds, master, peak = _run(mode, broker, NAPS * processes, 2 * processes, NAP_SECONDS)
-            took[name].append(seconds)
-            row += [f"{seconds:.2f}", f"{master:.0f}"] + ([f"{peak:.0f}"] if name == OURS else [])
-            say(
-                f"{name}, {processes} processes: {seconds:.2f} s, master {master:.0f} MB, RabbitMQ {peak:.0f} MB"
-            )
-        rows.append(row)
     head = ["processes", "tasks", *(f"{name} {what}" for name in COMPARED for what in ("s", "master MB"))]
-    part.tables.append(Table("Worker processes", PROCESSES_NOTE, [*head, "RabbitMQ MB"], rows))
-    series = {**took, "no transport": [NAPS * NAP_SECONDS] * len(numbers)}
-    x = [str(number) for number in numbers]
-    part.charts.append(Chart("Sleeping tasks, by worker processes", "seconds", x, series, lines=True))
+    try:
+        for processes in numbers:
+            rows.append([str(processes), str(NAPS * processes)])
+            for name in COMPARED:
+                with ready(name, directory, broker, processes) as mode:
+                    seconds, master, peak = _run(mode, broker, NAPS * processes, 2 * processes, NAP_SECONDS)
+                took[name].append(seconds)
+                rows[-1] += [f"{seconds:.2f}", f"{master:.0f}"] + ([f"{peak:.0f}"] if name == OURS else [])
+                say(
+                    f"{name}, {processes} processes: {seconds:.2f} s, master {master:.0f} MB, "
+                    f"RabbitMQ {peak:.0f} MB"
+                )
+    finally:
+        series = {**took, "no transport": [NAPS * NAP_SECONDS] * len(rows)}
+        x = [row[0] for row in rows]
+        part.add(
+            Table("Worker processes", PROCESSES_NOTE, [*head, "RabbitMQ MB"], rows),
+            Chart("Sleeping tasks, by worker processes", "seconds", x, series, lines=True),
+        )
 
 
 def _run(

@@ -46,9 +46,8 @@ QUICK = Calculation(
 )
 
 
-def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
+def measure(part: Part, directory: Path, say: Callable[[str], None], quick: bool) -> None:
     """Measure all calculations."""
-    part = Part(TITLE)
     with running_broker(directory) as broker:
         modes = [Mode(name, directory, broker) for name in MODES]
         try:
@@ -59,7 +58,6 @@ def measure(directory: Path, say: Callable[[str], None], quick: bool) -> Part:
         finally:
             for mode in modes:
                 mode.end()
-    return part
 
 
 def _measure(part: Part, modes: list[Mode], calculation: Calculation, say: Callable[[str], None]) -> None:

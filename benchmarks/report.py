@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isnan, nan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -45,16 +46,28 @@ class Chart:
 
 @dataclass
 class Part:
-    """The result of one part of the benchmarks, or why it was left out."""
+    """What one part of the benchmarks has measured so far, or why it was left out."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     skipped: str = ""
+    failed: str = ""  # what ended it before it had measured everything
+
+    def add(self, table: Table, chart: Chart) -> None:
+        """Add figures, also when some are missing at the end: because what should have measured them has failed."""
+        rows = [[*row, *[""] * (len(table.head) - len(row))] for row in table.rows]
+        series = {
+            name: [*values, *[nan] * (len(chart.x) - len(values))] for name, values in chart.series.items()
+        }
+        if any(not isnan(value) for values in series.values() for value in values):
+            self.tables.append(replace(table, rows=rows))
+            self.charts.append(replace(chart, series=series))
 
     def markdown(self) -> str:
         """The part of the page."""
         body = [f"Skipped: {self.skipped}\n"] if self.skipped else []
+        body += [f"Not complete, because it failed: {self.failed}\n"] if self.failed else []
         return "\n".join([f"## {self.title}", "", *body, *(table.markdown() for table in self.tables)])
 
 
