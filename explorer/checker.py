@@ -22,6 +22,7 @@ FILES: Final = (
     "cover a worker's shared directory",
     "fill the shared directory",
 )
+INTERRUPTED: Final = ("KeyboardInterrupt", "MasterKilled")
 KILLS: Final = ("kill a process", "kill a worker")
 
 
@@ -134,7 +135,7 @@ def _unjustified(workload: Workload, seen: Seen, hit: Counter[str], kind: str, t
     """Why an error is not true; nothing if it is."""
     if any(error in text for error in workload.errors):
         return ""
-    if kind in ("KeyboardInterrupt", "MasterKilled"):
+    if kind in INTERRUPTED:
         return "" if hit["interrupt the master"] else "interrupted without a fault"
     files = sum(hit[name] for name in FILES)
     if match := re.search(r"was lost with a worker (\d+) times. Was it out of memory", text):

@@ -143,7 +143,7 @@ class Proxy:
             )
             for stream in pair:
                 stream.close()
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             for stream in pair:
                 _reset(stream)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any, Final
 from explorer import checker
 from explorer.checker import Left, Seen, Struck
 from explorer.injector import Scene, strike
+from explorer.ledger import ENDINGS, Entry
 from explorer.schedule import Fault, Plan
 from explorer.world import FILES_SECONDS, Child, Nursery, World
 from tests.transport import harness
@@ -43,6 +45,14 @@ class Outcome:
     endings: list[str]
     wrong: list[str] = field(default_factory=list)
 
+    def entry(self) -> Entry:
+        """For the ledger."""
+        faults = tuple(one.fault.kind for one in self.struck if one.hit)
+        ending = "wrong" if self.wrong else max((_ENDING[one.split()[0]] for one in self.endings), key=_rank)
+        return Entry(
+            self.plan.seed, tuple(job.profile for job in self.plan.jobs), faults, ending, tuple(self.wrong)
+        )
+
     def __str__(self) -> str:
         jobs = ", ".join(
             f"{job.profile} {ending}" for job, ending in zip(self.plan.jobs, self.endings, strict=True)
@@ -50,6 +60,19 @@ class Outcome:
         faults = "; ".join(f"{one.fault}{'' if one.hit else ' [missed]'}" for one in self.struck)
         verdict = "".join(f"\n    WRONG  {line}" for line in self.wrong)
         return f"seed {self.plan.seed}: {self.seconds:.1f} s: {jobs}: {faults or 'no fault'}{verdict}"
+
+
+_ENDING: Final = {
+    "equal": "equal",
+    "failed": "failed",
+    "interrupted": "ended",
+    "killed": "ended",
+    "hangs": "wrong",
+}
+
+
+def _rank(ending: str) -> int:
+    return list(ENDINGS).index(ending)
 
 
 class History:
@@ -189,7 +212,8 @@ class Run:
             for event in one.of("channel"):
                 name = event["name"]
                 directory = self._world.spool / name
-                if name in killed and directory.exists():
+                # What is still computed at the end of a job may make its directory again, until the workers remove it.
+                if directory.exists() and (one.status != 0 or self._struck):
                     self._world.later.append((time.monotonic() + FILES_SECONDS + 60, directory))
                 elif directory.exists():
                     left.files.append(f"{name} with {[path.name for path in directory.iterdir()][:5]}")
@@ -208,6 +232,8 @@ def _ending(seen: Seen) -> str:
     if seen.of("done"):
         return "equal"
     if errors := seen.of("error"):
+        if errors[-1]["type"] in checker.INTERRUPTED:
+            return "interrupted"
         return f"failed ({errors[-1]['type']})"
     return "killed"
 
@@ -230,6 +256,7 @@ def explore(
         say: is told of every run.
         patience: see PATIENCE.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     errors: list[BaseException] = []
     todo = iter(plans)
@@ -238,7 +265,7 @@ def explore(
     living: dict[int, World] = {}
 
     def work(number: int) -> None:
-        generation = 0
+        generation = turn = 0
         try:
             while not errors:
                 with lock:
@@ -248,7 +275,8 @@ def explore(
                 if number not in living:
                     generation += 1
                     living[number] = World(directory / f"world-{number}-{generation}", nurseries)
-                runs = living[number].directory / "runs" / str(plan.seed)
+                turn += 1
+                runs = living[number].directory / "runs" / f"{turn}-{plan.seed}"
                 outcome = Run(living[number], plan, runs, patience).do()
                 with lock:
                     outcomes.append(outcome)
@@ -294,7 +322,7 @@ def _keep(world: World, runs: Path, place: Path, outcome: Outcome) -> None:
         shutil.copy(server, place)
 
 
-def installed() -> list[str]:
+def missing() -> list[str]:
     """What is missing on this machine, in words with the remedy."""
     return [
         f"{what} is missing ({remedy})"
@@ -304,3 +332,9 @@ def installed() -> list[str]:
         )
         if not path.exists()
     ]
+
+
+def rabbitmq() -> str:
+    """The version of the RabbitMQ that is run."""
+    asked = ["dpkg-query", "--show", "--showformat=${Version}", "rabbitmq-server"]
+    return subprocess.run(asked, check=False, capture_output=True, text=True).stdout or "unknown"
