@@ -36,7 +36,14 @@ def main() -> int:
     print(f"seeds {first} to {first + arguments.runs - 1}", flush=True)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="oqexplorer-", ignore_cleanup_errors=True) as directory:
-        outcomes = runs.explore(Path(directory), plans, arguments.worlds, arguments.keep, _say)
+        outcomes, left = runs.explore(
+            Path(directory),
+            plans,
+            arguments.worlds,
+            arguments.keep,
+            _say,
+            last_look=arguments.record is not None,
+        )
         bad = [outcome for outcome in outcomes if outcome.wrong]
         seconds = time.monotonic() - begin
         print(f"{len(outcomes)} runs in {seconds:.0f} s, {len(bad)} with something wrong", flush=True)
@@ -47,7 +54,9 @@ def main() -> int:
     if arguments.record:
         tier = ledger.sum_up([outcome.entry() for outcome in outcomes], _versions(), seconds)
         ledger.record(arguments.record, "transport", tier)
-    return 1 if bad else 0
+    for name in left:
+        print(f"left by a lost master: {name}", flush=True)
+    return 1 if bad or left else 0
 
 
 def _say(outcome: Outcome) -> None:
@@ -66,7 +75,7 @@ def _shrink(plan: Plan, directory: Path, keep: Path) -> None:
         nonlocal tries
         tries += 1
         again = [_with(plan, [plan.faults[number] for number in numbers])] * REPLAYS
-        outcomes = runs.explore(directory / str(tries), again, REPLAYS, keep, lambda _: None)
+        outcomes, _ = runs.explore(directory / str(tries), again, REPLAYS, keep, lambda _: None)
         wrong = [outcome for outcome in outcomes if outcome.wrong]
         print(f"    faults {','.join(map(str, numbers))}: {len(wrong)} of {REPLAYS} wrong", flush=True)
         return bool(wrong)

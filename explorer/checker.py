@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from explorer.schedule import KINDS, PROCESSES, WORKERS, Fault
-from explorer.workload import MAX_ATTEMPTS, Workload, expected, label
+from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
 
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
 # A look at the result queue holds for this long, and a task that has been looked for begins at once (attempt.py).
@@ -67,11 +67,14 @@ class Left:
     worker_trouble: list[str] = field(default_factory=list)
 
 
-def check_job(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[str]:
-    """What is wrong with one job, in words; nothing if it is as it should be."""
-    wrong = _results(workload, seen)
-    wrong += _ending(workload, seen, struck)
-    wrong += _attempts(workload, seen, struck)
+def check_job(job: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
+    """What is wrong with one job, in words; nothing if it is as it should be.
+
+    The numbers of the engine's own jobs are compared elsewhere.
+    """
+    wrong = _ending(job, seen, struck)
+    if isinstance(job, Workload):
+        wrong = _results(job, seen) + wrong + _attempts(job, seen, struck)
     return wrong
 
 
@@ -111,7 +114,7 @@ def _how(one: Sequence[Any], other: Sequence[Any], got: Sequence[Any]) -> str:
     return " a second time" if got.count(other) > 1 else ""
 
 
-def _ending(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[str]:
+def _ending(workload: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
     """Whether the job ended, and as it should."""
     hit = Counter(one.fault.kind for one in struck if one.hit)
     errors = seen.of("error")
@@ -121,9 +124,9 @@ def _ending(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[st
         return [] if hit["kill the master"] else ["ending: killed, but not by a fault"]
     if seen.of("done"):
         if workload.errors or workload.deadly:
-            return [f"ending: success, but this had to fail: {(workload.errors + workload.deadly)[0]}"]
+            return [f"ending: success, but this had to fail: {[*workload.errors, *workload.deadly][0]}"]
         return [] if seen.status == 0 else [f"ending: done, but with exit code {seen.status}"]
-    if not errors:
+    if not errors:  # of a thread or an exit handler, after the end
         return [f"ending: exit code {seen.status} without an error"]
     kind, text = errors[-1]["type"], errors[-1]["text"]
     if unjustified := _unjustified(workload, seen, hit, kind, text):
@@ -131,7 +134,7 @@ def _ending(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[st
     return []
 
 
-def _unjustified(workload: Workload, seen: Seen, hit: Counter[str], kind: str, text: str) -> str:
+def _unjustified(workload: Job, seen: Seen, hit: Counter[str], kind: str, text: str) -> str:
     """Why an error is not true; nothing if it is."""
     if any(error in text for error in workload.errors):
         return ""
@@ -146,15 +149,11 @@ def _unjustified(workload: Workload, seen: Seen, hit: Counter[str], kind: str, t
         return "" if files else "no worker was unable by a fault"
     if "without a word" in text:
         return "" if sum(hit.values()) >= LENIENT else "so many workers did not leave"
-    names = (
-        "OSError",
-        "FileNotFoundError",
-        "NotADirectoryError",
-        "CorruptError",
-        "FileExistsError",
-        "TransportError",
-    )
-    if kind in names and files and re.search(r"shared|oq_celery|No space left|No such file|Read-only", text):
+    if files and re.search(r"shared|oq_celery|No space left|No such file|Read-only", text):
+        return ""
+    if any("DbServer" in name for name in hit) and re.search(
+        r"TimeoutError|DbServer|tcp://", f"{kind}: {text}"
+    ):
         return ""
     return "no fault explains it"
 

@@ -15,7 +15,8 @@ from explorer.schedule import Fault
 from explorer.world import Child, Hands, World
 
 END_SECONDS: Final = 60.0  # for a worker that was asked to end: longer than any task
-CUT_SECONDS: Final = 20.0  # that a cut waits at most for the byte behind which it comes
+WAIT_SECONDS: Final = 20.0  # that a fault waits at most for its byte or its message
+QUEUE_SECONDS: Final = 0.05  # between two looks at the queue
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Scene:
     pid: int
 
     def __post_init__(self) -> None:
-        self._until = time.monotonic() + CUT_SECONDS
+        self._until = time.monotonic() + WAIT_SECONDS
 
     def runs(self) -> bool:
         """Whether a job of the run still runs, and not for too long since the fault."""
@@ -249,9 +250,26 @@ def _hands(scene: Scene) -> Hands:
     return scene.world.hands
 
 
+def _end_database(number: int) -> Callable[[Scene, Fault], bool]:
+    def strike_database(scene: Scene, fault: Fault) -> bool:
+        with scene.world.database_lock:
+            hit = scene.world.end_database(number)
+            time.sleep(fault.seconds)
+            scene.world.start_database()
+        return hit
+
+    return strike_database
+
+
 def _tasks(action: str) -> Callable[[Scene, Fault], bool]:
+    """Do something to messages in the task queue, as soon as some wait there."""
+
     def strike_tasks(scene: Scene, fault: Fault) -> bool:
-        return bool(_hands(scene).do(action, scene.world.queue, fault.number))
+        while scene.runs():
+            if _hands(scene).do(action, scene.world.queue, fault.number):
+                return True
+            time.sleep(QUEUE_SECONDS)
+        return False
 
     return strike_tasks
 
@@ -260,15 +278,24 @@ def _delete_tasks(scene: Scene, _: Fault) -> bool:
     return _hands(scene).do("delete", scene.world.queue) is not None
 
 
-def _results(action: str) -> Callable[[Scene, Fault], bool]:
-    def strike_results(scene: Scene, fault: Fault) -> bool:
-        channels = scene.channels(scene.master(fault))
-        if not channels:
-            return False
-        messages = _hands(scene).do(action, channels[-1])
-        return messages is not None and (action == "delete" or messages > 0)
+def _delete_results(scene: Scene, fault: Fault) -> bool:
+    channels = scene.channels(scene.master(fault))
+    return bool(channels) and _hands(scene).do("delete", channels[-1]) is not None
 
-    return strike_results
+
+def _purge_results(scene: Scene, fault: Fault) -> bool:
+    """Lose messages to a master, which is stopped until some wait: otherwise it has them at once."""
+    channels = scene.channels(scene.master(fault))
+    master = scene.masters[scene.master(fault)]
+    if not channels or not master.running():
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        master.signal(signal.SIGSTOP)
+        time.sleep(fault.seconds)
+        lost = _hands(scene).do("purge", channels[-1])
+        master.signal(signal.SIGCONT)
+        return bool(lost)
+    return False
 
 
 _STRIKES: Final[dict[str, Callable[[Scene, Fault], bool]]] = {
@@ -299,6 +326,8 @@ _STRIKES: Final[dict[str, Callable[[Scene, Fault], bool]]] = {
     "purge the task queue": _tasks("purge"),
     "lose task messages": _tasks("steal"),
     "copy task messages": _tasks("copy"),
-    "delete a result queue": _results("delete"),
-    "purge a result queue": _results("purge"),
+    "delete a result queue": _delete_results,
+    "lose results": _purge_results,
+    "restart the DbServer": _end_database(signal.SIGINT),
+    "kill the DbServer": _end_database(signal.SIGKILL),
 }

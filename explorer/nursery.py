@@ -30,8 +30,14 @@ IMPORTS = {
         "celery.concurrency.prefork",
         "kombu.transport.pyamqp",
     ],
-    "master": ["openquake.commands.engine", "openquake.calculators", "openquake.calculators.export"],
+    "master": [
+        "openquake.commands.engine",
+        "openquake.calculators",
+        "openquake.calculators.export",
+        "openquake.server.dbserver",
+    ],
 }
+DATABASE_SECONDS = 20.0
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18  # sched.h, sys/mount.h
 
@@ -151,12 +157,45 @@ def _master(request: dict[str, Any]) -> int:
 
 
 def _engine(request: dict[str, Any]) -> int:
+    from openquake.baselib import zeromq
     from openquake.commands.__main__ import oq
 
-    _own_settings(Path(request["history"]))
+    from explorer import tasks
+
+    _own_database()
+    history = request["history"]
+    _own_settings(Path(history))
+    socket = zeromq.Socket
+
+    def impatient(end_point: str, kind: int, mode: str, timeout: float = 60) -> Any:
+        """Upstream waits for ten minutes for an answer of the DbServer that was lost."""
+        return socket(end_point, kind, mode, min(timeout, DATABASE_SECONDS))
+
+    zeromq.Socket = impatient
     sys.argv = ["oq", "engine", "--run", *request["arguments"]]
-    oq()
+    try:
+        oq()
+    except BaseException as error:
+        tasks.note(history, event="error", type=type(error).__name__, text=str(error)[-6000:])
+        raise
+    tasks.note(history, event="done")
     return 0
+
+
+def _database(_: dict[str, Any]) -> int:
+    from openquake.server import dbserver
+
+    _own_database()
+    dbserver.run_server(foreground=True)
+    return 0
+
+
+def _own_database() -> None:
+    """Let the engine use the database of this process's configuration, not that of the import."""
+    from openquake.baselib import config
+    from openquake.commonlib import dbapi
+
+    dbapi.db.args = (config.dbserver.file, *dbapi.db.args[1:])
 
 
 def _own_settings(history: Path) -> None:
@@ -180,6 +219,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "worker": _worker,
     "master": _master,
     "engine": _engine,
+    "database": _database,
 }
 
 if __name__ == "__main__":

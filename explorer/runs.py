@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from explorer import checker
+from explorer import baseline, checker
+from explorer.baseline import Baselines
 from explorer.checker import Left, Seen, Struck
 from explorer.injector import Scene, strike
 from explorer.ledger import ENDINGS, Entry
 from explorer.schedule import Fault, Plan
-from explorer.world import FILES_SECONDS, Child, Nursery, World
+from explorer.workload import EngineJob, Job, Workload
+from explorer.world import Child, Nursery, World
 from tests.transport import harness
 
 POLL_SECONDS: Final = 0.02
@@ -102,10 +104,18 @@ class History:
 class Run:
     """One run of a plan in a world."""
 
-    def __init__(self, world: World, plan: Plan, directory: Path, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        world: World,
+        plan: Plan,
+        directory: Path,
+        baselines: Baselines,
+        patience: float = PATIENCE,
+    ) -> None:
         self._world = world
+        self._baselines = baselines
         self._plan = plan
-        self._patience = patience + max(task.seconds for job in plan.jobs for _, task in job.tasks())
+        self._patience = patience + max(job.seconds() for job in plan.jobs)
         self._directories = [directory / f"job-{number}" for number in range(len(plan.jobs))]
         self._histories = [History(path / "history.jsonl") for path in self._directories]
         self._struck: list[Struck] = []
@@ -116,17 +126,7 @@ class Run:
         begin = time.monotonic()
         for path in self._directories:
             path.mkdir(parents=True)
-        masters = [
-            self._world.start_master(
-                number,
-                "master",
-                self._directories[number] / "log",
-                seed=job.seed,
-                profile=job.profile,
-                history=str(self._histories[number].path),
-            )
-            for number, job in enumerate(self._plan.jobs)
-        ]
+        masters = [self._start(number, job) for number, job in enumerate(self._plan.jobs)]
         self._explore(masters)
         for thread in self._threads:
             thread.join()
@@ -147,10 +147,26 @@ class Run:
             for job, one in zip(self._plan.jobs, seen, strict=True)
             for line in checker.check_job(job, one, self._struck)
         ]
+        for number, job in enumerate(self._plan.jobs):
+            if isinstance(job, EngineJob) and seen[number].of("done"):
+                log = (self._directories[number] / "log").read_text()
+                wrong += self._baselines.differences(job.profile, log)
         left = self._left(seen)
         wrong += checker.check_left(left)
         endings = [_ending(one) for one in seen]
         return Outcome(self._plan, time.monotonic() - begin, self._struck, endings, wrong)
+
+    def _start(self, number: int, job: Job) -> Child:
+        """Start the master of a job."""
+        log, history = self._directories[number] / "log", str(self._histories[number].path)
+        if isinstance(job, Workload):
+            return self._world.start_master(
+                number, "master", log, seed=job.seed, profile=job.profile, history=history
+            )
+        self._world.start_database()
+        folder = self._directories[number] / "job"
+        ini = shutil.copytree(baseline.source(job.profile).parent, folder) / baseline.source(job.profile).name
+        return self._world.start_master(number, "engine", log, arguments=[str(ini)], history=history)
 
     def _explore(self, masters: list[Child]) -> None:
         """Let the faults strike at their moments, until the jobs have ended or hang."""
@@ -214,7 +230,7 @@ class Run:
                 directory = self._world.spool / name
                 # What is still computed at the end of a job may make its directory again, until the workers remove it.
                 if directory.exists() and (one.status != 0 or self._struck):
-                    self._world.later.append((time.monotonic() + FILES_SECONDS + 60, directory))
+                    self._world.later.append(directory)
                 elif directory.exists():
                     left.files.append(f"{name} with {[path.name for path in directory.iterdir()][:5]}")
                 if name in self._world.queues():
@@ -222,7 +238,6 @@ class Run:
                     if name not in killed or directory.exists():
                         left.queues.append(name)
                     self._world.forget_queue(name)
-        left.files += self._world.overdue()
         return left
 
 
@@ -245,7 +260,8 @@ def explore(
     keep: Path,
     say: Callable[[Outcome], None],
     patience: float = PATIENCE,
-) -> list[Outcome]:
+    last_look: bool = False,
+) -> tuple[list[Outcome], list[str]]:
     """Run plans, in so many worlds side by side.
 
     Args:
@@ -255,14 +271,20 @@ def explore(
         keep: where the logs of runs with something wrong go.
         say: is told of every run.
         patience: see PATIENCE.
+        last_look: whether to wait until what lost masters have left has gone: two minutes.
+
+    Returns:
+        How the runs went, and what is left of lost masters in the end.
     """
     directory.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     errors: list[BaseException] = []
+    left: list[str] = []
     todo = iter(plans)
     lock = threading.Lock()
     nurseries = {kind: Nursery(kind, directory) for kind in ("worker", "master")}
     living: dict[int, World] = {}
+    baselines = Baselines(directory / "baselines", nurseries["master"])
 
     def work(number: int) -> None:
         generation = turn = 0
@@ -271,13 +293,13 @@ def explore(
                 with lock:
                     plan = next(todo, None)
                 if plan is None:
-                    return
+                    break
                 if number not in living:
                     generation += 1
                     living[number] = World(directory / f"world-{number}-{generation}", nurseries)
                 turn += 1
                 runs = living[number].directory / "runs" / f"{turn}-{plan.seed}"
-                outcome = Run(living[number], plan, runs, patience).do()
+                outcome = Run(living[number], plan, runs, baselines, patience).do()
                 with lock:
                     outcomes.append(outcome)
                     say(outcome)
@@ -286,6 +308,8 @@ def explore(
                     living.pop(number).remove()
                 else:
                     shutil.rmtree(runs)
+            if last_look and number in living:
+                left.extend(living[number].last_look())
         except BaseException as error:
             errors.append(error)
 
@@ -307,7 +331,7 @@ def explore(
             nursery.close()
     if errors:
         raise errors[0]
-    return outcomes
+    return outcomes, left
 
 
 def _keep(world: World, runs: Path, place: Path, outcome: Outcome) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from explorer import workload
-from explorer.workload import Workload
+from explorer.workload import ENGINE_JOBS, EngineJob, Job
 
 WORKERS: Final = 3
 PROCESSES: Final = 2
 """Of each worker."""
 
-Event = Literal["started", "begin", "end", "handed"]
-Target = Literal["worker", "master", "broker", "files", "queue"]
+Event = Literal["started", "channel", "begin", "end", "handed"]
+Target = Literal["worker", "master", "broker", "files", "queue", "database"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,24 @@ KINDS: Final = {
         Kind("lose task messages", 4, "queue"),
         Kind("copy task messages", 4, "queue"),
         Kind("delete a result queue", 3, "master"),
-        Kind("purge a result queue", 3, "master"),
+        Kind("lose results", 4, "master", ((0.2, 1.5),)),
+        Kind("restart the DbServer", 4, "database", ((0.0, 2.0),), disrupts=False),
+        Kind("kill the DbServer", 4, "database", ((0.0, 2.0),), disrupts=False),
     )
 }
+ENGINE_SHARE: Final = 0.12
+"""The share of runs with one of the engine's own jobs, which take longer than the others."""
 RARE: Final = 0.08
 """The share of rare lengths."""
+
+
+_WORDS: Final = {
+    "started": "start",
+    "channel": "set of tasks",
+    "begin": "task begun",
+    "end": "task done",
+    "handed": "result",
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +100,8 @@ class Trigger:
     after: float
 
     def __str__(self) -> str:
-        when = {"begin": "task begun", "end": "task done", "handed": "result", "started": "start"}[self.event]
         number = "" if self.event == "started" else f" {self.number}"
-        return f"{when}{number} + {self.after:.2f} s"
+        return f"{_WORDS[self.event]}{number} + {self.after:.2f} s"
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ class Plan:
     """All that a seed decides."""
 
     seed: int
-    jobs: tuple[Workload, ...]
+    jobs: tuple[Job, ...]
     faults: tuple[Fault, ...]
 
 
@@ -134,24 +146,37 @@ def draw(seed: int, kinds: Sequence[str] = (), root: bool = True) -> Plan:
         root: whether faults that need root may be drawn.
     """
     chance = random.Random(f"schedule {seed}")  # noqa: S311 - the seed has to decide
+    jobs: tuple[Job, ...]
     jobs = tuple(workload.draw(2 * seed + number) for number in range(chance.choice((1, 1, 2))))
+    engine = chance.random() < ENGINE_SHARE
+    if engine:
+        jobs = (EngineJob(seed, chance.choice(list(ENGINE_JOBS))), *jobs[1:])
     allowed = [
-        kind for name, kind in KINDS.items() if (name in kinds or not kinds) and (root or not kind.root)
+        kind
+        for name, kind in KINDS.items()
+        if (name in kinds or not kinds) and (root or not kind.root) and (engine or kind.target != "database")
     ]
     tasks = sum(1 for job in jobs for _ in job.tasks())
     results = sum(1 for job in jobs for _, task in job.tasks() for _ in task.sizes)
     faults: list[Fault] = []
     for _ in range(chance.choices((1, 2, 3, 4), (5, 4, 2, 1))[0]):
         kind = chance.choices(allowed, [kind.share for kind in allowed])[0]
-        event: Event = chance.choices(("begin", "end", "handed", "started"), (6, 4, 2, 1))[0]
-        number = 1 + int(chance.random() * 0.9 * (results if event == "handed" else tasks))
-        trigger = Trigger(event, number, chance.choice((0.0, 0.0, chance.uniform(0, 0.5))))
+        trigger = _trigger(chance, tasks, results, engine=engine)
         if faults and chance.random() < 0.3:  # several at once
             trigger = faults[-1].trigger
         lengths = kind.seconds[-1] if chance.random() < RARE else kind.seconds[0]
         number = chance.choice((1, 1, 2, 8)) if kind.target == "queue" else int(10 ** chance.uniform(1, 5.5))
         faults.append(Fault(kind.name, trigger, chance.randrange(6), chance.uniform(*lengths), number))
     return Plan(seed, jobs, tuple(faults))
+
+
+def _trigger(chance: random.Random, tasks: int, results: int, *, engine: bool) -> Trigger:
+    """A moment of a run with so many tasks and results that are known, and perhaps one of the engine's jobs."""
+    if engine and (not tasks or chance.random() < 0.5):
+        return Trigger("channel", chance.randint(1, 4), chance.uniform(0, 1.5))
+    event: Event = chance.choices(("begin", "end", "handed", "started"), (6, 4, 2, 1))[0]
+    number = 1 + int(chance.random() * 0.9 * (results if event == "handed" else tasks))
+    return Trigger(event, number, chance.choice((0.0, 0.0, chance.uniform(0, 0.5))))
 
 
 T = TypeVar("T")

@@ -103,9 +103,42 @@ class Workload:
         return [label(number, task.path) for number, task in self.tasks() if task.deaths >= MAX_ATTEMPTS]
 
     def seconds(self) -> float:
-        """The time that all tasks take, one after the other."""
-        return sum(task.seconds * (1 + min(task.deaths, MAX_ATTEMPTS)) for _, task in self.tasks())
+        """The time that its longest task takes."""
+        return max(task.seconds for _, task in self.tasks())
 
+
+@dataclass(frozen=True)
+class EngineJob:
+    """One of the engine's own calculations, whose results are those of a run without a cluster.
+
+    Attributes:
+        seed: of no effect.
+        profile: its name in ENGINE_JOBS.
+    """
+
+    seed: int
+    profile: str
+    errors: tuple[str, ...] = ()
+    deadly: tuple[str, ...] = ()
+
+    def tasks(self) -> Iterator[tuple[int, Task]]:
+        """None that are known in advance."""
+        return iter(())
+
+    def seconds(self) -> float:
+        """The time that its longest task takes, generously."""
+        return 10.0
+
+
+Job = Workload | EngineJob
+ENGINE_JOBS: Final = {
+    "classical": "demos/hazard/AreaSourceClassicalPSHA/job.ini",
+    "event based": "event_based/case_1/job.ini",
+    "disaggregation": "disagg/case_1/job.ini",
+    "event based risk, ebrisk": "event_based_risk/case_01/job.ini",
+    "event based risk": "event_based_risk/case_master/job.ini",
+}
+"""The job files of the engine's calculations: demos in its environment, and its own tests in its package."""
 
 Handed = tuple[int, Path, int, str, str]
 """A result as its master gets it: set, path, index, digest of the arguments, digest of the data."""

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +21,10 @@ from tests.transport import harness
 from tests.transport.harness import Broker, wait_until
 
 MASTERS: Final = 2
+Config = Mapping[str, str | int]
+"""Values of openquake.cfg by "section.key", as the engine has them when it has read them."""
 # What openquake.cfg says in all worlds; the rest is of one world or of one process (`World._config`).
-COMMON: Final = {
+COMMON: Final[Config] = {
     "celery.use_celery": "true",
     "celery.max_message_kb": str(MESSAGE_KB),
     "amqp.host": "127.0.0.1",
@@ -30,17 +34,21 @@ COMMON: Final = {
     "amqp.vhost": harness.VHOST,
     "distribution.num_cores": str(WORKERS * PROCESSES),
     "directory.shared_dir": "/nonexistent",
-    "dbserver.host": "127.0.0.1",  # no DbServer: the engine opens the database itself
+    "dbserver.host": "127.0.0.1",
 }
 SHARED_MB: Final = 512  # of the shared directory, where it is a file system of its own
-FILES_SECONDS: Final = 120.0
+# Longer than any fault cuts a master off; a worker has to see a directory without a queue for so long.
+FILES_SECONDS: Final = 90.0
+# By this name the engine takes the DbServer for one that is elsewhere, and does not open the database itself.
+DATABASE: Final = {"OQ_DATABASE": "localhost"}
 # Delays of the transport that are longer than the explorer's patience, by module and name.
-HURRY: Final = {"watch.SWEEP_SECONDS": 3.0, "watch.FILES_SECONDS": FILES_SECONDS}
+HURRY: Final = {"watch.SWEEP_SECONDS": 5.0, "watch.FILES_SECONDS": FILES_SECONDS}
+SWEEP_SECONDS: Final = 60.0  # for a look at directories that is due, on a busy machine
 READY_SECONDS: Final = 120.0  # for a worker to start and to consume, on a busy machine
 DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped; a worker may pause for 60 s
 
 
-def environment(config: Path, values: dict[str, str], temporary: Path) -> dict[str, str]:
+def environment(config: Path, values: Config, temporary: Path) -> dict[str, str]:
     """Write an openquake.cfg, and return the environment of processes that use it.
 
     Args:
@@ -49,7 +57,7 @@ def environment(config: Path, values: dict[str, str], temporary: Path) -> dict[s
         temporary: for temporary files.
     """
     sections: dict[str, list[str]] = {}
-    for name, value in (COMMON | values).items():
+    for name, value in {**COMMON, **values}.items():
         section, key = name.split(".")
         sections.setdefault(section, []).append(f"{key} = {value}")
     config.write_text("\n".join("\n".join([f"[{name}]", *lines]) for name, lines in sections.items()))
@@ -60,6 +68,11 @@ def environment(config: Path, values: dict[str, str], temporary: Path) -> dict[s
         "TMPDIR": str(temporary),
         "CI": "1",  # the engine does not ask its makers for news
     }
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Child:
@@ -132,7 +145,7 @@ class Nursery:
         self,
         kind: str,
         log: Path,
-        config: dict[str, str],
+        config: Config,
         env: dict[str, str] | None = None,
         *,
         own_mounts: bool = False,
@@ -151,7 +164,7 @@ class Nursery:
         common = {
             "log": str(log),
             "hurry": HURRY,
-            "config": config,
+            "config": dict(config),
             "env": env or {},
             "own_mounts": own_mounts,
         }
@@ -242,16 +255,22 @@ class World:
         self.queue = "explorer"
         self.broker_lock = threading.Lock()
         self.files_lock = threading.Lock()
+        self.database_lock = threading.Lock()
         self.broker = Broker(directory / "broker")
         self._loop = Loop()
         self.worker_proxies: list[Proxy] = []
         self.master_proxies: list[Proxy] = []
         self.workers: list[Child] = []
-        self._masters: list[Child] = []
+        self._others: list[Child] = []  # masters and DbServers
+        self._database: Child | None = None
+        self._database_port = harness.free_port()
+        # The engine's data, where the workers see them.
+        self.data = self.shared / "data"
+        self.data.mkdir()
         # Workers that a fault has ended, which is no trouble of theirs.
         self.ended: set[int] = set()
-        # Directories of masters that were killed, and the monotonic times at which the workers must have removed them.
-        self.later: list[tuple[float, Path]] = []
+        # Directories of lost masters, which the workers have to remove when they have been left alone for a while.
+        self.later: list[Path] = []
         self._starts = 0
         self.hands: Hands | None = None
         try:
@@ -269,14 +288,33 @@ class World:
         self.workers = [self._launch(number) for number in range(WORKERS)]
         assert (trouble := self.settle()) == [], trouble
 
-    def _config(self, port: int) -> dict[str, str]:
+    def _config(self, port: int) -> Config:
         """What openquake.cfg says to those that reach the broker by that port."""
         return {
             "amqp.port": str(port),
             "amqp.celery_queue": self.queue,
             "directory.shared_dir": str(self.shared),
             "dbserver.file": str(self.directory / "db.sqlite3"),
+            "dbserver.port": self._database_port,
         }
+
+    def start_database(self) -> None:
+        """Start the DbServer, unless it runs."""
+        if self._database is None or not self._database.running():
+            config = self._config(self.broker.port)
+            log = self.directory / "database.log"
+            self._database = self._nurseries["master"].fork("database", log, config, DATABASE)
+            self._others.append(self._database)
+        port = self._database_port
+        wait_until(lambda: _listens(port), "the DbServer to listen", READY_SECONDS)
+
+    def end_database(self, number: int) -> bool:
+        """Send a signal to the DbServer and wait for its end; whether there was one."""
+        if self._database is None or not self._database.running():
+            return False
+        self._database.signal(number)
+        assert self._database.over.wait(READY_SECONDS), "the DbServer does not end"
+        return True
 
     def _launch(self, number: int) -> Child:
         self._starts += 1
@@ -284,6 +322,7 @@ class World:
             "worker",
             self.directory / f"worker-{number}-{self._starts}.log",
             self._config(self.worker_proxies[number].port),
+            DATABASE | {"OQ_DATADIR": str(self.data)},
             own_mounts=self.root,
             arguments=[f"--concurrency={PROCESSES}", f"--name=explorer-{number}"],
         )
@@ -296,8 +335,9 @@ class World:
     def start_master(self, number: int, kind: str, log: Path, **request: Any) -> Child:
         """Start a master: of the explorer's own jobs or of the engine's ("master", "engine")."""
         config = self._config(self.master_proxies[number].port)
-        master = self._nurseries["master"].fork(kind, log, config, **request)
-        self._masters.append(master)
+        env = DATABASE | {"OQ_DATADIR": str(self.data)}
+        master = self._nurseries["master"].fork(kind, log, config, env, **request)
+        self._others.append(master)
         return master
 
     def worker_of(self, pid: int) -> int | None:
@@ -357,16 +397,15 @@ class World:
         """Wait until no task is in the queue or with a worker; whether it came to that."""
         return _soon(lambda: self.queues().get(self.queue, (1, 0))[0] == 0, DRAIN_SECONDS)
 
-    def overdue(self) -> list[str]:
-        """The directories of lost masters that should have gone by now."""
-        now = time.monotonic()
-        late = [path.name for due, path in self.later if due < now and path.exists()]
-        self.later = [(due, path) for due, path in self.later if due >= now]
-        return late
+    def last_look(self) -> list[str]:
+        """Wait until the workers have removed what lost masters have left; what is still there in the end."""
+        left = self.later
+        _soon(lambda: not any(path.exists() for path in left), FILES_SECONDS + SWEEP_SECONDS)
+        return [path.name for path in left if path.exists()]
 
     def close(self) -> None:
         """End and remove everything but the logs."""
-        for child in self.workers + self._masters:
+        for child in self.workers + self._others:
             child.signal_all(signal.SIGKILL)
         if self.hands is not None:
             self.hands.close()

@@ -69,7 +69,10 @@ def test_seeds_mean_different_runs_and_all_kinds_of_faults_and_jobs_come() -> No
     plans = [schedule.draw(seed) for seed in range(400)]
     assert len({plan.faults for plan in plans}) > 390
     assert {fault.kind for plan in plans for fault in plan.faults} == set(schedule.KINDS)
-    assert {job.profile for plan in plans for job in plan.jobs} == set(workload.PROFILES)
+    assert {job.profile for plan in plans for job in plan.jobs} == {
+        *workload.PROFILES,
+        *workload.ENGINE_JOBS,
+    }
 
 
 def test_without_root_no_fault_that_needs_it_is_drawn() -> None:
