@@ -1,4 +1,7 @@
-"""The engine's own jobs without a cluster, in one process: what they must give on one that breaks."""
+"""The engine's own jobs on a cluster that nothing breaks: what they must give on one that breaks.
+
+That these are also the numbers of a single process is tested elsewhere (tests/transport/test_results.py).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from explorer.workload import ENGINE_JOBS
-from explorer.world import Nursery
+from explorer.world import World
 from tests.transport import harness
 
-SECONDS: Final = 600.0  # for a job without faults; numba may have to compile
+SECONDS: Final = 600.0  # for a job without faults, on a busy machine
 
 
 def source(job: str) -> Path:
@@ -22,24 +25,24 @@ def source(job: str) -> Path:
 
 
 class Baselines:
-    """Runs of the engine's jobs without a cluster, each made when it is first needed."""
+    """Undisturbed runs of the engine's jobs, each made when it is first needed."""
 
-    def __init__(self, directory: Path, nursery: Nursery) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._nursery = nursery
         self._lock = threading.Lock()
         self._found: dict[str, list[Path]] = {}
 
-    def differences(self, job: str, log: str) -> list[str]:
+    def differences(self, world: World, job: str, log: str) -> list[str]:
         """What differs from the baseline of a job, in words; of all numbers, to the bit.
 
         Args:
+            world: where nothing breaks at the moment.
             job: one of ENGINE_JOBS.
             log: what the run has printed, which names its datastores.
         """
         with self._lock:
             if job not in self._found:
-                self._found[job] = self._run(job)
+                self._found[job] = self._run(world, job)
         found = datastores(log)
         if len(found) != len(self._found[job]):
             return [f"results: {len(found)} datastores instead of {len(self._found[job])}"]
@@ -52,18 +55,15 @@ class Baselines:
                 wrong.append("results: the datastores have no dataset in common")
         return wrong
 
-    def _run(self, job: str) -> list[Path]:
+    def _run(self, world: World, job: str) -> list[Path]:
         place = self._directory / job.replace(" ", "-").replace(",", "")
         ini = shutil.copytree(source(job).parent, place / "job") / source(job).name
-        config = {"dbserver.file": str(place / "db.sqlite3")}
-        env = {"OQ_DISTRIBUTE": "no", "OQ_DATADIR": str(place / "data")}
         history = str(place / "history.jsonl")
-        child = self._nursery.fork(
-            "engine", place / "log", config, env, arguments=[str(ini)], history=history
-        )
-        assert child.over.wait(SECONDS), f"{job} takes too long without a cluster"
-        assert child.status == 0, child.output()
-        return datastores(child.output())
+        master = world.start_master(0, "engine", place / "log", arguments=[str(ini)], history=history)
+        assert master.over.wait(SECONDS), f"{job} takes too long without faults"
+        assert master.status == 0, master.output()
+        found = datastores(master.output())
+        return [Path(shutil.copy(path, place)) for path in found]  # for the world may end
 
 
 def datastores(log: str) -> list[Path]:

@@ -15,6 +15,8 @@ from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
 # A look at the result queue holds for this long, and a task that has been looked for begins at once (attempt.py).
 LOOK_SECONDS: Final = 4.0
+# A shorter outage must not let a task be computed twice.
+OUTAGE_SECONDS: Final = 2.5
 # A master that was killed keeps its lease for 10 s, of which the workers know 2 s later at most; looks come every 2 s.
 KILLED_SECONDS: Final = 20.0
 FILES: Final = (
@@ -74,7 +76,7 @@ def check_job(job: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
     """
     wrong = _ending(job, seen, struck)
     if isinstance(job, Workload):
-        wrong = _results(job, seen) + wrong + _attempts(job, seen, struck)
+        wrong = _results(job, seen) + wrong + _attempts(job, seen, struck) + _twice(seen, struck)
     return wrong
 
 
@@ -156,6 +158,31 @@ def _unjustified(workload: Job, seen: Seen, hit: Counter[str], kind: str, text: 
     ):
         return ""
     return "no fault explains it"
+
+
+def _twice(seen: Seen, struck: Sequence[Struck]) -> list[str]:
+    """Whether a task was begun again beside an attempt that went on to its end, where nothing made that necessary."""
+    if any(one.hit and _hides(one) for one in struck):
+        return []
+    begun: dict[str, list[tuple[str, float]]] = {}
+    ends = {event["attempt"]: event["t"] for event in seen.of("end")}
+    for event in seen.of("begin"):
+        for attempt, at in begun.setdefault(event["task"], []):
+            if event["t"] < ends.get(attempt, at):
+                late = event["t"] - at
+                return [
+                    f"attempts: {event['task']} was computed again {late:.1f} s after it had begun elsewhere"
+                ]
+        begun[event["task"]].append((event["attempt"], event["t"]))
+    return []
+
+
+def _hides(struck: Struck) -> bool:
+    """Whether a fault keeps the master from knowing what is computed, for longer than the transport waits."""
+    kind = KINDS[struck.fault.kind]
+    if kind.name in ("copy task messages", "stop a process", "delete a result queue"):
+        return True
+    return kind.target in ("worker", "master", "broker") and struck.fault.seconds > OUTAGE_SECONDS
 
 
 def _attempts(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[str]:

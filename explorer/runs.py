@@ -147,12 +147,12 @@ class Run:
             for job, one in zip(self._plan.jobs, seen, strict=True)
             for line in checker.check_job(job, one, self._struck)
         ]
+        left = self._left(seen)
+        wrong += checker.check_left(left)
         for number, job in enumerate(self._plan.jobs):
             if isinstance(job, EngineJob) and seen[number].of("done"):
                 log = (self._directories[number] / "log").read_text()
-                wrong += self._baselines.differences(job.profile, log)
-        left = self._left(seen)
-        wrong += checker.check_left(left)
+                wrong += self._baselines.differences(self._world, job.profile, log)
         endings = [_ending(one) for one in seen]
         return Outcome(self._plan, time.monotonic() - begin, self._struck, endings, wrong)
 
@@ -284,7 +284,7 @@ def explore(
     lock = threading.Lock()
     nurseries = {kind: Nursery(kind, directory) for kind in ("worker", "master")}
     living: dict[int, World] = {}
-    baselines = Baselines(directory / "baselines", nurseries["master"])
+    baselines = Baselines(directory / "baselines")
 
     def work(number: int) -> None:
         generation = turn = 0

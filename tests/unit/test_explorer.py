@@ -197,11 +197,25 @@ def test_the_error_of_a_task_has_to_end_its_job() -> None:
 
 def test_attempts_that_no_fault_explains_are_seen() -> None:
     seen = ideal(SIMPLE)
-    seen.events.insert(1, dict(seen.of("begin")[0]))
+    again = seen.of("begin")[0] | {"attempt": "again", "t": 100.0}
+    seen.events.append(again)
+    seen.ended = 101.0
     assert wrong(seen) == "attempts: 4 at 3 tasks, where faults explain 3"
     assert wrong(seen, struck("slow a worker's network")) != ""
     assert wrong(seen, struck("kill a worker")) == ""
     assert wrong(seen, struck("copy task messages")) == ""
+
+
+def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    begin, end = seen.of("begin")[0], seen.of("end")[0]
+    again = begin | {"attempt": "again", "t": (begin["t"] + end["t"]) / 2}
+    seen.events.insert(seen.events.index(end), again)
+    faults = struck("close all connections")
+    assert wrong(seen, faults) == "attempts: 0:0 was computed again 0.5 s after it had begun elsewhere"
+    assert wrong(seen, [*faults, *struck("copy task messages")]) == ""
+    again["t"] = end["t"] + 1  # the first one was over: its end may have been lost
+    assert wrong(seen, faults) == ""
 
 
 def test_a_task_that_begins_after_the_end_of_its_job_is_seen() -> None:
