@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-others lab bench faults check lock host-packages clean
+.PHONY: help demo test unit transport transport-faults transport-others transport-host lab bench faults check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,12 +22,14 @@ unit: $(VENV)/.done ## the program under mocks: seconds, no root
 	$(VENV)/bin/python -m pytest tests/unit
 
 transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against a real RabbitMQ
-	@$(MAKE) --no-print-directory --jobs=2 transport-faults transport-others
+	@$(MAKE) --no-print-directory --jobs=3 transport-faults transport-others $(if $(filter 0,$(shell id -u)),transport-host)
 
-# Side by side, each with a RabbitMQ of its own, since they wait more than they compute. The filter outlives a Ctrl-C.
+# Side by side, each with a RabbitMQ of its own, since they wait more than they compute: the nodes' RabbitMQ, and for the
+# faults this machine's, too, which delivers differently after them. The filter outlives a Ctrl-C.
 transport-faults: TESTS := tests/transport/test_faults.py
+transport-host: TESTS := --rabbitmq=host tests/transport/test_faults.py
 transport-others: TESTS := tests/transport --ignore=tests/transport/test_faults.py
-transport-faults transport-others: $(VENV)/.done $(ENGINE_VENV)/.done
+transport-faults transport-others transport-host: $(VENV)/.done $(ENGINE_VENV)/.done
 	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
@@ -52,6 +54,14 @@ lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in file
 host-packages:
 	@lab/install-host-packages
 
+# Two `make` of one clone make an environment once: the second waits for the first.
+ifndef LOCKED
+$(VENV)/.done: requirements-dev.txt
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+
+$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*)
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+else
 $(VENV)/.done: requirements-dev.txt
 	@$(PYTHON) -c "import ensurepip" || { echo "needs $(PYTHON) with its venv module (Debian: python3-venv);" \
 		"another Python, 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3"; exit 1; }
@@ -67,6 +77,7 @@ $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.tom
 	@echo "numba compiles the engine's functions, once: a minute or two"
 	$(ENGINE_VENV)/bin/python -c "import openquake.commands.engine; from openquake.calculators import *"
 	@touch $@
+endif
 
 clean: ## remove what the commands above made, and the lab's cache
 	rm -rf $(VENV) $(ENGINE_VENV) .cache out

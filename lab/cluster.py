@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -85,7 +85,7 @@ class Lab:
         if name not in self.nodes:
             raise LabError(f"no node {name}; there are {', '.join(self.nodes)}")
         node = self.nodes[name]
-        binds = {self.paths.state / "efs": EFS, self.paths.cache / "apt": APT}
+        binds = {self.paths.state / "efs": EFS, self.paths.state / "apt": APT}
         return Machine(self.paths, name, node.address, node.cpus, binds)
 
     def group(self) -> Group:
@@ -136,7 +136,7 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     refuse_second(paths)
     image = images.base_image(paths, () if plan.official_image else baked_packages(plan), say)
     paths.state.mkdir(parents=True, mode=0o700)
-    (paths.cache / "apt" / "partial").mkdir(parents=True, exist_ok=True)
+    _take_packages(paths)
     efs, baked = paths.state / "efs", paths.state / "baked"
     efs.mkdir(mode=0o755)
     kept = kept_engine(paths, plan)
@@ -396,13 +396,23 @@ def kill(lab: Lab, name: str) -> None:
 
 
 def down(paths: Paths) -> None:
-    """Take the lab away, whatever is left of it; the engine that it built goes to the cache."""
+    """Take the lab away, whatever is left of it; what it built and downloaded goes to the cache."""
     teardown.stop(paths)
-    for built in (paths.state / "efs" / ENGINES).glob("*.squashfs"):
-        kept = paths.cache / "engine" / built.name
-        if not kept.exists():
-            _keep_engine(built, kept)
+    _keep(paths, (paths.state / "apt").glob("*.deb"), "apt")
+    if _keep(paths, (paths.state / "efs" / ENGINES).glob("*.squashfs"), "engine"):
+        _forget_old_engines(paths)
     teardown.remove(paths)
+
+
+def _take_packages(paths: Paths) -> None:
+    """Give the lab the packages that earlier ones have downloaded.
+
+    A copy: apt locks its directory, and of two labs that boot at once one would fail.
+    """
+    apt = paths.state / "apt"
+    (apt / "partial").mkdir(parents=True)
+    for package in (paths.cache / "apt").glob("*.deb"):
+        shutil.copy2(package, apt)
 
 
 def kept_engine(paths: Paths, plan: Plan) -> Path:
@@ -412,11 +422,20 @@ def kept_engine(paths: Paths, plan: Plan) -> Path:
     return paths.cache / "engine" / f"{name}.squashfs"
 
 
-def _keep_engine(built: Path, kept: Path) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(".partial")
-    shutil.copyfile(built, part)
-    part.rename(kept)
-    newest_first = sorted(kept.parent.glob("*.squashfs"), key=lambda file: file.stat().st_mtime, reverse=True)
+def _keep(paths: Paths, files: Iterable[Path], kind: str) -> bool:
+    """Copy files into a directory of the cache, unless they are there; True if one was new."""
+    directory = paths.cache / kind
+    new = [file for file in files if not (directory / file.name).exists()]
+    for file in new:
+        directory.mkdir(parents=True, exist_ok=True)
+        part = directory / f"{file.name}.{paths.name}.partial"  # another lab may be keeping the same
+        shutil.copyfile(file, part)
+        part.rename(directory / file.name)
+    return bool(new)
+
+
+def _forget_old_engines(paths: Paths) -> None:
+    kept = (paths.cache / "engine").glob("*.squashfs")
+    newest_first = sorted(kept, key=lambda file: file.stat().st_mtime, reverse=True)
     for old in newest_first[KEPT_ENGINES:]:
         old.unlink()

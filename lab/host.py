@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -233,10 +234,10 @@ def _missing_features(paths: Paths) -> list[str]:
     )
     if probe.returncode:
         lacks.append(f"nftables in a network namespace ({probe.stderr.strip().splitlines()[0]})")
-    scratch = paths.state.with_name(f"{paths.name}.probe")
+    scratch = Path(tempfile.mkdtemp(prefix=f"{paths.name}.probe.", dir=paths.state.parent))
     try:
         for name in ("lower", "upper", "work", "root"):
-            (scratch / name).mkdir(parents=True, exist_ok=True)
+            (scratch / name).mkdir()
         options = f"lowerdir={scratch}/lower,upperdir={scratch}/upper,workdir={scratch}/work"
         probe = subprocess.run(
             ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, f"{scratch}/root"],

@@ -35,32 +35,67 @@ def base_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -
     :param say: told what takes time
     """
     packages = sorted({*PACKAGES, *extra})
-    image = paths.cache / "images" / f"{SUITE}-{_key(packages)}"
+    return _cached(paths, _key(packages), packages, "minbase", _finish_node, say)
+
+
+def broker_image(paths: Paths, say: Callable[[str], None]) -> Path:
+    """The directory of a small image with RabbitMQ as the nodes have it, built if the cache lacks it.
+
+    It has no init system: what is in it is run in a chroot.
+
+    :param say: told what takes time
+    """
+    packages = ["rabbitmq-server"]
+    key = hashlib.sha256(" ".join((SUITE, *packages)).encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+    return _cached(paths, f"rabbitmq-{key}", packages, "essential", lambda _: None, say)
+
+
+def _cached(
+    paths: Paths,
+    key: str,
+    packages: Sequence[str],
+    variant: str,
+    finish: Callable[[Path], None],
+    say: Callable[[str], None],
+) -> Path:
+    """The image of this key; built by mmdebstrap's variant, completed by ``finish``, if the cache lacks it."""
+    image = paths.cache / "images" / f"{SUITE}-{key}"
     image.parent.mkdir(parents=True, exist_ok=True)
-    with (image.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another lab may be building
+    with image.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another lab, or other tests, may be building
         if not image.is_dir():
-            say(f"building the Debian {SUITE} image with {len(packages)} packages (once)")
-            _build(image, packages)
+            say(f"building the Debian {SUITE} image with {_counted(packages)} (once)")
+            partial = _partial(image)
+            run([
+                "mmdebstrap", "--quiet", "--mode=root", "--format=directory", f"--variant={variant}",
+                f"--include={','.join(packages)}", SUITE, partial,
+            ])  # fmt: skip
+            finish(partial)
+            partial.rename(image)
     return image
 
 
-def _build(image: Path, packages: Sequence[str]) -> None:
+def _counted(packages: Sequence[str]) -> str:
+    return packages[0] if len(packages) == 1 else f"{len(packages)} packages"
+
+
+def _partial(image: Path) -> Path:
+    """Where an image is built; without what an interrupted build has left there."""
     partial = image.with_suffix(".partial")
-    for mount in mounts_below(partial):  # an interrupted build's
+    for mount in mounts_below(partial):
         run(["umount", mount])
     if partial.exists():
         shutil.rmtree(partial)
-    run([
-        "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
-        f"--include={','.join(packages)}", SUITE, partial,
-    ])  # fmt: skip
-    shutil.copytree(TREE, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    _trust_host_authorities(partial)
-    (partial / "etc/hostname").unlink(missing_ok=True)
-    (partial / "etc/resolv.conf").unlink(missing_ok=True)
-    (partial / "etc/machine-id").write_text("")
-    partial.rename(image)
+    return partial
+
+
+def _finish_node(image: Path) -> None:
+    """What makes an instance's root file system of it."""
+    shutil.copytree(TREE, image, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    _trust_host_authorities(image)
+    (image / "etc/hostname").unlink(missing_ok=True)
+    (image / "etc/resolv.conf").unlink(missing_ok=True)
+    (image / "etc/machine-id").write_text("")
 
 
 def _key(packages: Sequence[str]) -> str:

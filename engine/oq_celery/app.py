@@ -49,6 +49,7 @@ def make(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,
         # Every process has one task, and no second one waits for it behind a long one.
         worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,  # after a reconnection: see `valve.py`
         # The broker gives a worker up that was silent for two of them, and delivers its tasks to others.
         broker_heartbeat=15,
         broker_transport_options={"confirm_publish": True, "socket_settings": broker.SOCKET_OPTIONS},

@@ -1,5 +1,4 @@
-"""Connections to RabbitMQ that come back: queues, and publishing that knows whether anybody wanted the
-message.
+"""Connections to RabbitMQ that come back: queues, and publishing that knows whether anybody wanted the message.
 
 py-amqp is Celery's own AMQP library. Celery itself is not imported here: a master needs only its message
 format.
@@ -10,11 +9,12 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import amqp
 
-from oq_celery.protocol import EXPIRY_MS, MAX_PRIORITY
+from oq_celery.protocol import AGAIN, EXPIRY_MS, MAX_PRIORITY, Envelope
 from oq_celery.settings import Settings
 
 ERRORS = (amqp.ConnectionError, amqp.ChannelError, amqp.exceptions.MessageNacked, OSError)
@@ -23,7 +23,7 @@ REFUSALS = (
     amqp.NotAllowed,
     amqp.PreconditionFailed,
 )  # wrong password, vhost, kind of queue
-NO_ROUTE = 312
+REPLY_TO = "amq.rabbitmq.reply-to"  # RabbitMQ's own name
 
 # A peer that vanished without a word is noticed after these: idle, then COUNT probes INTERVAL seconds apart;
 # or unanswered data.
@@ -38,6 +38,7 @@ SOCKET_OPTIONS = {
 # quicker. The smaller one of this and the server's counts (60 in RabbitMQ, too).
 HEARTBEAT = 60
 CONNECT_TIMEOUT = 10
+ANSWER_TIMEOUT = 1  # of sending a few bytes, in a thread that has other things to do
 RETRY_SECONDS = 1.0
 TASK_QUEUE_ARGUMENTS = {"x-max-priority": MAX_PRIORITY}
 
@@ -129,58 +130,158 @@ def delete(settings: Settings, queue: str) -> None:
         close(connection)
 
 
-def log_retry(settings: Settings, error: Exception) -> None:
-    """Say that the broker cannot be reached and will be tried again."""
-    log.warning("RabbitMQ at %s: %s; trying again", settings.host, str(error) or type(error).__name__)
+def retry_text(settings: Settings, error: Exception) -> str:
+    """That the broker cannot be reached and will be tried again, for people."""
+    return f"RabbitMQ at {settings.host}: {str(error) or type(error).__name__}; trying again"
+
+
+def blocked_text(settings: Settings) -> str:
+    """That the broker is there and takes no messages, for people."""
+    return (
+        f"RabbitMQ at {settings.host} takes no messages: its disk or memory is nearly full (`oq-celery status` and "
+        "`rabbitmq-diagnostics alarms` on its machine say which). Tasks and results wait until there is room"
+    )
+
+
+class _Line:
+    """A connection for publishing, with confirms and returns; broken for good by the first error."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None], write_timeout: float | None) -> None:
+        self._settings = settings
+        self._say = say
+        self.blocked = False  # by an alarm of the broker
+        self.unconfirmed: set[int] = set()  # delivery tags
+        self.returned = False  # the last message that was returned has no queue
+        self.next_tag = 1
+        self.connection = connect(
+            settings, on_blocked=self._block, on_unblocked=self._unblock, write_timeout=write_timeout
+        )
+        self.channel = self.connection.channel()
+        self.channel.confirm_select()
+        self.channel.events["basic_ack"].add(self._confirm)
+        self.channel.events["basic_nack"].add(self._refuse)
+        self.channel.events["basic_return"].add(self._return)
+
+    def publish(
+        self, queue: str, envelope: Envelope, *, persistent: bool = True, mandatory: bool = True
+    ) -> int:
+        """Send a message without waiting; its delivery tag is in `unconfirmed` until the broker has it."""
+        message = amqp.Message(
+            envelope.body,
+            application_headers=envelope.headers,
+            delivery_mode=2 if persistent else 1,
+            **envelope.properties,
+        )
+        tag = self.next_tag
+        self.next_tag += 1
+        self.unconfirmed.add(tag)
+        self.channel.basic_publish(message, routing_key=queue, mandatory=mandatory)
+        return tag
+
+    def poll(self, timeout: float | None = 0) -> None:
+        """Take what the broker says; None waits for it, 0 only looks."""
+        try:
+            self.connection.drain_events(timeout=timeout)
+            while timeout == 0:
+                self.connection.drain_events(timeout=0)
+        except TimeoutError:
+            return
+
+    def _confirm(self, tag: int, multiple: bool) -> None:
+        self.unconfirmed -= {other for other in self.unconfirmed if other <= tag} if multiple else {tag}
+
+    def _refuse(self, tag: int, multiple: bool) -> None:
+        raise amqp.exceptions.MessageNacked(f"delivery tag {tag}, multiple={multiple}")
+
+    def _return(self, *_: Any) -> None:
+        self.returned = True
+
+    def _block(self, _: str) -> None:
+        self.blocked = True
+        self._say(blocked_text(self._settings))
+
+    def _unblock(self) -> None:
+        self.blocked = False
+        self._say(f"RabbitMQ at {self._settings.host} takes messages again")
 
 
 class Publisher:
-    """Publishes with confirms on a connection, opened when needed, replaced when broken. Not thread-safe."""
+    """Publishes on a connection that is opened when needed and replaced when broken, however long that takes.
+
+    For the processes of a worker. Not thread-safe.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connection: amqp.Connection | None = None
-        self._channel: amqp.Channel | None = None
+        self._line: _Line | None = None
+        self._answers: list[bytes] | None = None  # of masters, when this connection may get some
         self._warned = False  # that the broker is away
 
     def publish(
         self, queue: str, body: bytes, headers: dict[str, Any], *, persistent: bool = True, **properties: Any
     ) -> bool:
-        """Put a message into a queue, however long the broker is away.
+        """Put a message into a queue.
 
         Returns:
-            True when the broker has confirmed the message, False if there is no such queue.
+            True when the broker has confirmed the message. False if there is no such queue; when the connection has
+            broken meanwhile, the message may have been there before.
         """
-        message = amqp.Message(
-            body, application_headers=headers, delivery_mode=2 if persistent else 1, **properties
-        )
+        envelope = Envelope(body, headers, properties)
         while True:
             try:
-                channel = self._open()
-                channel.basic_publish_confirm(message, routing_key=queue, mandatory=True)
+                line = self._open()
+                line.returned = False
+                tag = line.publish(queue, envelope, persistent=persistent)
+                while tag in line.unconfirmed:
+                    line.poll(None)
                 self._warned = False
-                return True
-            except amqp.ChannelError as error:
-                self.close()
-                if error.reply_code == NO_ROUTE:
-                    return False
-                raise
+                return not line.returned
             except ERRORS as error:
                 self._pause(error)
 
-    def delete(self, queue: str) -> None:
-        """Delete a queue, if the broker can be reached; a missing queue is no error."""
+    def tell(self, queue: str, headers: dict[str, Any]) -> None:
+        """Publish a message that may be lost, without waiting for anything but a connection."""
+        while True:
+            try:
+                self._open().publish(queue, Envelope(b"", headers, {}), persistent=False, mandatory=False)
+            except ERRORS as error:
+                self._pause(error)
+            else:
+                return
+
+    def ask(self, queue: str, headers: dict[str, Any], timeout: float) -> str | None:
+        """Publish a question and wait for the answer.
+
+        RabbitMQ's direct reply-to carries it: https://www.rabbitmq.com/docs/direct-reply-to
+
+        Returns:
+            None if no answer came in `timeout` seconds, or the queue is not there.
+        """
         try:
-            self._open().queue_delete(queue)
-        except ERRORS:  # of a connection that has broken since it was last used
-            self.close()
-            delete(self._settings, queue)
+            line = self._open()
+            if self._answers is None:
+                self._answers = answers = []
+                line.channel.basic_consume(
+                    REPLY_TO, no_ack=True, callback=lambda message: answers.append(message.body)
+                )
+            self._answers.clear()
+            line.publish(
+                queue, Envelope(b"", headers, {"reply_to": REPLY_TO}), persistent=False, mandatory=False
+            )
+            end = time.monotonic() + timeout
+            while not self._answers and (left := end - time.monotonic()) > 0:
+                line.poll(left)
+            answer = self._answers[0] if self._answers else None
+        except ERRORS as error:
+            self._pause(error)
+            return None
+        return answer.decode() if isinstance(answer, bytes) else answer
 
     def depth(self, queue: str) -> tuple[int, int] | None:
         """As the function `depth`, however long the broker is away, and in one exchange with it."""
         while True:
             try:
-                _, messages, consumers = self._open().queue_declare(queue, passive=True)
+                _, messages, consumers = self._open().channel.queue_declare(queue, passive=True)
             except amqp.NotFound:  # which ends the channel
                 self.close()
                 return None
@@ -193,32 +294,124 @@ class Publisher:
         """As the function `delete_unused`, however long the broker is away."""
         while True:
             try:
-                self._open()
-                return delete_unused(self._connection, queue)
+                return delete_unused(self._open().connection, queue)
             except ERRORS as error:
                 self._pause(error)
+
+    def close(self) -> None:
+        """Close the connection; the next message opens another one."""
+        if self._line is not None:
+            close(self._line.connection)
+        self._line = self._answers = None
 
     def _pause(self, error: Exception) -> None:
         """Before the next try, after an error."""
         self.close()
         if not self._warned:
-            log_retry(self._settings, error)
+            log.warning("%s", retry_text(self._settings, error))
             self._warned = True
         time.sleep(RETRY_SECONDS)
 
-    def close(self) -> None:
-        """Close the connection; the next message opens another one."""
-        close(self._connection)
-        self._connection = self._channel = None
+    def _open(self) -> _Line:
+        if self._line is None:
+            self._line = _Line(self._settings, log.warning, None)
+        return self._line
 
-    def abandon(self) -> None:
-        """Drop the connection without a word: what it was doing may be half done, or the broker may not listen."""
-        if self._connection is not None:
-            self._connection.collect()
-        self._connection = self._channel = None
 
-    def _open(self) -> amqp.Channel:
-        if self._channel is None:
-            self._connection = connect(self._settings)
-            self._channel = self._connection.channel()
-        return self._channel
+class Sender:
+    """A master's way of sending tasks, which waits for nothing: neither for confirms nor for a broker that is away.
+
+    A task is held here until the broker has confirmed it, and published again after every loss of the connection; its
+    message then says that it may be a copy. Not thread-safe.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        """Open nothing yet.
+
+        Args:
+            settings: where the broker is.
+            say: told what people should know, for the log.
+        """
+        self._settings = settings
+        self._say = say
+        self._line: _Line | None = None
+        self._waiting: dict[int, Envelope] = {}  # by the number of the task, in order
+        self._sent: dict[int, tuple[int, Envelope]] = {}  # the same of unconfirmed ones, by delivery tag
+        self._next_try = 0.0
+        self._warned = False
+
+    def __contains__(self, task_no: int) -> bool:
+        """Whether a task has not got to the broker, as far as is known."""
+        return task_no in self._waiting or any(number == task_no for number, _ in self._sent.values())
+
+    def put(self, task_no: int, envelope: Envelope) -> None:
+        """Send a task as soon as the broker takes it."""
+        self._waiting[task_no] = envelope
+        self.poll()
+
+    def poll(self) -> bool:
+        """Go on with what waits, and learn what has become of what was sent; for a call every second at least.
+
+        Returns:
+            False when the broker has no task queue, so that a task came back, which waits here again.
+        """
+        try:
+            line = self._open()
+            if line is None:
+                return True
+            line.poll()
+            if line.returned:
+                self._give_up()
+                return False
+            for tag in self._sent.keys() - line.unconfirmed:
+                del self._sent[tag]
+            while self._waiting and not line.blocked:
+                task_no = next(iter(self._waiting))
+                envelope = self._waiting.pop(task_no)
+                # Noted first: a message may be out though its publication raises.
+                self._sent[line.next_tag] = task_no, envelope
+                line.publish(self._settings.queue, envelope)
+            self._warned = False
+        except ERRORS as error:
+            self._give_up()
+            if not self._warned:
+                self._say(retry_text(self._settings, error))
+                self._warned = True
+            self._next_try = time.monotonic() + RETRY_SECONDS
+        return True
+
+    def close(self, queue: str | None) -> None:
+        """Close the connection, and delete a queue.
+
+        Args:
+            queue: None if something was interrupted, maybe in the middle of a message.
+        """
+        line, self._line = self._line, None
+        if line is None or queue is None or line.blocked or line.unconfirmed:
+            if line is not None:
+                line.connection.collect()
+            if queue is not None:
+                delete(self._settings, queue)
+            return
+        try:
+            line.channel.queue_delete(queue)
+        except ERRORS:  # of a connection that has broken since it was last used
+            delete(self._settings, queue)
+        close(line.connection)
+
+    def _open(self) -> _Line | None:
+        if self._line is None and time.monotonic() >= self._next_try and (self._waiting or self._sent):
+            self._line = _Line(self._settings, self._say, CONNECT_TIMEOUT)
+        return self._line
+
+    def _give_up(self) -> None:
+        """Drop the connection, and keep what it may not have delivered."""
+        if self._line is not None:
+            self._line.connection.collect()
+            self._line = None
+        again = {
+            task_no: Envelope(envelope.body, envelope.headers | {AGAIN: True}, envelope.properties)
+            for task_no, envelope in self._sent.values()
+        }
+        self._waiting = again | self._waiting
+        self._sent.clear()

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar, Final
 
@@ -18,7 +18,7 @@ from openquake.baselib.general import humansize
 from openquake.baselib.parallel import Monitor, Pickled, Result, Starmap
 
 from oq_celery import broker, protocol, spool
-from oq_celery.losses import Losses
+from oq_celery.ledger import Ledger
 from oq_celery.order import Order, Path
 from oq_celery.protocol import Reply, Stored, TaskHeader, TransportError
 from oq_celery.results import Back, ResultQueue
@@ -29,7 +29,10 @@ SCHEME: Final = "celery://"
 # Bytes of results that wait for those of earlier tasks: in memory, and with those in the shared directory.
 MEMORY_LIMIT: Final = 256 * 2**20
 HELD_LIMIT: Final = 8 * 2**30
+# Bytes of an argument that is remembered, to be compared with the next task's.
+COMPARED_LIMIT: Final = 64 * 2**20
 REPORT_SECONDS: Final = 5.0
+AUDIT_SECONDS: Final = 2.0
 MASTER: Final = uuid.uuid4().hex  # this process, for caches that must not outlive it
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,6 @@ class _Task:
     header: TaskHeader
     body: bytes | Stored
     files: list[str]
-    losses: Losses
     sent: bool = False  # or still here, because enough tasks are with the broker
 
 
@@ -74,9 +76,12 @@ class Channel:
         self._settings = settings
         self._limit = settings.max_message_kb * 1024
         self._directory = settings.spool / self.name
-        self._files = spool.References()
-        self._stored: dict[str, Stored] = {}  # large arguments by their checksum
-        self._publisher = broker.Publisher(settings)
+        self._files = spool.References(self._directory)
+        self._stored: dict[str, Stored] = {}  # large arguments by their checksum,
+        self._last: dict[int, tuple[bytes, Stored]] = {}  # and the last one at each place, with its content
+        self._sender = broker.Sender(settings, self._note)
+        self._ledger = Ledger(settings.max_attempts)
+        self._next_audit = 0.0
         self._local: deque[Result] = deque()
         self._tasks: dict[int, _Task] = {}
         # So many tasks are with the broker at once, also of a calculation that submits all of its tasks: otherwise
@@ -122,11 +127,16 @@ class Channel:
         self._local.append(result)
 
     def submit(
-        self, func: Callable[..., Any], args: Sequence[Pickled], task_no: int, monitor: Monitor
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Pickled],
+        task_no: int,
+        monitor: Monitor,
+        inputs: str = "",
     ) -> None:
         """Send one task to the workers."""
         self._open_queue()
-        small = [self._store(arg) for arg in args]
+        small = [self._store(place, arg) for place, arg in enumerate(args)]
         # The files of a subtask's arguments have been retained since the subtask came.
         files = [arg.stored.path for arg in small if isinstance(arg, StoredPickle)]
         self._files.retain(new.stored.path for new, arg in zip(small, args, strict=True) if new is not arg)
@@ -145,10 +155,11 @@ class Channel:
             user=self.user,
             size=sum(map(len, args)),
             versions=protocol.versions(),
+            inputs=inputs,
         )
         self._submitted += 1
-        losses = Losses(self._settings.max_attempts)
-        self._tasks[task_no] = _Task(self._order.submit(args), header, body, files, losses)
+        self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)
+        self._ledger.add(task_no)
         self._backlog.append(task_no)
         self._send_backlog()
 
@@ -161,15 +172,17 @@ class Channel:
         while True:
             while self._local:
                 yield self._local.popleft()
-            match self._open_queue().receive():
+            received = self._open_queue().receive()
+            match received:
                 case Reply(kind="ended") as reply:
                     yield from self._results(reply)
                 case Reply(kind="failed") as reply if reply.task_no in self._tasks:
                     raise TransportError(reply.body.decode())
-                case Reply(kind="started" | "lost" | "unable") as reply if reply.task_no in self._tasks:
-                    self._lose(self._tasks[reply.task_no], reply)
+                case Reply(kind="lost" | "unable") as reply if reply.task_no in self._tasks:
+                    self._lose(reply)
                 case Back() as back:
                     self._back(back)
+            self._look_after()
 
     def close(self, *, in_order: bool) -> None:
         """Give everything up: workers drop the waiting tasks and stop the running ones; files are removed.
@@ -182,14 +195,10 @@ class Channel:
                 return
             self._closed = True
         Channel._open.discard(self)
-        if in_order:
-            if self._queue is not None:
-                self._queue.end(self._publisher.delete)
-            self._publisher.close()
-        else:
-            self._publisher.abandon()
-            if self._queue is not None:
-                self._queue.end(lambda name: broker.delete(self._settings, name))
+        if not in_order:
+            self._sender.close(None)
+        if self._queue is not None:
+            self._queue.end(self._sender.close if in_order else self._delete)
         spool.remove_directory(self._directory)
 
     def report(self) -> None:
@@ -199,7 +208,7 @@ class Channel:
             return
         name = next(iter(tasks.values())).header.name
         progress = protocol.Progress(self.job, self.user, name, self._submitted, len(tasks))
-        spool.write(self._directory / protocol.PROGRESS_FILE, progress.json())
+        spool.replace(self._directory / protocol.PROGRESS_FILE, progress.json())
         if self._closed:  # meanwhile, so this made the directory anew
             spool.remove_directory(self._directory)
 
@@ -207,14 +216,22 @@ class Channel:
         """What can be handed on now that an attempt is complete; nothing if its task was done before."""
         files = [str(self._directory / reply.attempt)] if reply.has_file else []
         self._files.retain(files)
-        task = self._tasks.pop(reply.task_no, None)
-        if task is None:
+        if reply.task_no not in self._tasks:
             log.debug("Dropped attempt %s of task %d: done before", reply.attempt, reply.task_no)
             self._files.release(files)
             return
+        try:
+            *results, ended = self._read(reply)
+        except (OSError, spool.CorruptError) as error:
+            # Before anything is given up for it: another attempt can be had.
+            self._files.release(files)
+            self._lose(replace(reply, kind="unable", body=f"its results cannot be read: {error}".encode()))
+            self._send(reply.task_no, again=True)
+            return
+        task = self._tasks.pop(reply.task_no)
+        self._ledger.remove(reply.task_no)
         self._files.release(task.files)
         self._send_backlog()
-        *results, ended = pickle.loads(spool.read(reply.stored) if reply.stored else reply.body)  # noqa: S301
         for subtask in (result for result in results if result.func is not None):
             self._files.retain(arg.stored.path for arg in subtask.pik if isinstance(arg, StoredPickle))
             self._order.announce(task.path, subtask.pik)
@@ -238,6 +255,9 @@ class Channel:
 
     def _hold_back(self, done: _Done, file_name: str) -> None:
         """Account for results that have to wait; above a limit they wait in a file."""
+        for result in done.results:
+            if isinstance(result.pik, StoredPickle):
+                result.pik.checked = False  # much may happen to a file until then
         in_memory = [result for result in done.results if not isinstance(result.pik, StoredPickle)]
         done.held = sum(len(result.pik) for result in done.results)
         done.in_memory = sum(len(result.pik) for result in in_memory)
@@ -263,42 +283,83 @@ class Channel:
             task.sent and task.path == self._order.first for task in self._tasks.values()
         )
 
-    def _lose(self, task: _Task, reply: Reply) -> None:
+    @staticmethod
+    def _read(reply: Reply) -> list[Result]:
+        """The results of an attempt, all of them readable."""
+        results: list[Result] = pickle.loads(spool.read(reply.stored) if reply.stored else reply.body)  # noqa: S301
+        for result in results:
+            if result.func is None and isinstance(result.pik, StoredPickle):
+                result.pik.check()
+        return results
+
+    def _lose(self, reply: Reply) -> None:
         """Note what has become of an attempt, and give the task up after too many of them."""
-        if reply.kind == "started":
-            task.losses.started(reply.attempt, reply.worker)
-        elif reply.kind == "lost":
-            task.losses.died(reply.attempt, reply.worker, reply.body.decode())
+        header, why = self._tasks[reply.task_no].header, reply.body.decode()
+        losses = self._ledger.losses(reply.task_no)
+        if losses is None:
+            return
+        if reply.kind == "lost":
+            losses.died(reply.message + reply.worker, reply.node, reply.worker, why)
+            log.warning(
+                "A process of worker %s died of task %s, which goes to others: %s", reply.node, header, why
+            )
         else:
-            why = reply.body.decode()
-            task.losses.unable(reply.attempt, reply.worker, why)
+            losses.unable(reply.attempt, reply.worker, why)
             if reply.worker not in self._warned:
                 self._warned.add(reply.worker)
                 log.warning("Worker %s cannot do tasks, which go to others: %s", reply.worker, why)
-        if verdict := task.losses.verdict():
-            size = humansize(task.header.size)
-            raise TransportError(f"Task {task.header} with {size} of arguments {verdict}")
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """End the job if a task cannot be done."""
+        for task_no, verdict in self._ledger.verdicts(self._open_queue().workers):
+            if task := self._tasks.get(task_no):
+                size = humansize(task.header.size)
+                raise TransportError(f"Task {task.header} with {size} of arguments {verdict}")
+
+    def _look_after(self) -> None:
+        """See to the tasks that are with the broker."""
+        if not self._sender.poll():
+            self._open_queue().make_again()
+        now = time.monotonic()
+        if now < self._next_audit:
+            return
+        self._next_audit = now + AUDIT_SECONDS
+        self._give_up()
+        lost = [task_no for task_no in self._ledger.audit(now) if task_no not in self._sender]
+        if lost:
+            log.warning("%d tasks were with nobody any more: sending them again", len(lost))
+        for task_no in lost:
+            self._send(task_no, again=True)
 
     def _back(self, back: Back) -> None:
-        """Go on after a loss of the connection."""
-        for task in self._tasks.values():
-            task.losses.broker_was_away()
+        """Go on after a loss of the connection, or of a queue."""
         if back.lost:
-            sent = [task for task in self._tasks.values() if task.sent]
+            sent = [task_no for task_no, task in self._tasks.items() if task.sent]
             log.warning("The %s was gone: sending %d tasks again", back.lost, len(sent))
-            for task in sent:
-                self._publish(task)
+            for task_no in sent:
+                self._send(task_no, again=True)
 
-    def _store(self, arg: Pickled) -> Pickled:
-        """Replace a large argument by a reference to a file, which tasks with the same argument share."""
+    def _store(self, place: int, arg: Pickled) -> Pickled:
+        """Replace a large argument by a reference to a file, which tasks with the same argument share.
+
+        The engine pickles a shared argument anew for each task. Comparing it with that of the task before, at the same
+        place, takes a tenth of a checksum.
+        """
         if isinstance(arg, StoredPickle) or len(arg) <= self._limit // 4:
             return arg
-        digest = spool.digest(arg.pik)
-        stored = self._stored.get(digest)
+        content, stored = self._last.get(place, (b"", None))
+        if stored is None or content != arg.pik:
+            digest = spool.digest(arg.pik)
+            stored = self._stored.get(digest)
+        else:
+            digest = stored.digest
         if stored is None or stored.path not in self._files:
             # A name of its own each time: an NFS client may remember that there was no file of the old name.
-            stored = spool.write(self._directory / f"arg-{self._submitted}-{digest}", arg.pik)
+            stored = spool.write(self._directory / f"arg-{self._submitted}-{digest}", arg.pik, digest)
             self._stored[digest] = stored
+        if len(arg) <= COMPARED_LIMIT:
+            self._last[place] = arg.pik, stored
         return StoredPickle(arg, stored)
 
     def _send_backlog(self) -> None:
@@ -306,20 +367,27 @@ class Channel:
         while (
             self._backlog and len(self._tasks) - len(self._backlog) < self._window and not self._must_pause()
         ):
-            self._publish(self._tasks[self._backlog.popleft()])
+            self._send(self._backlog.popleft(), again=False)
 
-    def _publish(self, task: _Task) -> None:
+    def _send(self, task_no: int, *, again: bool) -> None:
+        """Hand a task to the broker."""
+        task = self._tasks[task_no]
         task.sent = True
-        body, headers, properties = protocol.celery_task(task.header, task.body)
         priority = protocol.priority(len(self._tasks) - len(self._backlog) - 1)
-        while not self._publisher.publish(
-            self._settings.queue, body, headers, priority=priority, **properties
-        ):
-            self._open_queue().make_again()
+        self._ledger.sent(task_no, priority, time.monotonic())
+        self._sender.put(
+            task_no, protocol.celery_task(task.header, task.body, again=again, priority=priority)
+        )
+
+    def _note(self, text: str) -> None:
+        self._open_queue().note(text)
+
+    def _delete(self, queue: str) -> None:
+        broker.delete(self._settings, queue)
 
     def _open_queue(self) -> ResultQueue:
         if self._queue is None:
-            self._queue = ResultQueue(self._settings, self.name)
+            self._queue = ResultQueue(self._settings, self.name, self._ledger)
             self._queue.start()
             self._queue.wait_ready()
         return self._queue

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import getpass
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -44,6 +46,16 @@ def main() -> None:
     )
     status.add_argument("--json", action="store_true", help="print a JSON object")
     status.set_defaults(run=show_status)
+    follower = commands.add_parser(
+        "follow",
+        help="show the log of a calculation, and go on while it runs",
+        description="Show the log of a calculation from its beginning, and go on until it ends, wherever it was "
+        "started. Ctrl-C ends this command, not the calculation. The status is 0 if the calculation is complete.",
+    )
+    follower.add_argument(
+        "calculation", type=int, nargs="?", default=-1, help="its number (default: -1, the last one of yours)"
+    )
+    follower.set_defaults(run=follow)
     reaper = commands.add_parser(
         "reap",
         help="mark calculations whose process is gone as failed",
@@ -58,6 +70,9 @@ def main() -> None:
 
 def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     """Run the Celery worker in this process."""
+    from oq_celery import inputs
+
+    inputs.make_root(settings)
     concurrency = arguments.concurrency or default_concurrency(settings.memory_per_process_mb)
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
@@ -91,17 +106,44 @@ def show_status(arguments: argparse.Namespace, settings: Settings) -> None:
     print(now.json() if arguments.json else now)
 
 
+def follow(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Print the log of a calculation until it ends."""
+    del settings
+    from openquake.commonlib.logs import dbcmd
+
+    from oq_celery import jobs
+
+    number = arguments.calculation
+    job = dbcmd("get_job", number, getpass.getuser() if number < 0 else None)
+    if job is None:
+        _fail(f"there is no calculation {number}" + (" of yours" if number < 0 else ""))
+    try:
+        for line in jobs.follow(dbcmd, job.id):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    status = dbcmd("get_job", job.id).status
+    print(f"Calculation {job.id} is {status}")
+    sys.exit(status != "complete")
+
+
 def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
     """Mark calculations whose process is gone as failed, and say which."""
-    del arguments, settings
+    del arguments
     import sqlite3
 
     from openquake.commonlib.dbapi import db
 
-    from oq_celery import jobs
+    from oq_celery import inputs, jobs
 
     if not Path(db.path).exists():  # connecting would make one
         _fail(f"there is no database {db.path} yet")
+    try:
+        inputs.sweep(settings)
+    except OSError as error:
+        _fail(
+            f"{error}: the directory must belong to the account of the workers, which runs this command, too"
+        )
     try:
         for line in jobs.reap(db):
             print(line)

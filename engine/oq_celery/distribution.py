@@ -9,7 +9,9 @@ replaced:
 - a `Starmap` keeps the distribution that it began with, whatever other ones choose meanwhile;
 - `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet;
 - `Starmap.submit` opens the channel where upstream binds a ZeroMQ port, for tasks of this process too;
-- `Starmap.share` turns to the processpool, because shared memory ends at the machine;
+- `Starmap._loop`, and what it writes down about each task, write in batches (`bookkeeping.py`);
+- `Starmap.share` turns to the processpool, because shared memory ends at the machine, and so does `Starmap.submit` for
+  tasks with files that workers do not see (`inputs.unseen`);
 - `Starmap.shutdown` closes the channels that an error or an abort left open.
 """
 
@@ -17,11 +19,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+from oq_celery import inputs
 from oq_celery.settings import Settings
 
 CELERY = "celery"
@@ -34,6 +38,7 @@ def extend(parallel: Any, settings: Settings) -> None:
         parallel: the module openquake.baselib.parallel, just imported.
         settings: of the Celery mode.
     """
+    from oq_celery import bookkeeping
     from oq_celery.attempt import Attempt
     from oq_celery.channel import SCHEME, Channel
 
@@ -45,6 +50,7 @@ def extend(parallel: Any, settings: Settings) -> None:
     upstream_init = starmap.init.__func__
     upstream_submit = starmap.submit
     upstream_share = starmap.share
+    upstream_loop = starmap._loop
     upstream_shutdown = starmap.shutdown.__func__
 
     def oq_distribute(task: object = None) -> str:
@@ -75,28 +81,42 @@ def extend(parallel: Any, settings: Settings) -> None:
         self.distribute = starmap.distribute
 
     def submit(self: Any, args: Any, func: Callable[..., Any] | None = None) -> None:
+        first = not hasattr(self, "socket")
+        if first and self.distribute == CELERY and self.num_tasks != 1:
+            path = inputs.unseen(self, args, settings)
+            if path is not None:
+                logging.warning("%s tasks run on the master: workers cannot see %s", self.name, path)
+                use_pool(self)
         on_cluster = oq_distribute() == CELERY and self.distribute in (CELERY, "no")
-        if on_cluster and not hasattr(self, "socket"):
+        if on_cluster and first:
             type(self).running_tasks = self.tasks
             self.socket = Channel(settings, self.calc_id)
             self.monitor.shared = self._shared
             self.monitor.backurl = self.socket.url
         upstream_submit(self, args, func)
 
+    def use_pool(self: Any) -> None:
+        self.distribute = "processpool"
+        type(self).init(self.distribute)
+
     def share(self: Any, **arrays: Any) -> None:
         if self.distribute == CELERY:
-            self.distribute = "processpool"
-            type(self).init(self.distribute)
+            use_pool(self)
         upstream_share(self, **arrays)
+
+    def loop(self: Any) -> Iterator[Any]:
+        with bookkeeping.batched(self.h5) if self.distribute == CELERY else contextlib.nullcontext():
+            yield from upstream_loop(self)
 
     def shutdown(cls: Any) -> None:
         Channel.close_all()
+        bookkeeping.write_all()
         upstream_shutdown(cls)
 
     def celery_submit(self: Any, func: Callable[..., Any], args: Any, monitor: Any) -> None:
         if self.task_no == 0:
             _flush(self.h5)
-        self.socket.submit(func, args, self.task_no, monitor)
+        self.socket.submit(func, args, self.task_no, monitor, inputs.directory())
 
     parallel.submit[CELERY] = celery_submit
     parallel.oq_distribute = oq_distribute
@@ -106,8 +126,11 @@ def extend(parallel: Any, settings: Settings) -> None:
     starmap.init = classmethod(init)
     starmap.submit = submit
     starmap.share = share
+    starmap._loop = loop
     starmap.shutdown = classmethod(shutdown)
+    bookkeeping.extend(parallel)
     atexit.register(Channel.close_all)
+    atexit.register(bookkeeping.write_all)
 
 
 def _flush(h5: Any) -> None:

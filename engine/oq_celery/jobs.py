@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,10 +23,13 @@ import psutil
 # that time; one that is younger has got the number of an earlier process. The database's seconds are whole ones.
 START_SECONDS = 2
 TITLE = "oq-job-"  # upstream's name of a process that computes, with the calculation's number behind it
+UNFINISHED = ("created", "submitted", "executing")
+FOLLOW_SECONDS = 1.0
 
 _RUNNING = """SELECT id, pid, status, strftime('%s', start_time) AS started FROM job
 WHERE status IN ('submitted', 'executing') AND pid > 0 AND host=?x ORDER BY id"""
 _FAIL = "UPDATE job SET ?D WHERE id=?x AND status=?x"
+_NEXT = "SELECT id, timestamp, level, message FROM log WHERE job_id=?x AND id>?x ORDER BY id LIMIT 1000"
 _LOG = "INSERT INTO log (job_id, timestamp, level, process, message) VALUES (?X)"
 
 
@@ -50,6 +55,26 @@ def reap(db: Any) -> list[str]:
                     db(_LOG, (job.id, now, "CRITICAL", "oq-celery reap", line))
                     said.append(line)
     return said
+
+
+def follow(dbcmd: Callable[..., Any], number: int) -> Iterator[str]:
+    """The lines of a calculation's log, those to come, too, until it ends.
+
+    Args:
+        dbcmd: of openquake.commonlib.logs.
+        number: of a calculation.
+    """
+    last = 0
+    while True:
+        # Looked at before the log is: what an ended calculation has said is all there.
+        job = dbcmd("get_job", number)
+        while records := dbcmd(_NEXT, number, last):
+            for record in records:
+                yield f"[{str(record.timestamp)[:19]} #{number} {record.level}] {record.message}"
+                last = record.id
+        if job is None or job.status not in UNFINISHED:
+            return
+        time.sleep(FOLLOW_SECONDS)
 
 
 def _lives(job: Any) -> bool:

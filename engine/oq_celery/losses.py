@@ -12,47 +12,49 @@ LENIENT: Final = 3
 
 @dataclass
 class Losses:
-    """What has become of the attempts at one task, by the name of the attempt: a message may come twice.
+    """What has become of the attempts at one task, each under a name of its own: a message may come twice.
 
     Attributes:
         limit: so many worker processes may die of the task.
     """
 
     limit: int
-    _started: dict[str, str] = field(default_factory=dict)  # the worker that began it
     _died: dict[str, str] = field(default_factory=dict)  # the process that died, and how
+    _nodes: set[str] = field(default_factory=set)  # the workers of these processes
     _unable: dict[str, str] = field(default_factory=dict)  # the worker that could not do it, and why
+    _silent: dict[tuple[str, str], str] = field(default_factory=dict)  # the worker that was heard no more
 
-    def started(self, attempt: str, worker: str) -> None:
-        """Note that a worker has begun."""
-        self._started[attempt] = worker
-
-    def died(self, attempt: str, worker: str, how: str) -> None:
-        """Note that a worker's process has died."""
+    def died(self, attempt: str, node: str, worker: str, how: str) -> None:
+        """Note that a process of the worker `node` has died."""
         self._died[attempt] = f"{worker} ({how})"
+        self._nodes.add(node)
 
     def unable(self, attempt: str, worker: str, why: str) -> None:
         """Note that a worker could not do it, for a reason of its own."""
         self._unable[attempt] = f"{worker} ({why})"
 
-    def broker_was_away(self) -> None:
-        """Forget who began: the broker has given the task to others, which says nothing of the task."""
-        self._started.clear()
+    def silent(self, worker: str, message: str) -> None:
+        """Note that a worker that had begun it was heard no more."""
+        self._silent[worker, message] = worker
 
-    def verdict(self) -> str | None:
+    def verdict(self, workers: int) -> str | None:
         """Why the task is given up; None as long as it is not.
 
-        Most attempts that end without a word are no fault of the task: its worker had to go, or was cut off. If one
-        is, the task takes whole machines along. The last one that began may go on still.
+        Most attempts that end without a word are no fault of the task: its worker had to go, or was cut off. And a
+        worker whose processes die one after the other may be too small for the task.
+
+        Args:
+            workers: how many there are. A task is not given up before it has died on each of them, or on `limit` ones.
         """
-        if len(self._died) >= self.limit:
+        if len(self._died) >= self.limit and len(self._nodes) >= min(self.limit, workers):
             return _text("was lost with a worker", self._died.values(), "Was it out of memory?")
         if len(self._unable) >= LENIENT * self.limit:
-            hint = "See to their shared directory, disks and versions."
-            return _text("met a worker that could not do it", self._unable.values(), hint)
-        silent = [worker for attempt, worker in self._started.items() if attempt not in self._unable][:-1]
-        if len(silent) >= LENIENT * self.limit:
-            return _text("was lost with a worker", silent, "Their workers left without a word.")
+            hint = "Check their shared directory, disks and versions."
+            return _text("was turned down by a worker", self._unable.values(), hint)
+        if len(self._silent) >= LENIENT * self.limit:
+            return _text(
+                "was lost with a worker", self._silent.values(), "Their workers left without a word."
+            )
         return None
 
 

@@ -6,6 +6,8 @@ drops the task.
 
     task queue   --task-->    worker      header: who wants what; body: function, arguments, monitor
     result queue <-started--  worker      an attempt of a task begins
+    result queue <-alive----  worker      what the worker runs of the channel, every two seconds
+    result queue <-asks-----  worker      the message may be a copy: shall it be done?  --Answer--> worker
     result queue <-ended----  worker      the attempt is complete; body: all of its results
     result queue <-lost-----  worker      the process of the attempt has died; the broker delivers the task again
     result queue <-unable---  worker      the worker cannot do it, another one may; the broker delivers it again
@@ -15,26 +17,30 @@ An exception in the task itself is a result as others are, with its traceback.
 
 The results of an attempt travel in one message, so an attempt is either there whole or not there. The broker
 may deliver a task more than once and several attempts of it may end; the master takes the first and drops the
-rest.
+rest. A message that the broker delivers again, or that the master has sent again, says so: its worker asks the
+master, who drops copies of what is done or runs elsewhere (`ledger.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
 import platform
 import socket
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Literal
-
-from openquake.baselib import __version__ as engine_version
 
 from oq_celery import __version__
 
 TASK_NAME = "oq_celery.run"
-Kind = Literal["started", "ended", "lost", "unable", "failed"]
+Kind = Literal["started", "alive", "asks", "ended", "lost", "unable", "failed"]
+# What a master says of a message that may be a copy: do it, drop it, or ask again in a moment.
+Answer = Literal["do", "drop", "wait"]
+# AMQP header of a task's message that repeats another one: its worker asks before it computes.
+AGAIN = "oq_again"
 
 # Seconds that a result queue may be without its master before the workers take it for dead and delete the queue: long
 # enough for a master to come back after a restart of the broker, short enough that its workers are free again soon.
@@ -71,8 +77,12 @@ class Versions:
         return f"engine {self.engine}, oq_celery {self.oq_celery}, Python {self.python}"
 
 
+@functools.cache
 def versions() -> Versions:
     """The versions of this process; of Python's the part that decides what pickles mean."""
+    # Here, so that what needs no engine, such as the ledger, is tested without one.
+    from openquake.baselib import __version__ as engine_version
+
     return Versions(engine_version, __version__, ".".join(platform.python_version_tuple()[:2]))
 
 
@@ -98,6 +108,9 @@ class TaskHeader:
     user: str
     size: int  # of the arguments, in bytes
     versions: Versions
+    inputs: str = (
+        ""  # the directory of the calculation's input files, if workers need one; see `oq_celery.inputs`
+    )
 
     def __str__(self) -> str:
         return f"{self.name} #{self.task_no} of job {self.job} of {self.user}"
@@ -140,13 +153,25 @@ def priority(outstanding: int) -> int:
     return max(0, MAX_PRIORITY - outstanding.bit_length())
 
 
-def celery_task(header: TaskHeader, body: bytes | Stored) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-    """Lay out a task as a message that a Celery worker understands.
+@dataclass(frozen=True)
+class Envelope:
+    """A task as an AMQP message that a Celery worker understands."""
 
-    Celery's message protocol 2: https://docs.celeryq.dev/en/stable/internals/protocol.html
+    body: bytes
+    headers: dict[str, Any]
+    properties: dict[str, Any]
 
-    Returns:
-        The AMQP body, headers and properties.
+
+def celery_task(header: TaskHeader, body: bytes | Stored, *, again: bool, priority: int) -> Envelope:
+    """Lay out a task as Celery's message protocol 2 wants it.
+
+    https://docs.celeryq.dev/en/stable/internals/protocol.html
+
+    Args:
+        header: of the task.
+        body: of the task, or where it is.
+        again: whether the task has been sent before.
+        priority: from 0 to MAX_PRIORITY.
     """
     task_id = uuid.uuid4().hex
     stored = asdict(body) if isinstance(body, Stored) else None
@@ -168,51 +193,83 @@ def celery_task(header: TaskHeader, body: bytes | Stored) -> tuple[bytes, dict[s
         "ignore_result": True,
         "oq_channel": header.channel,
         "oq_task_no": header.task_no,
+        AGAIN: again,
     }
     properties = {
+        "priority": priority,
         "correlation_id": task_id,
         "content_type": "application/x-python-serialize",
         "content_encoding": "binary",
     }
-    return pickle.dumps((args, {}, embed), pickle.HIGHEST_PROTOCOL), headers, properties
+    return Envelope(pickle.dumps((args, {}, embed), pickle.HIGHEST_PROTOCOL), headers, properties)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A worker's message to a channel: what happened to which attempt of which task."""
+    """A worker's message to a channel: what happened to which attempt of which task.
+
+    Attributes:
+        kind: of the message.
+        node: the worker, one name for all of its processes.
+        worker: the process that does the attempt, as `worker_name` has it.
+        message: the Celery id of the task's message, which tells the attempts of one process apart.
+        task_no: of the task; -1 in "alive", which is about several.
+        attempt: the name of the attempt, and of its file; "" where there is none.
+        has_file: the attempt has a file of its own, named after it, in the channel's directory.
+        stored: where the body is, if it is not in the message.
+        body: of the message; of "alive" the running attempts, see `running`.
+    """
 
     kind: Kind
-    task_no: int
-    attempt: str
-    worker: str  # host and process, for people
-    has_file: bool = False  # the attempt has a file of its own, named after it, in the channel's directory
-    stored: Stored | None = None  # where the body is, if it is not in the message
+    node: str
+    worker: str
+    message: str
+    task_no: int = -1
+    attempt: str = ""
+    has_file: bool = False
+    stored: Stored | None = None
     body: bytes = b""
 
     def headers(self) -> dict[str, Any]:
         """All but the body, as AMQP headers."""
         headers = {
             "kind": self.kind,
+            "node": self.node,
+            "worker": self.worker,
+            "message": self.message,
             "task_no": self.task_no,
             "attempt": self.attempt,
-            "worker": self.worker,
             "has_file": self.has_file,
         }
         return headers | ({"stored": asdict(self.stored)} if self.stored else {})
 
     @classmethod
-    def parse(cls, headers: dict[str, Any], body: bytes) -> Reply:
-        """The inverse of `headers`."""
+    def parse(cls, headers: dict[str, Any], body: bytes | str) -> Reply:
+        """The inverse of `headers`; py-amqp gives an empty body as text."""
         stored = headers.get("stored")
         return cls(
-            kind=headers["kind"],
-            task_no=headers["task_no"],
-            attempt=headers["attempt"],
-            worker=headers["worker"],
-            has_file=headers["has_file"],
+            **{key: value for key, value in headers.items() if key != "stored"},
             stored=Stored(**stored) if stored else None,
-            body=body,
+            body=body or b"",  # type: ignore[arg-type]
         )
+
+    def running(self) -> list[Running]:
+        """What an "alive" message lists."""
+        return [Running(*row) for row in json.loads(self.body)]
+
+
+@dataclass(frozen=True)
+class Running:
+    """An attempt that a process of a worker is making: a row of an "alive" message."""
+
+    task_no: int
+    worker: str
+    message: str
+
+
+def running_body(running: list[Running]) -> bytes:
+    """The body of an "alive" message."""
+    return json.dumps([astuple(row) for row in running]).encode()
 
 
 @dataclass(frozen=True)

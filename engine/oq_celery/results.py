@@ -14,12 +14,14 @@ from typing import Final
 import amqp
 
 from oq_celery import broker
+from oq_celery.ledger import Ledger
 from oq_celery.protocol import Reply, TransportError
 from oq_celery.settings import Settings
 
-PREFETCH: Final = 64  # results that the broker sends ahead; each is a message of limited size
 # Bytes of messages that wait for the engine, which may be busy with an earlier one; beyond it the broker keeps them.
 INBOX_LIMIT: Final = 64 * 2**20
+# Results that the broker sends ahead at most; fewer where messages may be large.
+PREFETCH: Final = 64
 POLL_SECONDS: Final = 1.0
 WAITING_FIRST: Final = 3.0  # seconds without a worker until the log says so,
 WAITING_AGAIN: Final = 60.0  # and between repetitions
@@ -38,26 +40,44 @@ class Back:
     lost: str
 
 
+@dataclass(frozen=True)
+class Note:
+    """Something for the log, which the thread does not write itself: a handler of the engine's asks the DbServer."""
+
+    text: str
+
+
 class ResultQueue(threading.Thread):
     """A thread that makes a result queue, consumes from it, and comes back to it after every loss of the
     connection.
 
-    What arrives waits in an inbox. The thread does nothing that may take long, such as looking at the shared
-    directory: it keeps the lease.
+    What arrives waits in an inbox; what is for the ledger alone goes there, and whoever asks gets its answer. The
+    thread does nothing that may take long, such as looking at the shared directory or writing a log: it keeps the
+    lease.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, ledger: Ledger) -> None:
         super().__init__(name=f"oq_celery {name}", daemon=True)
         self._settings = settings
         self._queue = name
-        self._inbox: queue.SimpleQueue[Reply | Back] = queue.SimpleQueue()
+        self._ledger = ledger
+        self._inbox: queue.SimpleQueue[Reply | Back | Note] = queue.SimpleQueue()
+        self._answers: amqp.Connection | None = (
+            None  # not the one of the lease: an alarm blocks those that publish
+        )
         self._received = self._taken = 0  # bytes that came into the inbox, and that left it
         self._unacknowledged: list[amqp.Message] = []
         self._error: TransportError | None = None  # for which the thread has ended
         self._ready = threading.Event()
         self._ended = False
         self._task_queue: tuple[int, int] | None = None  # tasks waiting, and workers
+        self._most_workers: tuple[float, int] = (0.0, 0)  # of the last minute, and when they were seen
         self._say_waiting: float | None = None  # monotonic time of the next message that there is no worker
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are, also those that take nothing at the moment: the most of the last minute."""
+        return self._most_workers[1]
 
     def wait_ready(self) -> None:
         """Wait until this queue and the task queue exist.
@@ -73,22 +93,31 @@ class ResultQueue(threading.Thread):
         self._ready.clear()
         self.wait_ready()
 
-    def receive(self) -> Reply | Back:
-        """Wait for the next message, and say so in the log while there is no worker.
+    def note(self, text: str) -> None:
+        """Have something written to the log by whoever receives."""
+        self._inbox.put(Note(text))
+
+    def receive(self) -> Reply | Back | None:
+        """Wait for the next message, and write to the log what is to be said.
+
+        Returns:
+            None when nothing came for a second.
 
         Raises:
             TransportError: if the broker refuses the connection.
         """
-        while True:
-            try:
-                item = self._inbox.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                self._check()
-                self._log_waiting()
-                continue
-            if isinstance(item, Reply):
-                self._taken += len(item.body)
-            return item
+        try:
+            item = self._inbox.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            self._check()
+            self._log_waiting()
+            return None
+        if isinstance(item, Note):
+            log.warning("%s", item.text)
+            return None
+        if isinstance(item, Reply):
+            self._taken += len(item.body)
+        return item
 
     def end(self, delete: Callable[[str], None]) -> None:
         """Delete the queue, which wakes the thread, and wait for its end."""
@@ -101,7 +130,6 @@ class ResultQueue(threading.Thread):
         try:
             self._hold()
         except Exception as error:
-            log.debug("The thread of %s has ended", self._queue, exc_info=True)
             text = f"The connection to RabbitMQ at {self._settings.host} has failed: {error!r}"
             self._error = error if isinstance(error, TransportError) else TransportError(text)
 
@@ -118,9 +146,14 @@ class ResultQueue(threading.Thread):
                 broker.declare_tasks(channel, self._settings.queue)
                 if lost or not held:
                     broker.declare_results(channel, self._queue)
-                channel.basic_qos(0, PREFETCH, False)
+                    if self._ended:  # meanwhile, so this made it after its deletion
+                        broker.delete(self._settings, self._queue)
+                        return
+                largest = self._settings.max_message_kb * 1024
+                channel.basic_qos(0, max(1, min(PREFETCH, INBOX_LIMIT // largest)), False)
                 self._unacknowledged.clear()  # the broker sends them again
                 channel.basic_consume(self._queue, callback=self._take)  # an error if it has gone since
+                self._ledger.connected(time.monotonic())
                 if held:
                     self._inbox.put(Back(lost))
                 held, warned, lost = True, False, ""
@@ -132,11 +165,13 @@ class ResultQueue(threading.Thread):
                     text = f"RabbitMQ at {self._settings.host} refuses oq_celery: {error}"
                     raise TransportError(text) from error
                 if not warned:
-                    broker.log_retry(self._settings, error)
+                    self.note(broker.retry_text(self._settings, error))
                     warned = True
                 time.sleep(broker.RETRY_SECONDS)
             finally:
                 broker.close(connection)
+                broker.close(self._answers)
+                self._answers = None
 
     def _missing(self, connection: amqp.Connection) -> str:
         """Which queue has gone, in words."""
@@ -154,9 +189,12 @@ class ResultQueue(threading.Thread):
         second = 0.0
         while not self._ended:
             if not self._ready.is_set():
+                missing = broker.depth(connection, self._settings.queue) is None
                 channel = connection.channel()
                 broker.declare_tasks(channel, self._settings.queue)
                 channel.close()
+                if missing:  # with the tasks that waited in it
+                    self._inbox.put(Back("task queue"))
                 self._ready.set()
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(timeout=POLL_SECONDS)
@@ -165,15 +203,40 @@ class ResultQueue(threading.Thread):
             if time.monotonic() >= second:
                 second = time.monotonic() + POLL_SECONDS
                 self._task_queue = broker.depth(connection, self._settings.queue)
-                if self._task_queue is None:  # somebody has deleted it, and the tasks that waited in it
+                if self._task_queue is None:  # somebody has deleted it
                     self._ready.clear()
-                    self._inbox.put(Back("task queue"))
+                else:
+                    self._count(*self._task_queue)
+
+    def _count(self, waiting: int, workers: int) -> None:
+        now = time.monotonic()
+        self._ledger.looked(waiting, now)
+        when, most = self._most_workers
+        if workers >= most or now - when > 60:
+            self._most_workers = now, workers
 
     def _take(self, message: amqp.Message) -> None:
-        self._received += len(message.body)
-        self._inbox.put(Reply.parse(message.headers, message.body))
+        reply = Reply.parse(message.headers, message.body)
+        now = time.monotonic()
+        self._ledger.heard(reply, now)
+        if reply.kind == "asks":
+            self._answer(self._ledger.answer(reply, now), message.properties["reply_to"])
+        elif reply.kind not in ("started", "alive"):
+            self._received += len(reply.body)
+            self._inbox.put(reply)
         self._unacknowledged.append(message)
         self._acknowledge()
+
+    def _answer(self, answer: str, reply_to: str) -> None:
+        """Tell a worker what to do; it asks again when no answer comes."""
+        try:
+            if self._answers is None:
+                seconds = broker.ANSWER_TIMEOUT
+                self._answers = broker.connect(self._settings, read_timeout=seconds, write_timeout=seconds)
+            self._answers.channel(1).basic_publish(amqp.Message(answer), routing_key=reply_to)
+        except broker.ERRORS:
+            broker.close(self._answers)
+            self._answers = None
 
     def _acknowledge(self) -> None:
         """Let the broker send more, unless too much waits for the engine."""

@@ -2,122 +2,144 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import amqp
 
 from oq_celery import broker, spool
-from oq_celery.protocol import CHANNEL_PREFIX, LEASE_SECONDS
+from oq_celery.clock import Clock
+from oq_celery.protocol import CHANNEL_PREFIX, LEASE_SECONDS, Reply, Running, running_body, worker_name
 from oq_celery.settings import Settings
 
-WATCH_SECONDS = 2.0
-SWEEP_SECONDS = 30.0
+WATCH_SECONDS: Final = 2.0
+SWEEP_SECONDS: Final = 30.0
 # How long a channel's files stay when its queue has gone: a master that comes back to the broker late, or to a broker
 # that has lost its data, sends its tasks again and needs them.
-FILES_SECONDS = 600.0
+FILES_SECONDS: Final = 600.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Running:
+class Work:
     """A task that a process of this worker is doing."""
 
     channel: str
-    task_id: str
+    task_no: int
+    message: str  # the Celery id of the task's message
     pid: int
 
 
-class Clock:
-    """Since when something is so, as far as every look has found it so.
+class Repeated(threading.Thread):
+    """Does something again and again on a connection of its own, whatever goes wrong."""
 
-    A look that comes late says nothing of the time before it.
-    """
-
-    def __init__(self, longest_gap: float) -> None:
-        self._longest_gap = longest_gap
-        self._seen: dict[str, tuple[float, float]] = {}  # monotonic times of the first and the last look
-
-    def seconds(self, name: str, is_so: bool) -> float:
-        """Note what a look has found, and say for how long it has been so: 0 when it is not."""
-        now = time.monotonic()
-        first, last = self._seen.pop(name, (now, now))
-        if not is_so:
-            return 0.0
-        first = first if now - last <= self._longest_gap else now
-        self._seen[name] = first, now
-        return now - first
-
-
-class Watch(threading.Thread):
-    """Stops the tasks of channels that have lost their master, and removes the channels' queues and files."""
-
-    def __init__(self, settings: Settings, running: Callable[[], list[Running]]) -> None:
-        super().__init__(name="oq_celery watch", daemon=True)
+    def __init__(self, name: str, settings: Settings, seconds: float) -> None:
+        super().__init__(name=f"oq_celery {name}", daemon=True)
         self._settings = settings
-        self._running = running
-        self._alone = Clock(3 * WATCH_SECONDS)  # result queues from which nobody consumes
-        self._idle_alone = Clock(2 * SWEEP_SECONDS)  # the same of channels of which nothing runs here
-        self._gone = Clock(2 * SWEEP_SECONDS)  # directories without a queue
+        self._seconds = seconds
+
+    def look(self, connection: amqp.Connection) -> None:
+        """Do it once."""
+        raise NotImplementedError
 
     def run(self) -> None:
-        """Look again and again, on a connection of its own."""
+        """Go on for ever."""
         connection: amqp.Connection | None = None
-        swept = time.monotonic()
         while True:
-            time.sleep(WATCH_SECONDS)
+            time.sleep(self._seconds)
             try:
                 connection = connection or broker.connect(
                     self._settings, read_timeout=broker.CONNECT_TIMEOUT, write_timeout=broker.CONNECT_TIMEOUT
                 )
-                self.stop_unwanted(connection)
-                if time.monotonic() - swept > SWEEP_SECONDS:
-                    self.sweep(connection)
-                    swept = time.monotonic()
+                self.look(connection)
             except broker.ERRORS as error:
-                log.debug("watch: %s", error)
-                broker.close(connection)
+                log.debug("%s: %s", self.name, error)
+                if connection is not None:
+                    connection.collect()  # an alarm may keep the broker from listening
                 connection = None
             except Exception:  # nobody else would look
-                log.exception("watch")
+                log.exception("%s", self.name)
 
-    def stop_unwanted(self, connection: amqp.Connection) -> None:
-        """Kill the processes whose tasks nobody waits for."""
-        channels = {task.channel for task in self._running()}
-        ended = {name for name in channels if self._has_ended(connection, name, self._alone)}
-        # Asked again, for a process may have gone on to another task.
-        for task in self._running() if ended else []:
-            if task.channel in ended:
-                log.warning("Stopping task %s: nobody waits for it", task.task_id)
-                # Celery starts another process and gives the task back; the next to get it drops it.
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(task.pid, signal.SIGKILL)
 
-    def sweep(self, connection: amqp.Connection) -> None:
-        """Remove the queues and files of lost masters, also those of which no task runs."""
-        directory = self._settings.spool
-        for path in list(directory.glob(f"{CHANNEL_PREFIX}*")):
-            ended = self._has_ended(connection, path.name, self._idle_alone)
+class Watch(Repeated):
+    """Tells the masters what runs here, and stops the tasks of those that are lost."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        node: str,
+        running: Callable[[], list[Work]],
+        stop: Callable[[Work], None],
+    ) -> None:
+        """Begin with `start`.
+
+        Args:
+            settings: of the Celery mode.
+            node: the name of this worker.
+            running: says what the processes do now.
+            stop: kills the process that does a task, if it does it still.
+        """
+        super().__init__("watch", settings, WATCH_SECONDS)
+        self._node = node
+        self._running = running
+        self._stop = stop
+        self._alone = Clock(3 * WATCH_SECONDS)  # result queues from which nobody consumes
+
+    def look(self, connection: amqp.Connection) -> None:
+        """Look at the channels of which something runs here."""
+        channels: dict[str, list[Work]] = defaultdict(list)
+        for work in self._running():
+            channels[work.channel].append(work)
+        for channel, works in channels.items():
+            if has_ended(connection, channel, self._alone):
+                for work in works:
+                    log.warning("Stopping task %s: nobody waits for it", work.message)
+                    self._stop(work)
+            else:
+                self._report(connection, channel, works)
+
+    def _report(self, connection: amqp.Connection, channel: str, works: list[Work]) -> None:
+        rows = [Running(work.task_no, worker_name(work.pid), work.message) for work in works]
+        reply = Reply("alive", self._node, worker_name(), "", body=running_body(rows))
+        message = amqp.Message(reply.body, application_headers=reply.headers(), delivery_mode=1)
+        connection.channel(1).basic_publish(message, routing_key=channel)
+
+
+class Sweep(Repeated):
+    """Removes the queues and files of lost masters, also those of which no task runs.
+
+    Apart from the watch, since a shared directory that does not answer holds it up.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("sweep", settings, SWEEP_SECONDS)
+        self._idle_alone = Clock(4 * SWEEP_SECONDS)
+        # The sweep of a slow directory takes its time, which brings no queue back.
+        self._gone = Clock(20 * SWEEP_SECONDS)  # directories without a queue
+
+    def look(self, connection: amqp.Connection) -> None:
+        """Look at every channel that has a directory."""
+        for path in list(self._settings.spool.glob(f"{CHANNEL_PREFIX}*")):
+            ended = has_ended(connection, path.name, self._idle_alone)
             if self._gone.seconds(path.name, ended) >= FILES_SECONDS:
                 log.warning("Removing what a lost master left in %s", path)
                 spool.remove_directory(path)
 
-    @staticmethod
-    def _has_ended(connection: amqp.Connection, channel: str, alone: Clock) -> bool:
-        """Whether a channel has lost its master: its queue is gone, or nobody has consumed from it for the lease.
 
-        In that case the queue is deleted, so that whoever gets another task of the channel drops it.
-        """
-        state = broker.depth(connection, channel)
-        is_alone = state is not None and state[1] == 0
-        seconds = alone.seconds(channel, is_alone)
-        if not is_alone:
-            return state is None
-        return seconds >= LEASE_SECONDS and broker.delete_unused(connection, channel)
+def has_ended(connection: amqp.Connection, channel: str, alone: Clock) -> bool:
+    """Whether a channel has lost its master: its queue is gone, or nobody has consumed from it for the lease.
+
+    In that case the queue is deleted, so that whoever gets another task of the channel drops it.
+    """
+    state = broker.depth(connection, channel)
+    is_alone = state is not None and state[1] == 0
+    seconds = alone.seconds(channel, is_alone)
+    if not is_alone:
+        return state is None
+    return seconds >= LEASE_SECONDS and broker.delete_unused(connection, channel)

@@ -6,12 +6,14 @@ one copy in memory; it also keeps the connection to the broker alive while they 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from typing import Any
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
 
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
+import psutil
 from billiard.einfo import ExceptionWithTraceback
 from celery import signals
 from celery.exceptions import Reject, WorkerLostError
@@ -34,22 +37,28 @@ from oq_celery import protocol, settings
 from oq_celery.attempt import Attempt, UnableError
 from oq_celery.broker import Publisher
 from oq_celery.notify import notify
-from oq_celery.protocol import Reply, Stored, TaskHeader
-from oq_celery.watch import Running, Watch
+from oq_celery.protocol import AGAIN, Reply, Stored, TaskHeader
+from oq_celery.valve import ValveStep, valve
+from oq_celery.watch import Sweep, Watch, Work
 
 SETTINGS = settings.load(config)
 
 app = application.make(SETTINGS)
+app.steps["consumer"].add(ValveStep)
 _publisher = Publisher(SETTINGS)
-_job: tuple[str, int] | None = None  # the master and the calculation whose task this process did last
+_masters: dict[int, str] = {}  # of the calculations whose tasks this process did last
+JOBS = 3  # that a process remembers
 DONE_TASKS = 4096  # that a worker remembers
 # Their numbers, 64 bits of their ids, each at a place that follows from it: memory that all processes share without a
 # lock, which a process that is killed would keep.
 _done = multiprocessing.RawArray(ctypes.c_uint64, DONE_TASKS)
+# The same number of the task that a process does now, at a place that follows from the process's number.
+_doing = multiprocessing.RawArray(ctypes.c_uint64, DONE_TASKS)
 # The pause of a process that cannot do a task, so that another worker takes it; twice as long with every further one.
 PAUSE_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
 _unable = 0  # tasks in a row that this process could not do
+_stopped: set[str] = set()  # ids of the tasks whose processes this worker has killed
 
 log = logging.getLogger(__name__)
 
@@ -61,24 +70,36 @@ class TaskRequest(Request):  # type: ignore[misc]
         """Tell the master of a process that died; Celery gives its task back to the broker."""
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
-        if isinstance(
-            error, WorkerLostError | SystemExit
-        ):  # the latter: the task has ended its process itself
-            # In a thread, for the broker may be away, and this process has its heartbeats to send.
-            headers = self.message.headers
-            arguments = (headers["oq_channel"], headers["oq_task_no"], self.worker_pid, str(error))
-            threading.Thread(target=_report_death, args=arguments, daemon=True).start()
-        super().on_failure(exc_info, *args, **options)
+        try:
+            # SystemExit: the task has ended its process itself.
+            if isinstance(error, WorkerLostError | SystemExit) and self.id not in _stopped:
+                valve.note_death(out_of_memory=f"signal {int(signal.SIGKILL)}" in str(error))
+                # In a thread, for the broker may be away, and this process has its heartbeats to send.
+                threading.Thread(target=_report_death, args=(self, str(error)), daemon=True).start()
+            _stopped.discard(self.id)
+        finally:
+            super().on_failure(exc_info, *args, **options)
 
 
-def _report_death(channel: str, task_no: int, pid: int, reason: str) -> None:
-    reply = Reply("lost", task_no, uuid.uuid4().hex, protocol.worker_name(pid), body=reason.encode())
+def _report_death(request: TaskRequest, reason: str) -> None:
+    headers = request.message.headers
+    memory = psutil.virtual_memory().total / 2**30
+    reply = Reply(
+        "lost",
+        request.hostname,
+        protocol.worker_name(request.worker_pid),
+        request.id,
+        headers["oq_task_no"],
+        body=f"{reason}; the worker has {memory:.1f} GB for {valve.processes} processes".encode(),
+    )
     publisher = Publisher(SETTINGS)
-    publisher.publish(channel, reply.body, reply.headers())
+    publisher.publish(headers["oq_channel"], reply.body, reply.headers())
     publisher.close()
 
 
-@app.task(name=protocol.TASK_NAME, Request=TaskRequest, bind=True)  # type: ignore[untyped-decorator]
+@app.task(  # type: ignore[untyped-decorator]
+    name=protocol.TASK_NAME, Request=TaskRequest, Strategy="oq_celery.valve:strategy", bind=True
+)
 def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: bytes | None) -> None:
     """Do one task of a channel; see `oq_celery.protocol`.
 
@@ -87,18 +108,22 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
             wait for ever.
     """
     global _unable
-    number = int(self.request.id[:16], 16)
+    number = _number(self.request.id)
     if _done[number % DONE_TASKS] == number:
         # Done, dropped or failed: its acknowledgement was lost with a connection.
         log.info("Task %s was done here already", self.request.id)
         return
     try:
         if theirs := protocol.foreign(header):
-            _refuse(header, theirs)
+            _refuse(self.request, header, theirs)
             return
         parsed = TaskHeader.parse(header)
         _forget_other_jobs(parsed)
-        Attempt(SETTINGS, _publisher, parsed).run(Stored(**stored) if stored else body or b"")
+        _doing[os.getpid() % DONE_TASKS] = number
+        may_be_copy = self.request.delivery_info["redelivered"] or self.request.get(AGAIN)
+        Attempt(SETTINGS, _publisher, parsed, self.request.hostname, self.request.id).run(
+            Stored(**stored) if stored else body or b"", may_be_copy=bool(may_be_copy)
+        )
         _done[number % DONE_TASKS] = number
         _unable = 0
     except Exception as error:
@@ -107,34 +132,46 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
         time.sleep(min(PAUSE_SECONDS * 2**_unable, LONGEST_PAUSE_SECONDS))
         _unable += 1
         raise Reject(str(error), requeue=True) from error
+    finally:
+        _doing[os.getpid() % DONE_TASKS] = 0
 
 
-def _refuse(header: dict[str, Any], theirs: str) -> None:
+def _number(task_id: str) -> int:
+    return int(task_id[:16], 16)
+
+
+def _refuse(request: Any, header: dict[str, Any], theirs: str) -> None:
     """Leave a task to a worker of the master's versions; without a master it is dropped."""
     text = f"it has {protocol.versions()}, but the master has {theirs}"
     name = protocol.worker_name()
-    reply = Reply("unable", header["task_no"], uuid.uuid4().hex, name, body=text.encode())
+    attempt = uuid.uuid4().hex
+    reply = Reply(
+        "unable", request.hostname, name, request.id, header["task_no"], attempt, body=text.encode()
+    )
     if _publisher.publish(header["channel"], reply.body, reply.headers()):
         raise UnableError(text)
     log.info("Dropped a task of %s: nobody waits for it", header["channel"])
 
 
 def _forget_other_jobs(header: TaskHeader) -> None:
-    """Empty those of the engine's caches that know calculations by their files, when the process turns to another job.
+    """Empty those of the engine's caches that know calculations by their files, when they may be wrong or too large.
 
     Upstream's processes live for one job. These do not, and what they remember by the path of a calculation's
-    file would be wrong for another calculation under the same number, as there is one after a new database.
+    file would be wrong for another calculation under the same number, as there is one after a new database. Jobs that
+    take turns keep theirs.
     """
-    global _job
-    job = (header.master, header.job)
-    if job != _job:
-        _job = job
+    known = _masters.get(header.job)
+    if known == header.master:
+        return
+    if known is not None or len(_masters) >= JOBS:
+        _masters.clear()
         multi_fault.SECTIONS.clear()
         for name, module in list(sys.modules.items()):
             if name.startswith("openquake."):
                 for value in list(vars(module).values()):
                     if isinstance(value, functools._lru_cache_wrapper):
                         value.cache_clear()
+    _masters[header.job] = header.master
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -151,19 +188,37 @@ def _after_the_fork(**_: Any) -> None:
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
-def _consuming(**_: Any) -> None:
+def _consuming(sender: Any, **_: Any) -> None:
     notify("READY=1")
-    Watch(SETTINGS, _running).start()
+    Watch(SETTINGS, sender.hostname, _running, _stop).start()
+    Sweep(SETTINGS).start()
 
 
-def _running() -> list[Running]:
+def _running() -> list[Work]:
     """The tasks under way, as Celery's main process knows them."""
     try:
         requests = list(state.active_requests)
     except RuntimeError:  # it changed while it was copied, for this is called from another thread: next time
         return []
     return [
-        Running(request.message.headers["oq_channel"], request.id, request.worker_pid)
+        Work(
+            request.message.headers["oq_channel"],
+            request.message.headers["oq_task_no"],
+            request.id,
+            request.worker_pid,
+        )
         for request in requests
         if request.worker_pid
     ]
+
+
+def _stop(work: Work) -> None:
+    """Kill the process that does a task; Celery starts another one, and gives the task back to the broker."""
+    with contextlib.suppress(ProcessLookupError):
+        handle = os.pidfd_open(work.pid)  # before it is asked what it does: the number may become another's
+        try:
+            if _doing[work.pid % DONE_TASKS] == _number(work.message):
+                _stopped.add(work.message)
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)

@@ -1,9 +1,12 @@
-"""Clusters that the lab's tests share: each boots once per module, under a name of its own."""
+"""Clusters that the lab's tests share: each boots once per module, under a name that only this run has."""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -13,22 +16,50 @@ from lab.host import Paths
 from lab.plan import make_plan, record, small_config
 
 OWN_IMAGE = "ami-0123456789abcdef0"
+NAMES = ("oqlabtest", *(f"oqlabtest{number}" for number in range(2, 9)))
 
 
-def _paths() -> Paths:
-    return Paths("oqlabtest", host.lab_paths().cache)
+def _paths(name: str) -> Paths:
+    return Paths(name, host.lab_paths().cache)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("lab")]
-    if marked and (lacks := host.missing(_paths())):
+    if marked and (lacks := host.missing(_paths(NAMES[0]))):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"missing here: {', '.join(lacks)}"))
 
 
 @pytest.fixture(scope="session")
-def paths() -> Paths:
-    return _paths()
+def paths() -> Iterator[Paths]:
+    with own_name() as name:
+        yield _paths(name)
+
+
+@contextmanager
+def own_name() -> Iterator[str]:
+    """The name of a lab that no other run of tests uses while the block lasts.
+
+    The name's lock goes with the run, so a run that was killed leaves its name free and perhaps its lab: what is found
+    of such labs is removed.
+    """
+    own: tuple[str, IO[str]] | None = None
+    for name in NAMES:
+        lock = Path("/run", f"{name}.lock").open("w")  # noqa: SIM115  held as long as the block
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        teardown.remove(_paths(name))
+        if own is None:
+            own = name, lock
+        else:
+            lock.close()
+    if own is None:
+        pytest.fail(f"{len(NAMES)} runs of the lab's tests are going on already")
+    with own[1]:
+        yield own[0]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ ENGINE = ROOT / ".venv-engine"
 QA_TESTS = next(ENGINE.glob("lib/python3*/site-packages/openquake/qa_tests_data"), Path("no engine"))
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+NODES_CONFIGURATION = ROOT / "cloud-init/etc/rabbitmq.conf"
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
 DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
@@ -52,8 +53,16 @@ def wait_until(condition: Any, what: str, deadline: float = DEADLINE) -> None:
 def run(
     command: Sequence[str | Path], env: dict[str, str], *, check: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(command, env=env, check=check, capture_output=True, text=True, timeout=DEADLINE)
+    """Run a command to its end, without the terminal of the tests, which a calculation would outlive."""
+    return subprocess.run(
+        command,
+        env=env,
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        start_new_session=True,
+    )
 
 
 class Process:
@@ -96,22 +105,34 @@ class Process:
 
 
 class Broker:
-    """A RabbitMQ server of its own: data, node name and ports."""
+    """A RabbitMQ server of its own: data, node name and ports; its limits are those of the nodes' broker."""
 
-    def __init__(self, directory: Path) -> None:
+    # Where the server sees its directory when it runs in an image.
+    _MOUNTED = Path("/mnt")
+
+    def __init__(self, directory: Path, image: Path | None = None) -> None:
+        """Prepare a server, which `start` starts.
+
+        Args:
+            directory: for its data and logs; does not exist yet.
+            image: the root file system that has the server; None: this machine's own. An image needs root.
+        """
         self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
-        self._directory = directory
+        self._outside, self.image = directory, image
         directory.mkdir()
         (directory / "rabbitmq.conf").write_text(
-            f"default_user = {USER}\ndefault_pass = {PASSWORD}\ndefault_vhost = {VHOST}\n"
+            f"default_user = {USER}\ndefault_pass = {PASSWORD}\ndefault_vhost = {VHOST}\n" + _nodes_limits()
         )
         (directory / "plugins").write_text("[].")
+        directory = self._MOUNTED if image else directory
         self._env = os.environ | {
             "HOME": str(directory),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"oqlab{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            # The schedulers of an idle Erlang otherwise keep a core busy, looking for work.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_MNESIA_BASE": str(directory / "data"),
@@ -122,12 +143,24 @@ class Broker:
         }
         # Started here and not by RabbitMQ, whose epmd would outlive it.
         epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-        self._epmd = Process(epmd, directory / "epmd.log", self._env)
+        self._epmd = Process(self._command(epmd), self._outside / "epmd.log", self._env)
         self._server: Process | None = None
 
+    def _command(self, command: Sequence[str | Path]) -> list[str | Path]:
+        """The command as this broker's system runs it."""
+        if self.image is None:
+            return list(command)
+        # In a mount namespace of its own, so that nothing has to be unmounted and the image stays as it is.
+        mounts = (
+            'mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" && mount --bind "$2" "$1$3" &&'
+            ' mount -t tmpfs tmpfs "$1/tmp" && root=$1 && shift 3 && exec chroot "$root" "$@"'
+        )
+        inside = ["sh", "-ec", mounts, "sh", self.image, self._outside, self._MOUNTED, *command]
+        return ["unshare", "--mount", "--", *inside]
+
     def start(self) -> None:
-        self._server = Process([RABBITMQ], self._directory / "server.log", self._env)
-        wait_until(self._answers, "RabbitMQ to listen", 60)
+        self._server = Process(self._command([RABBITMQ]), self._outside / "server.log", self._env)
+        wait_until(self._answers, "RabbitMQ to listen", 120)
 
     @property
     def pid(self) -> int:
@@ -148,7 +181,11 @@ class Broker:
 
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl."""
-        return run([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments], self._env, check=True).stdout
+        command = self._command([RABBITMQ.with_name("rabbitmqctl"), "--quiet", *arguments])
+        return run(command, self._env, check=True).stdout
+
+    def version(self) -> str:
+        return self.control("version").strip()
 
     def result_queues(self) -> list[str]:
         """The result queues that there are, of all clusters."""
@@ -160,7 +197,14 @@ class Broker:
 
     def depth(self, queue: str) -> int:
         """The number of tasks in a queue, waiting or with a worker."""
-        lines = self.control("list_queues", "-p", VHOST, "name", "messages").splitlines()
+        return self._count("messages", queue)
+
+    def waiting(self, queue: str) -> int:
+        """The number of tasks in a queue that no worker has."""
+        return self._count("messages_ready", queue)
+
+    def _count(self, what: str, queue: str) -> int:
+        lines = self.control("list_queues", "-p", VHOST, "name", what).splitlines()
         return next(int(line.split()[1]) for line in lines if line.split()[0] == queue)
 
     def close_connections(self) -> None:
@@ -170,6 +214,13 @@ class Broker:
     def _answers(self) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def _nodes_limits() -> str:
+    """The nodes' configuration without what is about a machine: addresses, users, logs, the size of its disk."""
+    local = ("listeners.", "load_definitions", "log.", "disk_free_limit.")
+    lines = NODES_CONFIGURATION.read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith(local)) + "\n"
 
 
 @dataclass
@@ -193,10 +244,9 @@ class Cluster:
             changes: values of openquake.cfg by "section.key".
         """
         self.directory = directory
-        self.data = directory / "data"
-        self.data.mkdir(parents=True)
         self.shared = directory / "shared"
-        self.shared.mkdir()
+        self.data = self.shared / "data"
+        self.data.mkdir(parents=True)
         self.queue = directory.name
         self.processes: list[Process] = []
         values = {
@@ -227,19 +277,24 @@ class Cluster:
             "CI": "1",  # the engine does not ask its makers for news
         }
 
-    def worker(self, name: str, processes: int = 1, *, changed: str = "") -> Process:
+    def worker(
+        self, name: str, processes: int = 1, *, changed: str = "", prefix: Sequence[str] = ()
+    ) -> Process:
         """Start a worker and wait until it takes tasks.
 
         Args:
             name: of the worker.
             processes: how many tasks it does at once.
             changed: Python that runs in it first, to shorten its delays or to break it.
+            prefix: a command that starts it.
         """
-        worker = self._launch(name, processes, changed)
+        worker = self._launch(name, processes, changed, prefix)
         self._wait_ready(worker)
         return worker
 
-    def _launch(self, name: str, processes: int = 1, changed: str = "") -> Process:
+    def _launch(
+        self, name: str, processes: int = 1, changed: str = "", prefix: Sequence[str] = ()
+    ) -> Process:
         command: list[str | Path] = [ENGINE / "bin/oq-celery"]
         if changed:
             command = [
@@ -248,7 +303,7 @@ class Cluster:
                 f"from openquake.baselib import parallel\n{changed}\nfrom oq_celery.cli import main\nmain()",
             ]
         command += ["worker", f"--concurrency={processes}", f"--name={name}"]
-        worker = Process(command, self.directory / f"{name}.log", self.env)
+        worker = Process([*prefix, *command], self.directory / f"{name}.log", self.env)
         self.processes.append(worker)
         return worker
 
@@ -319,6 +374,12 @@ def qa_job(case: str, directory: Path) -> Path:
     """Copy one of the engine's own test calculations, where the engine may write beside it; its job file."""
     source = QA_TESTS / case
     return shutil.copytree(source, directory / "job") / "job.ini"
+
+
+def hiding(directory: Path) -> list[str]:
+    """The start of a command that cannot see a directory, as workers cannot see the master's homes; for root only."""
+    hide = 'mount -t tmpfs none "$0" && exec "$@"'
+    return ["unshare", "--mount", "--propagation=private", "sh", "-c", hide, str(directory)]
 
 
 def differences(one: Path, other: Path, env: dict[str, str]) -> dict[str, Any]:

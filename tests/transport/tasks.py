@@ -24,6 +24,14 @@ def fail(numbers: list[int], monitor: Any) -> dict[int, int]:
     raise ValueError(f"cannot square {numbers}")
 
 
+def tree(depth: int, monitor: Any) -> Iterator[Any]:
+    """A result, and a subtask down to depth 1."""
+    with monitor("grow"):
+        yield {depth: 1}
+    if depth > 1:
+        yield tree, depth - 1
+
+
 def shared_sum(power: int, monitor: Any) -> dict[int, int]:
     with monitor.shared["numbers"] as numbers:
         return {power: int((numbers**power).sum())}
@@ -76,6 +84,12 @@ def stream(number: int, directory: str, ballast: bytes, monitor: Any) -> Iterato
             yield square, [number]
         if moment != moments[2]:
             yield {(number, moment): 1}
+
+
+def held(number: int, directory: str, data: bytes, monitor: Any) -> dict[int, int]:
+    """Say which task runs, and be held there while the test wants it to."""
+    pause(directory, f"task {number}")
+    return {number: len(data)}
 
 
 def die(number: int, directory: str, monitor: Any) -> dict[int, int]:

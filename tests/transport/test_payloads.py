@@ -17,8 +17,8 @@ DAMAGE = """
 import openquake.baselib.parallel  # brings oq_celery in
 from oq_celery import spool
 append = spool.Writer.append
-def damaged(self, data):
-    stored = append(self, data)
+def damaged(self, *args):
+    stored = append(self, *args)
     self._file.seek(1000)
     self._file.write(b"damage")
     return stored
@@ -70,8 +70,8 @@ def test_an_argument_that_tasks_share_is_written_once(cluster: Cluster) -> None:
         import tasks
         written = []
         from oq_celery import spool
-        rename = Path.rename
-        Path.rename = lambda self, target: (written.append(target.name), rename(self, target))[1]
+        write = spool.write
+        spool.write = lambda path, *args: (written.append(path.name), write(path, *args))[1]
         shared = bytes(1_000_000)
         print(parallel.Starmap(tasks.size_of_both, [(shared, b"x" * number) for number in range(6)]).reduce())
         print(len(written))
@@ -96,39 +96,53 @@ def test_a_damaged_file_is_an_error_and_never_a_wrong_number(tmp_path: Path, bro
                 """
             )
         )
-    assert "met a worker that could not do it 3 times" in found  # other ones might have read it
+    assert "was turned down by a worker 3 times" in found  # other ones might have read it
     assert "has not the" in found
     assert "bytes that were written" in found
 
 
-def test_a_damaged_result_is_an_error_too(tmp_path: Path, broker: Broker) -> None:
-    with harness.cluster(tmp_path / "oqlab-damage", broker) as cluster:
+TWO_LARGE_RESULTS = """
+from openquake.baselib import parallel
+import tasks
+try:
+    acc = parallel.Starmap(tasks.large, [(2,), (2,)]).reduce()
+    print("bytes", acc["zeros"].nbytes)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_results_that_can_never_be_read_are_an_error(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-damage", broker, **{"celery.max_attempts": "1"}) as cluster:
         cluster.worker("damaging", changed=DAMAGE)
-        found = cluster.python(
-            """
-            from openquake.baselib import parallel
-            import tasks
-            try:
-                print(parallel.Starmap(tasks.large, [(2,), (2,)]).reduce())
-            except RuntimeError as error:
-                print(error)
-            """
-        )
+        found = cluster.python(TWO_LARGE_RESULTS)
+    assert "its results cannot be read" in found
     assert "has not the" in found
 
 
+def test_results_that_cannot_be_read_are_computed_again(tmp_path: Path, broker: Broker) -> None:
+    """The arguments of a task are kept until its results are here."""
+    once = "append_well = append\ndef append_once(self, *args):\n    spool.Writer.append = append_well\n"
+    once += "    return damaged(self, *args)\nspool.Writer.append = append_once\n"
+    with harness.cluster(tmp_path / "oqlab-damage", broker) as cluster:
+        cluster.worker("damages one", changed=DAMAGE + once)
+        found = cluster.python(TWO_LARGE_RESULTS)
+    assert f"bytes {2 * MB}" in found
+    assert "its results cannot be read" in found
+
+
 def test_a_large_pickle_is_checked_before_it_is_loaded_piece_by_piece(cluster: Cluster) -> None:
-    """Above IN_ONE_PIECE it is not read into memory first, so its checksum has a way of its own."""
+    """Above CHUNK it is not read into memory first, so its checksum has a way of its own."""
     found = cluster.python(
         """
         import os, pathlib
         from openquake.baselib.parallel import Pickled
         from oq_celery import spool
-        content = os.urandom(spool.IN_ONE_PIECE + 1)
+        content = os.urandom(30_000_000)
         pickled = Pickled(content)
         path = pathlib.Path(os.environ["OQ_DATADIR"], "channel", "large")
         stored = spool.StoredPickle(pickled, spool.write(path, pickled.pik))
-        assert not stored.compressed and stored.stored.size > spool.IN_ONE_PIECE
+        assert not stored.compressed and stored.stored.size > spool.CHUNK
         print(stored.unpickle() == content)
         with path.open("r+b") as file:
             file.seek(20_000_000)

@@ -17,11 +17,11 @@ STALE = """
 from oq_celery import spool
 def read(stored):
     raise OSError(116, "Stale file handle", stored.path)
-spool.read = read
+spool.read = spool.load = read
 """
 FULL = """
 from oq_celery import spool
-def append(self, data):
+def append(self, *args):
     raise OSError(28, "No space left on device")
 spool.Writer.append = append
 """

@@ -1,0 +1,26 @@
+"""How long something has been so."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Since when something is so, as far as every look has found it so.
+
+    A look that comes late says nothing of the time before it.
+    """
+
+    def __init__(self, longest_gap: float) -> None:
+        self._longest_gap = longest_gap
+        self._seen: dict[str, tuple[float, float]] = {}  # monotonic times of the first and the last look
+
+    def seconds(self, name: str, is_so: bool) -> float:
+        """Note what a look has found, and say for how long it has been so: 0 when it is not."""
+        now = time.monotonic()
+        first, last = self._seen.pop(name, (now, now))
+        if not is_so:
+            return 0.0
+        first = first if now - last <= self._longest_gap else now
+        self._seen[name] = first, now
+        return now - first

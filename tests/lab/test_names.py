@@ -1,0 +1,23 @@
+"""Runs of these tests beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import host
+from lab.host import Paths
+from tests.lab.conftest import own_name
+
+pytestmark = pytest.mark.lab
+
+
+def test_two_runs_have_labs_of_two_names_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    with own_name() as one:
+        with own_name() as other:
+            assert one != other
+            left = host.start(Paths(other, tmp_path), ["sleep", "600"], tmp_path / "log")
+        with own_name() as again:
+            assert again == other
+            assert left.wait(10) == -9
