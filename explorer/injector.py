@@ -58,7 +58,7 @@ def strike(scene: Scene, fault: Fault) -> Struck:
     try:
         hit = _STRIKES[fault.kind](scene, fault)
         detail = ""
-    except (OSError, ProcessLookupError) as error:
+    except Exception as error:  # a fault that went wrong is one, too
         hit, detail = True, f"{type(error).__name__}: {error}"
     return Struck(fault, begin, time.monotonic(), hit, detail)
 
@@ -139,21 +139,15 @@ def _signal_master(number: int) -> Callable[[Scene, Fault], bool]:
     return strike_master
 
 
-def _restart_broker(scene: Scene, fault: Fault) -> bool:
-    with scene.world.broker_lock:
-        scene.world.broker.stop()
-        time.sleep(fault.seconds)
-        scene.world.broker.start()
-    return True
+def _end_broker(number: int) -> Callable[[Scene, Fault], bool]:
+    def strike_broker(scene: Scene, fault: Fault) -> bool:
+        with scene.world.broker_lock:
+            scene.world.end_broker(number)
+            time.sleep(fault.seconds)
+            scene.world.broker.start()
+        return True
 
-
-def _kill_broker(scene: Scene, fault: Fault) -> bool:
-    with scene.world.broker_lock:
-        os.kill(scene.world.broker.pid, signal.SIGKILL)
-        scene.world.broker.stop()
-        time.sleep(fault.seconds)
-        scene.world.broker.start()
-    return True
+    return strike_broker
 
 
 def _close_connections(scene: Scene, _: Fault) -> bool:
@@ -307,8 +301,8 @@ _STRIKES: Final[dict[str, Callable[[Scene, Fault], bool]]] = {
     "kill the master": _signal_master(signal.SIGKILL),
     "interrupt the master": _signal_master(signal.SIGINT),
     "stop the master": _stop_master,
-    "restart RabbitMQ": _restart_broker,
-    "kill RabbitMQ": _kill_broker,
+    "restart RabbitMQ": _end_broker(signal.SIGTERM),
+    "kill RabbitMQ": _end_broker(signal.SIGKILL),
     "close all connections": _close_connections,
     "stop RabbitMQ's intake": _alarm,
     "cut a worker off": _cut_worker,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -27,6 +28,7 @@ from tests.transport import harness
 POLL_SECONDS: Final = 0.02
 # Without any event for so long after the last fault, and for the longest task beyond it, a job hangs.
 PATIENCE: Final = 120.0
+STARTS: Final = 3
 
 
 @dataclass
@@ -296,7 +298,7 @@ def explore(
                     break
                 if number not in living:
                     generation += 1
-                    living[number] = World(directory / f"world-{number}-{generation}", nurseries)
+                    living[number] = _world(directory / f"world-{number}-{generation}", nurseries)
                 turn += 1
                 runs = living[number].directory / "runs" / f"{turn}-{plan.seed}"
                 outcome = Run(living[number], plan, runs, baselines, patience).do()
@@ -332,6 +334,14 @@ def explore(
     if errors:
         raise errors[0]
     return outcomes, left
+
+
+def _world(directory: Path, nurseries: dict[str, Nursery]) -> World:
+    """A new world; on a machine that is too busy the first attempts may run into a deadline."""
+    for attempt in range(STARTS - 1):
+        with contextlib.suppress(AssertionError, OSError, subprocess.SubprocessError):
+            return World(directory.with_name(f"{directory.name}.{attempt}"), nurseries)
+    return World(directory, nurseries)
 
 
 def _keep(world: World, runs: Path, place: Path, outcome: Outcome) -> None:

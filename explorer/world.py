@@ -41,8 +41,17 @@ SHARED_MB: Final = 512  # of the shared directory, where it is a file system of 
 FILES_SECONDS: Final = 90.0
 # By this name the engine takes the DbServer for one that is elsewhere, and does not open the database itself.
 DATABASE: Final = {"OQ_DATABASE": "localhost"}
-# Delays of the transport that are longer than the explorer's patience, by module and name.
-HURRY: Final = {"watch.SWEEP_SECONDS": 5.0, "watch.FILES_SECONDS": FILES_SECONDS}
+# Delays of the transport that are longer than the explorer's patience, by module and name: of workers, and of masters.
+HURRY: Final = {
+    "worker": {
+        "watch.SWEEP_SECONDS": 5.0,
+        "watch.FILES_SECONDS": FILES_SECONDS,
+        "worker.LONGEST_PAUSE_SECONDS": 8.0,
+        "valve.LONGEST_PAUSE_SECONDS": 8.0,
+        "valve.RECOVER_SECONDS": 15.0,
+    },
+    "master": {"ledger.LOST_SECONDS": 8.0},
+}
 SWEEP_SECONDS: Final = 60.0  # for a look at directories that is due, on a busy machine
 READY_SECONDS: Final = 120.0  # for a worker to start and to consume, on a busy machine
 DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped; a worker may pause for 60 s
@@ -163,7 +172,7 @@ class Nursery:
         """
         common = {
             "log": str(log),
-            "hurry": HURRY,
+            "hurry": HURRY["worker" if kind == "worker" else "master"],
             "config": dict(config),
             "env": env or {},
             "own_mounts": own_mounts,
@@ -243,6 +252,7 @@ class World:
         self.directory = directory
         directory.mkdir(parents=True)
         self._nurseries = nurseries
+        self.broker = Broker(directory / "broker")
         self.root = os.geteuid() == 0
         self.mount = directory / "mount"
         self.mount.mkdir()
@@ -256,7 +266,6 @@ class World:
         self.broker_lock = threading.Lock()
         self.files_lock = threading.Lock()
         self.database_lock = threading.Lock()
-        self.broker = Broker(directory / "broker")
         self._loop = Loop()
         self.worker_proxies: list[Proxy] = []
         self.master_proxies: list[Proxy] = []
@@ -339,6 +348,12 @@ class World:
         master = self._nurseries["master"].fork(kind, log, config, env, **request)
         self._others.append(master)
         return master
+
+    def end_broker(self, number: int) -> None:
+        """Send a signal to RabbitMQ and wait for its end."""
+        server = Path(f"/proc/{self.broker.pid}")
+        os.kill(self.broker.pid, number)
+        wait_until(lambda: not server.exists(), "RabbitMQ to end", READY_SECONDS)
 
     def worker_of(self, pid: int) -> int | None:
         """Which worker a process belongs to."""
