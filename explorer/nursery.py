@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import importlib
 import json
@@ -37,7 +38,8 @@ IMPORTS = {
         "openquake.server.dbserver",
     ],
 }
-DATABASE_SECONDS = 20.0
+DATABASE_SECONDS = 20.0  # for an answer of the DbServer
+_LOADED: list[Any] = []
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18  # sched.h, sys/mount.h
 
@@ -46,6 +48,7 @@ def main(role: str) -> None:
     """Import what the role needs, then serve."""
     if role == "worker":
         os.environ["OQ_DISTRIBUTE"] = "no"  # as `oq-celery worker` does before it imports the engine
+    _remember_settings()
     for name in IMPORTS[role]:
         importlib.import_module(name)
     wake, woken = os.pipe()
@@ -125,6 +128,7 @@ def _become(request: dict[str, Any]) -> None:
     for name, value in request["config"].items():
         section, key = name.split(".")
         config[section][key] = value
+    _renew_settings()
     if request["own_mounts"]:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
@@ -152,7 +156,7 @@ def _worker(request: dict[str, Any]) -> int:
 def _master(request: dict[str, Any]) -> int:
     from explorer import master, workload
 
-    _own_settings(Path(request["history"]))
+    _tell_channels(Path(request["history"]))
     return master.run(workload.draw(request["seed"], request["profile"]), Path(request["history"]))
 
 
@@ -164,7 +168,7 @@ def _engine(request: dict[str, Any]) -> int:
 
     _own_database()
     history = request["history"]
-    _own_settings(Path(history))
+    _tell_channels(Path(history))
     socket = zeromq.Socket
 
     def impatient(end_point: str, kind: int, mode: str, timeout: float = 60) -> Any:
@@ -198,21 +202,45 @@ def _own_database() -> None:
     dbapi.db.args = (config.dbserver.file, *dbapi.db.args[1:])
 
 
-def _own_settings(history: Path) -> None:
-    """Let channels use this process's configuration, not that of the import, and tell their names."""
+def _remember_settings() -> None:
+    """Keep what oq_celery reads at the import, which it holds on to, for `_renew_settings`."""
+    from oq_celery import settings
+
+    load = settings.load
+
+    def load_and_remember(config: settings.Config) -> settings.Settings:
+        found = load(config)
+        _LOADED.append(found)
+        return found
+
+    settings.load = load_and_remember
+
+
+def _renew_settings() -> None:
+    """Let what was read at the import say what this process's configuration says."""
     from openquake.baselib import config
     from oq_celery import settings
+
+    before = list(_LOADED)
+    own = settings.load(config)
+    for loaded in before:
+        for field in dataclasses.fields(loaded):
+            object.__setattr__(loaded, field.name, getattr(own, field.name))
+
+
+def _tell_channels(history: Path) -> None:
+    """Let the history know the channels that this process opens."""
     from oq_celery.channel import Channel
 
     from explorer import tasks
 
-    begin, own = Channel.__init__, settings.load(config)
+    begin = Channel.__init__
 
-    def begin_with_own(self: Any, _: Any, *args: Any, **options: Any) -> None:
-        begin(self, own, *args, **options)
+    def begin_and_tell(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
         tasks.note(str(history), event="channel", name=self.name)
 
-    setattr(Channel, "__init__", begin_with_own)  # noqa: B010 - to mypy a method is no attribute
+    setattr(Channel, "__init__", begin_and_tell)  # noqa: B010 - to mypy a method is no attribute
 
 
 _KINDS: dict[str, Callable[[dict[str, Any]], int]] = {
