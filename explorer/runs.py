@@ -327,8 +327,7 @@ def explore(
         errors.append(error)
         raise
     finally:
-        for world in living.values():
-            world.remove()
+        World.remove_all()
         for nursery in nurseries.values():
             nursery.close()
     if errors:

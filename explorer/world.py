@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from explorer.proxy import Loop, Proxy
 from explorer.schedule import PROCESSES, WORKERS
@@ -248,11 +248,26 @@ class Hands:
 class World:
     """RabbitMQ, the workers, and the places where masters run, each behind a proxy of its own."""
 
+    _open: ClassVar[set[World]] = set()
+
+    @classmethod
+    def remove_all(cls) -> None:
+        """Remove all that are there, also those that are being made."""
+        for world in list(cls._open):
+            world.remove()
+
     def __init__(self, directory: Path, nurseries: dict[str, Nursery]) -> None:
         self.directory = directory
         directory.mkdir(parents=True)
         self._nurseries = nurseries
+        self._loop = Loop()
+        self.worker_proxies: list[Proxy] = []
+        self.master_proxies: list[Proxy] = []
+        self.workers: list[Child] = []
+        self._others: list[Child] = []  # masters and DbServers
+        self.hands: Hands | None = None
         self.broker = Broker(directory / "broker")
+        World._open.add(self)
         self.root = os.geteuid() == 0
         self.mount = directory / "mount"
         self.mount.mkdir()
@@ -266,11 +281,6 @@ class World:
         self.broker_lock = threading.Lock()
         self.files_lock = threading.Lock()
         self.database_lock = threading.Lock()
-        self._loop = Loop()
-        self.worker_proxies: list[Proxy] = []
-        self.master_proxies: list[Proxy] = []
-        self.workers: list[Child] = []
-        self._others: list[Child] = []  # masters and DbServers
         self._database: Child | None = None
         self._database_port = harness.free_port()
         # The engine's data, where the workers see them.
@@ -281,11 +291,10 @@ class World:
         # Directories of lost masters, which the workers have to remove when they have been left alone for a while.
         self.later: list[Path] = []
         self._starts = 0
-        self.hands: Hands | None = None
         try:
             self._start()
         except BaseException:
-            self.close()
+            self.remove()
             raise
 
     def _start(self) -> None:
@@ -432,6 +441,7 @@ class World:
     def remove(self) -> None:
         """End it and remove all of its files."""
         self.close()
+        World._open.discard(self)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

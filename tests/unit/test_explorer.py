@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import checker, schedule, workload
+from explorer import checker, ledger, schedule, workload
 from explorer.checker import Left, Seen, Struck
+from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
+from lab import matrix
 
 SEEDS = st.integers(0, 10**9)
 SIMPLE = Workload(
@@ -99,6 +102,7 @@ def test_results_are_expected_by_generation_and_then_by_path() -> None:
     ]
 
 
+@settings(max_examples=15)  # the bytes of all results are made
 @given(SEEDS)
 def test_an_ideal_run_is_right_unless_its_job_has_to_fail(seed: int) -> None:
     job = workload.draw(seed)
@@ -236,3 +240,35 @@ def test_whatever_is_left_is_seen() -> None:
 def test_shrinking_finds_the_items_that_matter(guilty: set[int]) -> None:
     found = schedule.shrink(range(31), lambda items: guilty <= set(items))
     assert set(found) == guilty
+
+
+@given(SEEDS)
+def test_on_the_lab_a_seed_always_means_the_same_run_and_changes_the_group_once(seed: int) -> None:
+    case = matrix.draw(seed)
+    assert case == matrix.draw(seed)
+    assert sum(fault.kind.name in matrix.ALONE for fault in case.faults) <= 1
+
+
+def test_on_the_lab_all_kinds_of_faults_and_jobs_come() -> None:
+    cases = [matrix.draw(seed) for seed in range(200)]
+    assert {fault.kind.name for case in cases for fault in case.faults} == {
+        kind.name for kind in matrix.KINDS
+    }
+    assert {case.job.name for case in cases} == {job.name for job in matrix.JOBS}
+
+
+def test_the_page_has_the_figures_of_both_tiers_and_the_seeds_of_failures(tmp_path: Path) -> None:
+    data = tmp_path / "faults.json"
+    good = Entry(1, ("mixed", "mixed"), ("kill a worker", "kill a worker"), "equal")
+    bad = Entry(
+        2, ("tiny",), ("kill a worker", "restart RabbitMQ"), "wrong", ("ending: none, the job hangs",)
+    )
+    ledger.record(data, "transport", ledger.sum_up([good, bad], {"engine": "3.26.2"}, 120))
+    ledger.record(data, "lab", ledger.sum_up([good], {}, 60))
+    page = data.with_suffix(".md").read_text()
+    assert "engine 3.26.2: 2 runs with 4 faults in 2 minutes; 1 with something wrong." in page
+    assert "| fault | runs | equal to the bit | wrong |" in page
+    assert "| kill a worker | 2 | 1 | 1 |" in page
+    assert "| mixed | 1 | 1 | 0 |" in page
+    assert "- seed 2: ending: none, the job hangs" in page
+    assert page.index("## Transport tier") < page.index("## Lab tier") < page.index("## What is not tried")
