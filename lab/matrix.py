@@ -212,13 +212,15 @@ def run_case(lab: Lab, case: Case, job_ini: Path, undisturbed: Run, tasks: int) 
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run_job, lab, job_ini, None, show=False, limit=JOB_SECONDS)
         moments = [pool.submit(_strike, lab, begin, job, fault, tasks) for fault in case.faults]
+        struck = tuple(fault for fault in (moment.result() for moment in moments) if fault)
+        if not any(_lives(lab, node.name) for node in lab.staying()):
+            cluster.scale(lab, WORKERS)  # as the group does by itself
         try:
             run = job.result()
             seconds = run.seconds
         except LabError as error:
             trouble = f"failed: {last_words(str(error))}"
             seconds = time.time() - begin
-        struck = tuple(fault for fault in (moment.result() for moment in moments) if fault)
     if trouble:
         excused = any(fault.kind.excuses and re.search(fault.kind.excuses, trouble) for fault in struck)
         return Result(case, seconds, struck, trouble, excused)
@@ -231,12 +233,21 @@ def run_case(lab: Lab, case: Case, job_ini: Path, undisturbed: Run, tasks: int) 
 
 
 def _strike(lab: Lab, begin: float, job: Future[Run], fault: Fault, tasks: int) -> Fault | None:
-    """Wait for a fault's moment and do it; the fault, or None when the job has ended before."""
+    """Wait for a fault's moment and do it; the fault, or None when job or worker had ended before."""
     worker = _wait_for_moment(lab, begin, job, fault.share * tasks)
     if worker is None:
         return None
-    fault.kind.strike(lab, worker, fault.seconds)
+    try:
+        fault.kind.strike(lab, worker, fault.seconds)
+    except LabError:
+        if _lives(lab, worker):
+            raise
+        return None
     return fault
+
+
+def _lives(lab: Lab, worker: str) -> bool:
+    return worker in lab.nodes and lab.machine(worker).init() is not None
 
 
 def _left(lab: Lab) -> str:

@@ -102,7 +102,7 @@ def test_results_are_expected_by_generation_and_then_by_path() -> None:
     ]
 
 
-@settings(max_examples=15)  # the bytes of all results are made
+@settings(max_examples=8)  # the bytes of all results are made
 @given(SEEDS)
 def test_an_ideal_run_is_right_unless_its_job_has_to_fail(seed: int) -> None:
     job = workload.draw(seed)
