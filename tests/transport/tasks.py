@@ -52,23 +52,26 @@ def remembered(number: int, monitor: Any) -> list[str]:
     return before
 
 
-def turn(job: str, directory: str, number: int, monitor: Any) -> dict[str, int]:
+def turn(job: str, directory: bytes, number: int, monitor: Any) -> dict[str, int]:
     """Write down whose turn it was."""
-    with (Path(directory) / "turns").open("a") as file:
+    with (Path(os.fsdecode(directory)) / "turns").open("a") as file:
         file.write(job)
     time.sleep(0.05)
     return {job: 1}
 
 
-def pause(directory: str, moment: str) -> None:
-    """Say that this process has come to `moment`, and stay there while the test wants it to."""
-    reached = Path(directory)
+def pause(directory: bytes, moment: str) -> None:
+    """Say that this process has come to `moment`, and stay there while the test wants it to.
+
+    Directories are bytes here, since tasks with texts that name files of the master's stay there (`oq_celery.inputs`).
+    """
+    reached = Path(os.fsdecode(directory))
     (reached / f"{moment}.{os.getpid()}").touch()
     while (reached / f"hold-{moment}").exists():
         time.sleep(0.02)
 
 
-def stream(number: int, directory: str, ballast: bytes, monitor: Any) -> Iterator[Any]:
+def stream(number: int, directory: bytes, ballast: bytes, monitor: Any) -> Iterator[Any]:
     """Yield results one by one and ask for a subtask, with a pause at every moment that matters.
 
     Only the task number 0 pauses there, so that the test knows which worker has it; the task number 1 may be made
@@ -86,21 +89,21 @@ def stream(number: int, directory: str, ballast: bytes, monitor: Any) -> Iterato
             yield {(number, moment): 1}
 
 
-def held(number: int, directory: str, data: bytes, monitor: Any) -> dict[int, int]:
+def held(number: int, directory: bytes, data: bytes, monitor: Any) -> dict[int, int]:
     """Say which task runs, and be held there while the test wants it to."""
     pause(directory, f"task {number}")
     return {number: len(data)}
 
 
-def die(number: int, directory: str, monitor: Any) -> dict[int, int]:
+def die(number: int, directory: bytes, monitor: Any) -> dict[int, int]:
     """Take the worker process along, as the kernel does when memory runs out."""
     if number == 0:
-        (Path(directory) / f"died.{os.getpid()}").touch()
+        (Path(os.fsdecode(directory)) / f"died.{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return {number: 1}
 
 
-def back(number: int, directory: str, data: bytes, monitor: Any) -> Iterator[Any]:
+def back(number: int, directory: bytes, data: bytes, monitor: Any) -> Iterator[Any]:
     """Give a large result; the task number 0 is busy before as long as the test wants."""
     if number == 0:
         pause(directory, "busy")

@@ -82,19 +82,15 @@ def written(cluster: Cluster, path: Path, how: str, end: str) -> Any:
 
 
 @pytest.mark.parametrize("end", ["close", "exit", "error", "stop"])
-def test_the_datasets_are_those_of_upstream_however_the_job_ends(
-    cluster: Cluster, tmp_path: Path, end: str
-) -> None:
-    ours = written(cluster, tmp_path / "ours_1.hdf5", "ours", end)
-    upstream = written(cluster, tmp_path / "upstream_1.hdf5", "upstream", end)
+def test_the_datasets_are_those_of_upstream_however_the_job_ends(cluster: Cluster, end: str) -> None:
+    ours = written(cluster, cluster.data / f"ours_{end}_1.hdf5", "ours", end)
+    upstream = written(cluster, cluster.data / f"upstream_{end}_1.hdf5", "upstream", end)
     assert len(upstream[0]) > 20
     assert ours == upstream
 
 
-def test_who_reads_in_the_same_process_finds_everything_and_another_one_soon(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    path = tmp_path / "calc_1.hdf5"
+def test_who_reads_in_the_same_process_finds_everything_and_another_one_soon(cluster: Cluster) -> None:
+    path = cluster.data / "calc_1.hdf5"
     found = cluster.python(
         f"""
         from openquake.baselib import hdf5, parallel, performance

@@ -23,7 +23,7 @@ import sys
 from openquake.baselib import parallel
 import tasks
 if __name__ == "__main__":
-    arguments = [(number, sys.argv[1], bytes([number]) * 1_000_000) for number in range({TASKS})]
+    arguments = [(number, sys.argv[1].encode(), bytes([number]) * 1_000_000) for number in range({TASKS})]
     smap = parallel.Starmap(tasks.held, arguments)
     print("done:", sorted(smap.reduce()), flush=True)
 """

@@ -19,7 +19,7 @@ MASTER = f"""
 import sys
 from openquake.baselib import parallel
 import tasks
-directory = sys.argv[1]
+directory = sys.argv[1].encode()
 if __name__ == "__main__":
     # Each travels by a file of its own, which is removed when its task is done.
     arguments = [(number, directory, bytes([number]) * 1_000_000) for number in range({TASKS})]
@@ -158,7 +158,7 @@ def test_a_task_that_always_kills_its_worker_fails_the_job_and_is_named(
         "python",
         "-c",
         "import sys; from openquake.baselib import parallel; import tasks\n"
-        "parallel.Starmap(tasks.die, [(number, sys.argv[1]) for number in range(2)]).reduce()",
+        "parallel.Starmap(tasks.die, [(number, sys.argv[1].encode()) for number in range(2)]).reduce()",
         moments,
     )
     assert master.wait() == 1
@@ -308,7 +308,7 @@ def test_a_result_queue_is_deleted_though_the_connection_broke_since_the_last_ta
     faulty.workers(2)
     code = (
         "import sys; from openquake.baselib import parallel; import tasks\n"
-        "arguments = [(number, sys.argv[1], b'') for number in range(2)]\n"
+        "arguments = [(number, sys.argv[1].encode(), b'') for number in range(2)]\n"
         "print(len(parallel.Starmap(tasks.back, arguments).reduce()))"
     )
     master = faulty.start("python", "-c", code, moments)

@@ -227,12 +227,12 @@ def test_a_short_job_does_not_wait_for_the_whole_queue_of_a_long_one(
     long = cluster.start(
         "python",
         "-c",
-        textwrap.dedent(code.format(job="L", number=400, directory=str(tmp_path))),
+        textwrap.dedent(code.format(job="L", number=400, directory=bytes(tmp_path))),
         OQ_NUM_CORES="100",  # 200 tasks in flight
     )
     turns = tmp_path / "turns"
     wait_until(lambda: turns.exists() and len(turns.read_text()) > 20, "the long job to compute")
-    cluster.python(code.format(job="S", number=6, directory=str(tmp_path)))
+    cluster.python(code.format(job="S", number=6, directory=bytes(tmp_path)))
     assert long.running()
     during = turns.read_text().split("S", 1)[1].rsplit("S", 1)[0]
     assert during.count("S") == 4
@@ -252,7 +252,7 @@ def test_a_calculation_that_submits_all_tasks_at_once_and_one_that_does_not_take
             smap.submit(({job!r}, {directory!r}, number))
         print(smap.reduce())
         """
-    directory = str(tmp_path)
+    directory = bytes(tmp_path)
     submitting = code.format(job="S", listed=[], submitted="range(100)", directory=directory)
     listing = code.format(
         job="L", listed=[("L", directory, number) for number in range(100)], submitted=[], directory=directory
@@ -297,7 +297,7 @@ def test_status_shows_the_tasks_of_each_job(cluster: Cluster, tmp_path: Path) ->
     code = f"""
         from openquake.baselib import parallel
         import tasks
-        print(parallel.Starmap(tasks.turn, [("L", {str(tmp_path)!r}, n) for n in range(300)]).reduce())
+        print(parallel.Starmap(tasks.turn, [("L", {bytes(tmp_path)!r}, n) for n in range(300)]).reduce())
         """
     job = cluster.start("python", "-c", textwrap.dedent(code), OQ_NUM_CORES="100")
 

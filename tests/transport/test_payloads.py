@@ -126,9 +126,10 @@ def test_results_that_cannot_be_read_are_computed_again(tmp_path: Path, broker: 
     once += "    return damaged(self, *args)\nspool.Writer.append = append_once\n"
     with harness.cluster(tmp_path / "oqlab-damage", broker) as cluster:
         cluster.worker("damages one", changed=DAMAGE + once)
-        found = cluster.python(TWO_LARGE_RESULTS)
-    assert f"bytes {2 * MB}" in found
-    assert "its results cannot be read" in found
+        master = cluster.start("python", "-c", TWO_LARGE_RESULTS)
+        assert master.wait() == 0, master.output()
+    assert f"bytes {2 * MB}" in master.output()
+    assert "its results cannot be read" in master.output()
 
 
 def test_a_large_pickle_is_checked_before_it_is_loaded_piece_by_piece(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from tests.transport.harness import Broker, Cluster, wait_until
 
 STALE = """
 from oq_celery import spool
-def read(stored):
+def read(stored, **_):
     raise OSError(116, "Stale file handle", stored.path)
 spool.read = spool.load = read
 """
@@ -31,7 +31,7 @@ import sys
 from openquake.baselib import parallel
 import tasks
 if __name__ == "__main__":
-    arguments = [(number, sys.argv[1], bytes(1_000_000)) for number in range(2)]
+    arguments = [(number, sys.argv[1].encode(), bytes(1_000_000)) for number in range(2)]
     results = parallel.Starmap(tasks.back, arguments).reduce()
     print("all", {number: results[number] for number in range(2)}, flush=True)
 """

@@ -1,0 +1,81 @@
+"""A broker that takes no messages, as when its disk or memory is nearly full: said, survived, no obstacle to an end.
+
+The alarm is RabbitMQ's own, by a limit of memory that is always exceeded.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport.test_copies import MASTER, assert_each_done_once, begun, hold, release
+
+SAID = "takes no messages: its disk or memory is nearly full"
+
+
+@contextmanager
+def alarm(broker: Broker) -> Iterator[None]:
+    broker.control("set_vm_memory_high_watermark", "0.0001")
+    try:
+        yield
+    finally:
+        broker.control("set_vm_memory_high_watermark", "0.8")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, broker: Broker) -> Iterator[Cluster]:
+    with harness.cluster(tmp_path / "oqlab-alarm", broker, **{"distribution.num_cores": "6"}) as made:
+        yield made
+
+
+@pytest.fixture
+def moments(tmp_path: Path) -> Path:
+    directory = tmp_path / "moments"
+    directory.mkdir()
+    return directory
+
+
+def test_a_job_that_begins_meanwhile_says_so_waits_and_completes(
+    cluster: Cluster, moments: Path, broker: Broker
+) -> None:
+    cluster.worker("one")
+    with alarm(broker):
+        master = cluster.start("python", "-c", MASTER, moments)
+        wait_until(lambda: SAID in master.output(), "the job's log to say so", 120)
+        assert begun(moments) == []
+    assert_each_done_once(master, moments)
+    assert "takes messages again" in master.output()
+
+
+def test_a_job_that_runs_says_so_and_computes_nothing_twice(
+    cluster: Cluster, moments: Path, broker: Broker
+) -> None:
+    """Results wait in the workers; the master learns of the alarm when it has something to send."""
+    hold(moments, 0, 1)
+    cluster.worker("one", 2)
+    master = cluster.start("python", "-c", MASTER, moments)
+    wait_until(lambda: begun(moments) == [0, 1], "the worker to be busy")
+    with alarm(broker):
+        release(moments)
+        wait_until(lambda: SAID in master.output(), "the job's log to say so", 120)
+    assert_each_done_once(master, moments)
+
+
+def test_ctrl_c_ends_a_job_meanwhile(cluster: Cluster, moments: Path, broker: Broker) -> None:
+    hold(moments, 0)
+    cluster.worker("one")
+    master = cluster.start("python", "-c", MASTER, moments)
+    wait_until(lambda: begun(moments) == [0], "the worker to be busy")
+    with alarm(broker):
+        release(moments)
+        wait_until(lambda: SAID in master.output(), "the job's log to say so", 120)
+        master.signal(signal.SIGINT)
+        assert master.wait(30) != 0  # 10 s on a machine that is not busy
+        assert broker.result_queues() == []
+        assert list((cluster.shared / "oq_celery").glob("*")) == []
