@@ -211,6 +211,10 @@ class Run:
     def _strike(self, scene: Scene, fault: Fault) -> None:
         self._struck.append(strike(scene, fault))
 
+    def _orphans(self, names: set[str]) -> set[str]:
+        """Of these channels, those of which a directory tells the workers that a queue is to be deleted."""
+        return {name for name in names & set(self._world.queues()) if (self._world.spool / name).exists()}
+
     def _left(self, seen: list[Seen]) -> Left:
         """Wait for what should go, and look for what stays."""
         left = Left(worker_trouble=self._world.settle())
@@ -220,10 +224,10 @@ class Run:
             if one.status is None or one.status < 0
             for event in one.of("channel")
         }
-        if killed:
-            end = max(one.ended for one in seen) + checker.KILLED_SECONDS
-            while time.monotonic() < end and killed & set(self._world.queues()):
-                time.sleep(0.2)
+        mine = {event["name"] for one in seen for event in one.of("channel")}
+        end = time.monotonic() + checker.KILLED_SECONDS
+        while time.monotonic() < end and self._orphans(mine):
+            time.sleep(0.2)
         if not self._world.drained():
             left.waiting = self._world.queues().get(self._world.queue, (0, 0))[0]
         for one in seen:
