@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import getpass
 import os
@@ -72,7 +73,8 @@ def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     """Run the Celery worker in this process."""
     from oq_celery import inputs
 
-    inputs.make_root(settings)
+    with contextlib.suppress(OSError):  # a worker without its shared directory has other ways to say so
+        inputs.make_root(settings)
     concurrency = arguments.concurrency or default_concurrency(settings.memory_per_process_mb)
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
@@ -139,16 +141,18 @@ def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
     if not Path(db.path).exists():  # connecting would make one
         _fail(f"there is no database {db.path} yet")
     try:
-        inputs.sweep(settings)
-    except OSError as error:
-        _fail(
-            f"{error}: the directory must belong to the account of the workers, which runs this command, too"
-        )
-    try:
         for line in jobs.reap(db):
             print(line)
     except sqlite3.Error as error:
         _fail(f"{db.path}: {error}")
+    try:
+        inputs.sweep(settings)
+    except PermissionError as error:
+        _fail(
+            f"{error}: this command runs under the account of the workers, to which the directory has to belong"
+        )
+    except OSError as error:
+        _fail(str(error))
 
 
 def default_concurrency(memory_per_process_mb: int) -> int:

@@ -1,11 +1,12 @@
 """Puts the Celery mode into the engine when, and only when, a process imports the engine.
 
 `oq_celery.pth` runs `install` at the start of every Python of the environment, so this module imports next to
-nothing. No upstream file is changed: four upstream modules get a word said after (or around) their own import.
+nothing. No upstream file is changed: some upstream modules get a word said after (or around) their own import.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
@@ -21,7 +22,7 @@ DISTRIBUTE = "OQ_DISTRIBUTE"
 
 
 class _EngineFinder:
-    """A meta path finder that knows four modules of the engine and leaves every other one to Python."""
+    """A meta path finder that knows some modules of the engine (`_AROUND`) and leaves every other one to Python."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -99,27 +100,39 @@ def _around_actions(execute: _Exec, module: ModuleType) -> None:
     from oq_celery.settings import use_celery
 
     if use_celery(config):
+        from oq_celery.commands import extend_actions
         from oq_celery.jobs import reap
 
+        extend_actions(module)
         setattr(module, "reset_is_running", reap)  # noqa: B010 - to mypy a module has no such attribute
 
 
-def _around_logs(execute: _Exec, module: ModuleType) -> None:
-    """Calculations say what their input files are, for workers that cannot see them where they are."""
-    execute(module)
-    from openquake.baselib import config
+def _then(*functions: str) -> Callable[[_Exec, ModuleType], None]:
+    """In a cluster, hand a module on to functions of this package when it has been imported."""
 
-    from oq_celery.settings import load, use_celery
+    def around(execute: _Exec, module: ModuleType) -> None:
+        execute(module)
+        from openquake.baselib import config
 
-    if use_celery(config):
-        from oq_celery.inputs import extend
+        from oq_celery.settings import use_celery
 
-        extend(module, load(config))
+        if use_celery(config):
+            for function in functions:
+                place, _, name = function.rpartition(".")
+                getattr(importlib.import_module(place), name)(module)
+
+    return around
 
 
 _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.baselib": _around_baselib,
     "openquake.baselib.parallel": _around_parallel,
-    "openquake.commonlib.logs": _around_logs,
     "openquake.server.db.actions": _around_actions,
+    "openquake.commonlib.logs": _then("oq_celery.inputs.extend", "oq_celery.runs.extend_logs"),
+    "openquake.engine.engine": _then("oq_celery.runs.extend_engine"),
+    "openquake.commands.abort": _then("oq_celery.commands.extend_abort"),
+    "openquake.commands.engine": _then("oq_celery.commands.extend_engine"),
+    "openquake.commands.purge": _then("oq_celery.commands.extend_purge"),
+    "openquake.commands.reset": _then("oq_celery.commands.extend_reset"),
+    "openquake.server.views": _then("oq_celery.commands.extend_views"),
 }

@@ -26,15 +26,17 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from oq_celery.settings import Settings
+from oq_celery.settings import Settings, load
 
 # Users add directories that the workers' account removes: its group may pass and write, but not list. With the sticky
 # bit nobody removes another's, but for the owner of the root, which is the workers' account.
@@ -57,8 +59,29 @@ _calculations: dict[int, Staged] = {}  # those that this process runs, the inner
 def visible(path: str | os.PathLike[str], settings: Settings) -> bool:
     """Whether workers find the same file under this path: by its name, and where symbolic links lead."""
     shared = settings.shared_dir
-    named, found = Path(_absolute(path)), Path(path).resolve()
-    return named.is_relative_to(shared) and found.is_relative_to(shared.resolve())
+    return Path(_absolute(path)).is_relative_to(shared) and Path(path).resolve().is_relative_to(
+        shared.resolve()
+    )
+
+
+def _readable(path: Path, settings: Settings) -> bool:
+    """Whether the workers' account may read a visible file, as far as its mode and those of its folders say."""
+    workers, shared = make_root(settings).stat(), settings.shared_dir.resolve()
+    found = path.resolve()
+    for part in (found, *found.parents):
+        if part == shared:
+            break
+        status = part.stat()
+        needed = 0o5 if stat.S_ISDIR(status.st_mode) else 0o4
+        if status.st_uid == workers.st_uid:
+            granted = status.st_mode >> 6
+        elif status.st_gid == workers.st_gid:
+            granted = status.st_mode >> 3
+        else:
+            granted = status.st_mode
+        if granted & needed != needed:
+            return False
+    return True
 
 
 def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
@@ -71,13 +94,11 @@ def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
     )
 
 
-def extend(logs: Any, settings: Settings) -> None:
-    """Let the engine's module `openquake.commonlib.logs` say which calculations begin and end.
+def extend(logs: Any) -> None:
+    """Let the engine's module `openquake.commonlib.logs`, just imported, say which calculations begin and end."""
+    from openquake.baselib import config
 
-    Args:
-        logs: the module, just imported.
-        settings: of the Celery mode.
-    """
+    settings = load(config)
     context = logs.LogContext
     upstream_new, upstream_oqparam, upstream_exit = context.__init__, context.get_oqparam, context.__exit__
 
@@ -146,7 +167,7 @@ class Staged:
         if self._files is None:
             self._files = {}
             for path in map(Path, map(_absolute, _inputs(self._oqparam))):
-                if path.exists() and not visible(path, self._settings):
+                if path.exists() and not (visible(path, self._settings) and _readable(path, self._settings)):
                     self._files[str(path)] = DIRECTORY if path.is_dir() else path.stat().st_size
         return self._files
 
@@ -192,11 +213,14 @@ def unseen(starmap: Any, args: Iterable[Any], settings: Settings) -> str | None:
     if starmap.calc_id is not None and not visible(starmap.monitor.filename, settings):
         return str(starmap.monitor.filename)
     staged = current()
-    queued = (arg for _, args in starmap.task_queue for arg in args)
-    for path in (path for arg in [*args, *queued] for path in _paths(arg, DEPTH)):
-        # A text without a slash may be any word, and a directory may have the name of one.
-        there = Path(path).exists() if "/" in path else Path(path).is_file()
-        if there and not visible(path, settings) and not (staged and path in staged):
+    listed = starmap.task_args if starmap.num_tasks else []
+    for path in (path for task in [args, *listed] for arg in task for path in _paths(arg, DEPTH)):
+        # Not of pathlib, whose questions fail for a text that is too long for a name.
+        if not os.path.isabs(path):  # noqa: PTH117
+            # Of this process's directory, which is not the workers'. Many a word is the name of a directory, too.
+            if os.path.isfile(path):  # noqa: PTH113
+                return path
+        elif os.path.exists(path) and not visible(path, settings) and not (staged and path in staged):  # noqa: PTH110
             return path
     return None
 
@@ -214,25 +238,14 @@ def seen(directory: str) -> Iterator[None]:
     if not directory:
         yield
         return
-    import h5py
-
-    copies = _copies(directory)
-    with contextlib.ExitStack() as stack:
-        for owner, name, argument in (
-            (builtins, "open", "file"),
-            (io, "open", "file"),
-            (os, "open", "path"),
-            (os, "stat", "path"),
-            (os, "access", "path"),
-            (os, "listdir", "path"),
-            (os, "scandir", "path"),
-            (h5py, "is_hdf5", "fname"),
-        ):
-            function = _opening_copies(getattr(owner, name), 0, argument, copies)
-            stack.enter_context(mock.patch.object(owner, name, function))
-        function = _opening_copies(h5py.File.__init__, 1, "name", copies)
-        stack.enter_context(mock.patch.object(h5py.File, "__init__", function))
+    views = _views(directory)
+    for view in views:
+        setattr(view.owner, view.name, view.copies)
+    try:
         yield
+    finally:
+        for view in views:
+            setattr(view.owner, view.name, view.originals)
 
 
 def make_root(settings: Settings) -> Path:
@@ -283,7 +296,7 @@ def _parents(calculation: int | str | None) -> Iterator[str]:
     from openquake.commonlib import datastore
 
     while calculation and not str(calculation).endswith(".ini"):
-        with datastore.read(calculation, read_parent=False) as dstore:
+        with contextlib.closing(datastore.read(calculation, read_parent=False)) as dstore:
             yield dstore.filename
             yield dstore.tempname
             tables = Path(dstore.filename).with_suffix("")
@@ -312,10 +325,10 @@ def _paths(value: Any, depth: int) -> Iterator[str]:
             yield from _paths(other, depth)
     elif depth and isinstance(value, Mapping):
         yield from _paths(list(value.values()), depth)
-    elif depth and isinstance(value, list | tuple | set | frozenset):
+    elif depth and isinstance(value, Sequence | AbstractSet):
         first = next(iter(value), None)
         # Blocks of sources and ruptures are long lists of one kind.
-        if isinstance(first, str | os.PathLike | Mapping | list | tuple | DataStore) or first is None:
+        if isinstance(first, str | os.PathLike | Mapping | list | tuple | DataStore | None):
             for item in value:
                 yield from _paths(item, depth - 1)
 
@@ -343,11 +356,39 @@ def _make(directory: Path, top: Path, made: set[Path]) -> None:
     made.add(directory)
 
 
+@dataclass(frozen=True)
+class _View:
+    """A function that opens files or looks at them, and the one that takes its place during a task."""
+
+    owner: Any
+    name: str
+    originals: Callable[..., Any]
+    copies: Callable[..., Any]
+
+
 @functools.lru_cache(maxsize=4)
-def _copies(directory: str) -> dict[str, tuple[str, int]]:
-    """The copy of each path, and its size."""
+def _views(directory: str) -> list[_View]:
+    """How a process opens the copies in a directory: Python's ways and HDF5's, which are those of the engine."""
+    import h5py
+
     manifest = json.loads((Path(directory) / MANIFEST).read_bytes())
-    return {path: (str(copied(Path(directory), path)), size) for path, size in manifest.items()}
+    copies = {path: (str(copied(Path(directory), path)), size) for path, size in manifest.items()}
+    return [
+        _View(owner, name, original, _opening_copies(original, position, argument, copies))
+        for owner, name, position, argument in (
+            (builtins, "open", 0, "file"),
+            (io, "open", 0, "file"),
+            (os, "open", 0, "path"),
+            (os, "stat", 0, "path"),
+            (os, "lstat", 0, "path"),
+            (os, "access", 0, "path"),
+            (os, "listdir", 0, "path"),
+            (os, "scandir", 0, "path"),
+            (h5py.File, "__init__", 1, "name"),
+            (h5py, "is_hdf5", 0, "fname"),
+        )
+        for original in [getattr(owner, name)]
+    ]
 
 
 def _opening_copies(
@@ -359,9 +400,9 @@ def _opening_copies(
         function: to take its place.
         position: of the path among its arguments.
         argument: the path's name among its keyword arguments.
-        copies: from `_copies`.
+        copies: the copy of each path, and its size.
     """
-    stat = os.stat
+    look = os.stat
 
     def translate(path: Any) -> Any:
         if not isinstance(path, str | os.PathLike):
@@ -369,7 +410,7 @@ def _opening_copies(
         copy, size = copies.get(_absolute(path), (None, DIRECTORY))
         if copy is None:
             return path
-        if size != DIRECTORY and stat(copy).st_size != size:
+        if size != DIRECTORY and look(copy).st_size != size:
             raise OSError(
                 f"The copy of {path} for the workers, {copy}, has not the {size} bytes of the original"
             )

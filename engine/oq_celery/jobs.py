@@ -26,7 +26,7 @@ TITLE = "oq-job-"  # upstream's name of a process that computes, with the calcul
 UNFINISHED = ("created", "submitted", "executing")
 FOLLOW_SECONDS = 1.0
 
-_RUNNING = """SELECT id, pid, status, strftime('%s', start_time) AS started FROM job
+_RUNNING = """SELECT id, pid, status, start_time FROM job
 WHERE status IN ('submitted', 'executing') AND pid > 0 AND host=?x ORDER BY id"""
 _FAIL = "UPDATE job SET ?D WHERE id=?x AND status=?x"
 _NEXT = "SELECT id, timestamp, level, message FROM log WHERE job_id=?x AND id>?x ORDER BY id LIMIT 1000"
@@ -42,7 +42,7 @@ def reap(db: Any) -> list[str]:
     Returns:
         Those lines.
     """
-    gone = [job for job in db(_RUNNING, socket.gethostname()) if not _lives(job)]
+    gone = [job for job in db(_RUNNING, socket.gethostname()) if not lives(job)]
     said = []
     if gone:
         with db:
@@ -77,22 +77,31 @@ def follow(dbcmd: Callable[..., Any], number: int) -> Iterator[str]:
         time.sleep(FOLLOW_SECONDS)
 
 
-def _lives(job: Any) -> bool:
+def lives(job: Any) -> bool:
     """Whether a calculation's process is there; in doubt it is."""
     # Of several calculations that run side by side each has a process, and all of them one number.
     if any(process.info["name"] == f"{TITLE}{job.id}" for process in psutil.process_iter(["name"])):
         return True
-    if not psutil.pid_exists(job.pid):
-        return False
+    return owner(job) is not None
+
+
+def owner(job: Any) -> psutil.Process | None:
+    """The process whose number a calculation has, unless that number is another process's by now."""
     try:
         process = psutil.Process(job.pid)
+    except psutil.NoSuchProcess:
+        return None
+    try:
         if process.status() == psutil.STATUS_ZOMBIE:
-            return False
+            return None
         if process.name().startswith(TITLE):
-            return True
+            return process
         if job.status == "submitted":
             # Its time is that of the record, which the WebUI makes before the process.
-            return any(word.startswith(sys.prefix) for word in process.cmdline())
-        return job.started is None or bool(process.create_time() < float(job.started) + START_SECONDS)
+            of_engine = any(word.startswith(sys.prefix) for word in process.cmdline())
+        else:
+            started = job.start_time and job.start_time.replace(tzinfo=UTC).timestamp()
+            of_engine = started is None or process.create_time() < started + START_SECONDS
     except psutil.Error:  # it ended just now, or we may not look at it
-        return bool(psutil.pid_exists(job.pid))
+        of_engine = psutil.pid_exists(job.pid)
+    return process if of_engine else None

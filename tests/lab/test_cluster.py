@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +21,7 @@ from components import facts
 from lab import cluster, faults, imds, matrix, network
 from lab.cluster import Lab
 from lab.host import wait_until
-from lab.job import CLASSICAL, USER, compare, fetch_job, run_job
+from lab.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from lab.plan import make_plan, record
 from tests.lab.conftest import configuration
 from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
@@ -162,6 +164,21 @@ def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) 
     assert said.split() == ["True", "AccessDeniedException"]
 
 
+def test_a_job_with_several_source_models_in_a_users_home(nfs_cluster: Lab, tmp_path: Path) -> None:
+    """The engine reads them in tasks, and a worker has no homes; nothing of them stays on the shared file system."""
+    job_ini = fetch_job(nfs_cluster, DemoJob("logic tree", "demos/hazard/LogicTreeCase1ClassicalPSHA"))
+    distributed = run_job(nfs_cluster, job_ini, tmp_path, show=False)
+    alone = run_job(nfs_cluster, job_ini, None, processpool=True, show=False)
+    assert compare(nfs_cluster, alone, distributed).relative <= FLOAT32_ROUNDING
+    log = on(nfs_cluster, "master", f"oq engine --show-log {distributed.calculation}")
+    assert re.search(r"Copied \d+ input files", log)
+    copies = f"{facts.SHARED_DIR}/oq_celery_inputs"
+    owner = f"{facts.OPENQUAKE_USER}:{facts.OPENQUAKE_USER} 3730"
+    assert on(nfs_cluster, "master", f"stat --format='%U:%G %a' {copies} && ls {copies}").strip() == owner
+    listed = f"runuser --login {USER} --command 'ls {copies}' 2>&1 || true"
+    assert "Permission denied" in on(nfs_cluster, "master", listed)
+
+
 def test_the_api_computes_for_the_fleet_as_large_as_it_is_now(nfs_cluster: Lab) -> None:
     """`pulumi up` with another workerMax changes a tag of the running master; here the tag's value alone changes."""
     master = nfs_cluster.master()
@@ -178,6 +195,71 @@ def test_the_api_computes_for_the_fleet_as_large_as_it_is_now(nfs_cluster: Lab) 
         imds.announce(directory, master.address, path, before)
     timers = json.loads(on(nfs_cluster, "master", "systemctl list-timers --output=json"))
     assert facts.REFRESH_TIMER in {timer["unit"] for timer in timers}
+
+
+def test_the_words_of_rabbitmq_are_in_its_journal(nfs_cluster: Lab) -> None:
+    said = on(nfs_cluster, "master", f"journalctl --output=cat --unit {facts.RABBITMQ_UNIT}")
+    assert "Starting broker" in said
+
+
+def people(lab: Lab, *names: str) -> str:
+    """Accounts of people who compute, and a job that both may read."""
+    for name in names:
+        add = f"useradd --create-home --shell /bin/bash --groups {facts.OPENQUAKE_USER} {name}"
+        on(lab, "master", f"id {name} 2>/dev/null || {add}")
+    return f"{facts.ENGINE_DIR}/{CLASSICAL.folder}"
+
+
+def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
+    """The status and the output of what a user does on the master."""
+    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 180)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
+    directory = people(nfs_cluster, "ann")
+    program = shlex.quote(Path(__file__).with_name("session.py").read_text())
+    shown = on(nfs_cluster, "master", f"python3 -c {program} ann {directory}", 180)
+    assert " classical tasks" in shown, shown
+    status, log = as_user(nfs_cluster, "ann", "oq-celery follow")
+    assert status == 0, log
+    assert "Stored " in log
+
+
+def test_nobody_aborts_or_removes_what_is_not_theirs_and_what_is_aborted_has_ended(nfs_cluster: Lab) -> None:
+    directory = people(nfs_cluster, "ann", "bob")
+    with ThreadPoolExecutor() as pool:
+        since = time.time()
+        job = pool.submit(as_user, nfs_cluster, "bob", f"cd {directory}; exec oq engine --run job.ini")
+        wait_until_a_task_runs(nfs_cluster, since, job)
+        number = calculations(nfs_cluster)[-1]["id"]
+        status, said = as_user(nfs_cluster, "ann", f"oq abort {number}")
+        assert (status, f"sudo oq abort {number}" in said) == (1, True), said
+        url = f"http://localhost:{facts.WEBUI_PORT}/v1/calc/{number}"
+        assert "oq abort" in on(nfs_cluster, "master", f"curl --silent --request POST {url}/abort")
+        assert f"{number} of bob" not in as_user(nfs_cluster, "ann", "oq purge old --days 0")[1]
+        assert calculations(nfs_cluster)[-1]["status"] == "executing"
+        assert not job.done()
+        status, said = as_user(nfs_cluster, "bob", f"oq engine --delete-calculation {number} --yes")
+        assert status == 0, said
+        assert job.result()[0] != 0
+    assert number not in {one["id"] for one in calculations(nfs_cluster)}
+    assert on(nfs_cluster, "master", f"find {facts.SHARED_DIR} -name 'calc_{number}*' -o -name '.nfs*'") == ""
+    queues = on(nfs_cluster, "master", f"rabbitmqctl --silent list_queues -p {facts.AMQP_VHOST} name")
+    assert "oq." not in queues
+
+
+def test_reset_leaves_the_database_and_the_calculations_of_others(nfs_cluster: Lab) -> None:
+    directory = people(nfs_cluster, "ann", "bob")
+    for name in ("ann", "bob"):
+        status, said = as_user(nfs_cluster, name, f"cd {directory}; exec oq engine --run job.ini")
+        assert status == 0, said
+    assert as_user(nfs_cluster, "ann", "oq reset --yes")[0] == 0
+    owners = {one["owner"].partition("@")[0] for one in calculations(nfs_cluster)}
+    assert "bob" in owners
+    assert "ann" not in owners
+    assert nfs_cluster.machine("master").execute(["oq", "reset", "--yes"], 60).returncode == 1
+    assert "bob" in as_user(nfs_cluster, "bob", "oq purge old --days 0")[1]
 
 
 def test_a_reboot_of_the_master_keeps_volumes_mounted_and_services_up(nfs_cluster: Lab) -> None:

@@ -7,7 +7,7 @@ import os
 import pty
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,16 +59,13 @@ def empty(tmp_path: Path, broker: Broker) -> Iterator[Cluster]:
         try:
             yield made
         finally:
-            mine = f"OQ_CONFIG_FILE={made.env['OQ_CONFIG_FILE']}".encode()
-            kill(lambda process: mine in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"))
+            for process in harness.users(made.directory):
+                kill(process)
 
 
-def kill(which: Callable[[int], bool]) -> None:
-    """Kill all processes of which something is true."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if which(int(entry.name)):
-                os.kill(int(entry.name), signal.SIGKILL)
+def kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def status(cluster: Cluster) -> str:
@@ -85,7 +82,10 @@ def test_a_calculation_goes_on_without_its_terminal_and_can_be_followed(
     terminal.type(f"{OQ} engine --run job.ini\n")
     terminal.see(WAITS)
     if killed == "session":
-        kill(lambda process: os.getsid(process) == terminal.shell)
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(entry.name)) == terminal.shell:
+                    kill(int(entry.name))
     terminal.close()
     follower = empty.start("oq-celery", "follow", "1")
     wait_until(lambda: WAITS in follower.output(), "the log of a calculation that runs")

@@ -1,0 +1,147 @@
+"""Abort and delete mean it: what is aborted does not run on, and nothing of it stays.
+
+Upstream's `oq abort` looks for a process by its title, which a calculation that waits for its turn has not got yet, so
+it calls failed what begins a minute later; its WebUI sends a signal and calls that success, also where it may not; its
+deletion of a calculation leaves the process at work. Here an abort ends the process, or says why not.
+
+A calculation's process is the one whose number the database has. It computes when its title is upstream's `oq-job-N`;
+of several calculations of one command each may be computed by a child of that process. Before it computes, a
+calculation is aborted by its status alone, which `runs.py` looks at when its turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from oq_celery.jobs import TITLE, UNFINISHED, owner
+from oq_celery.protocol import CHANNEL_PREFIX
+
+# Seconds that a calculation has to end by itself: it takes its tasks back, for which a broker that does not answer
+# needs 10, and writes down what has become of it. Then it is killed.
+GRACE_SECONDS = 20.0
+# Seconds in which a calculation that has got its number appears with a process, or one that has been marked begins.
+SETTLE_SECONDS = 2.0
+POLL_SECONDS = 0.2
+
+_SAME_COMMAND = "SELECT id FROM job WHERE pid=?x AND host=?x AND id<>?x AND status IN (?X) ORDER BY id"
+
+Dbcmd = Callable[..., Any]
+
+
+class Refused(Exception):
+    """A calculation cannot be aborted or deleted; the text says why and, where there is one, the remedy."""
+
+
+def abort(dbcmd: Dbcmd, number: int, remedy: str = "sudo oq abort {}", *, may: bool = False) -> str:
+    """End a calculation, whether it computes or waits for its turn; it is aborted when this returns.
+
+    Args:
+        dbcmd: of openquake.commonlib.logs.
+        number: of the calculation.
+        remedy: what somebody who may does instead, with {} for the number.
+        may: whether the caller has found that this user may abort it, as far as processes are not concerned.
+
+    Returns:
+        What has been done, in a sentence.
+
+    Raises:
+        Refused: if it does not run, or runs on.
+    """
+    marked = 0.0
+    while True:
+        job = dbcmd("get_job", number)
+        if job is None:
+            raise Refused(f"There is no calculation {number}")
+        if job.status == "aborted" and time.monotonic() < marked + SETTLE_SECONDS:
+            time.sleep(POLL_SECONDS)  # it may have been on its way to begin when it was marked
+            continue
+        if job.status not in UNFINISHED:
+            break
+        if job.host not in (None, socket.gethostname()):
+            raise Refused(f"Calculation {number} runs on {job.host}: abort it there")
+        process = _computing(job)
+        if process is not None:
+            return _end(dbcmd, job, process, remedy)
+        if not may and job.user_name != getpass.getuser() and os.geteuid() != 0:
+            raise Refused(_not_yours(number, job.user_name, remedy))
+        # It has not begun, or its process is gone. An action of `commands.extend_actions`.
+        dbcmd("abort_unfinished", number)
+        marked = time.monotonic()
+    if not marked or job.status != "aborted":
+        raise Refused(f"Calculation {number} is {job.status}: there is nothing to abort")
+    return f"Calculation {number} is aborted"
+
+
+def remove_leftovers(spool: Path, number: int) -> None:
+    """Remove what a calculation that was killed has left in the spool directory; its queue the workers remove."""
+    for directory in spool.glob(f"{CHANNEL_PREFIX}*.{number}.{'[0-9a-f]' * 16}"):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _computing(job: Any) -> psutil.Process | None:
+    """The process that a signal ends: the one that computes this calculation, or that waits for it in the queue."""
+    process = owner(job) if job.pid else None
+    if process is None or job.status == "submitted":
+        return process
+    title = f"{TITLE}{job.id}"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return next((one for one in (process, *process.children()) if one.name() == title), None)
+    return None
+
+
+def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
+    """Interrupt a process, wait for its end, and write down what it could not."""
+    try:
+        name, children = process.username(), process.children(recursive=True)
+        process.send_signal(signal.SIGINT)
+    except psutil.AccessDenied:
+        raise Refused(_not_yours(job.id, name, remedy)) from None
+    except psutil.NoSuchProcess:
+        children = []
+    said = ""
+    if not _ended(process, GRACE_SECONDS):
+        for one in (process, *children):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        _ended(process, GRACE_SECONDS)
+        said = f", and was killed, since it did not end in {GRACE_SECONDS:.0f} s"
+    others = []
+    if process.pid == job.pid:
+        others = [one.id for one in dbcmd(_SAME_COMMAND, job.pid, job.host, job.id, list(UNFINISHED))]
+    for number in (job.id, *others):
+        dbcmd("abort_unfinished", number)
+    now = dbcmd("get_job", job.id)
+    if now is not None and now.status == "complete":
+        raise Refused(f"Calculation {job.id} was complete before it could be aborted")
+    if others:
+        said += f"; with it, of the same command, {', '.join(map(str, others))}"
+    return f"Calculation {job.id} is aborted{said}"
+
+
+def _ended(process: psutil.Process, seconds: float) -> bool:
+    """Whether a process ends in time; a zombie has ended, which its parent has not noticed yet."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+    return True
+
+
+def _not_yours(number: int, name: str, remedy: str) -> str:
+    return (
+        f"Calculation {number} is {name}'s and you are {getpass.getuser()}: it runs on. "
+        f"On the master: {remedy.format(number)}"
+    )

@@ -1,0 +1,279 @@
+"""Upstream's commands and WebUI views that abort and delete, where several people compute on one cluster.
+
+Everybody's calculations lie in directories that the whole group writes, and in one database of the DbServer. Upstream
+takes what it may write for its user's own: `oq purge` and `oq reset` remove the files of others, also of calculations
+that run. Here a user's are those that the database says, and root's are everybody's.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from openquake.baselib import config
+from openquake.baselib.general import humansize
+
+from oq_celery import settings
+from oq_celery.abort import Refused, abort, remove_leftovers
+from oq_celery.jobs import UNFINISHED, lives
+
+WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
+# Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
+_FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
+AND workflow_id IS NULL AND start_time < datetime('now', ?x) ORDER BY id DESC"""
+_ALL = "SELECT id FROM job WHERE user_name=?x ORDER BY id DESC"
+_MARK = "UPDATE job SET status='aborted', is_running=0 WHERE id=?x AND status IN (?X)"
+
+
+def extend_actions(actions: Any) -> None:
+    """Change `openquake.server.db.actions`: what runs is not deleted, and nothing of what is deleted stays."""
+    upstream_del_calc = actions.del_calc
+
+    @functools.wraps(upstream_del_calc)
+    def del_calc(db: Any, job_id: Any, user: str, delete_file: bool = True, force: bool = False) -> Any:
+        jobs = db("SELECT * FROM job WHERE id=?x AND user_name=?x", int(job_id), user)
+        if jobs and jobs[0].status in UNFINISHED and jobs[0].pid and lives(jobs[0]):
+            return {"error": f"Cannot delete calculation {job_id}: it runs. `oq abort {job_id}` first"}
+        answer = upstream_del_calc(db, job_id, user, delete_file, force)
+        if "hdf5paths" in answer and jobs:
+            _remove_files(jobs[0], files=delete_file)
+        return answer
+
+    def delete_uncompleted_calculations(db: Any, user: str) -> None:
+        """Upstream's, but not of those that run."""
+        db("UPDATE job SET status='deleted' WHERE user_name=?x AND status IN ('failed', 'aborted')", user)
+
+    def abort_unfinished(db: Any, job_id: int) -> None:
+        """Note that a calculation which has not ended is aborted."""
+        db(_MARK, job_id, list(UNFINISHED))
+
+    actions.del_calc = del_calc
+    actions.abort_unfinished = abort_unfinished
+    actions.delete_uncompleted_calculations = delete_uncompleted_calculations
+
+
+def extend_abort(module: Any) -> None:
+    """Change `oq abort`."""
+    from openquake.commonlib.logs import dbcmd
+
+    @functools.wraps(module.main)
+    def main(job_id: Iterable[int]) -> None:
+        failed = False
+        for given in job_id:
+            try:
+                print(_abort(dbcmd, _number(dbcmd, given)))
+            except Refused as error:
+                print(error, file=sys.stderr)
+                failed = True
+        if failed:
+            sys.exit(1)
+
+    module.main = main
+
+
+def extend_engine(module: Any) -> None:
+    """Change `oq engine --delete-calculation`."""
+    dbcmd = module.logs.dbcmd
+
+    def del_calculation(job_id: int, confirmed: bool = False) -> None:
+        """Abort and delete a calculation and all associated outputs."""
+        question = "Do you want to (abort and) delete this calculation and all its outputs, for ever? (y/n): "
+        try:
+            number = _number(dbcmd, job_id)
+            if confirmed or module.confirm(question):
+                _delete(dbcmd, number, getpass.getuser())
+                print(f"Removed {number}")
+        except Refused as error:
+            sys.exit(str(error))
+
+    module.del_calculation = del_calculation
+
+
+def extend_purge(module: Any) -> None:
+    """Change `oq purge`."""
+    dbcmd = module.logs.dbcmd
+
+    @functools.wraps(module.main)
+    def main(what: str, force: bool = False, *, days: int = 30) -> None:
+        if what in ("failed", "old"):
+            wanted = ["failed", "aborted"] if what == "failed" else ["failed", "aborted", "complete"]
+            age = "0 days" if what == "failed" else f"-{days} days"
+            _purge(dbcmd, dbcmd(_FINISHED, getpass.getuser(), os.geteuid(), wanted, age), force)
+        elif what == "orphan":
+            _purge_orphans(dbcmd, Path(module.datadir), force)
+        elif not re.fullmatch(r"-?\d+", what):
+            sys.exit(f"oq purge {what}: say a calculation's number, failed, old or orphan")
+        else:
+            try:
+                number = _number(dbcmd, int(what))
+                _delete(dbcmd, number, _owner(dbcmd, number), running=False, force=force)
+                print(f"Removed {number}")
+            except Refused as error:
+                sys.exit(str(error))
+
+    module.main = main
+
+
+def extend_reset(module: Any) -> None:
+    """Change `oq reset`: it removes the calculations of its user and leaves the database to the others."""
+    dbcmd = module.logs.dbcmd
+
+    @functools.wraps(module.main)
+    def main(yes: bool = False) -> None:
+        if os.geteuid() == 0:
+            sys.exit(
+                "oq reset removes the calculations of its user, and root has none. `oq purge old --days 0 --force` as "
+                "root removes those of everybody, but for those that run"
+            )
+        if not yes and not module.confirm("Do you really want to destroy all your data? (y/n) "):
+            return
+        refused = []
+        user = getpass.getuser()
+        for job in dbcmd(_ALL, user):
+            try:
+                _delete(dbcmd, job.id, user, force=True)
+                print(f"Removed {job.id}")
+            except Refused as error:
+                refused.append(str(error))
+        if refused:
+            sys.exit("\n".join(refused))
+
+    module.main = main
+
+
+def extend_views(views: Any) -> None:
+    """Change the WebUI's views: an abort that they call done is done, and what is removed does not run on."""
+    dbcmd, answer = views.logs.dbcmd, views.JsonResponse
+    upstream_abort, upstream_remove = views.calc_abort, views.calc_remove
+
+    def may(request: Any, job: Any) -> bool:
+        return bool(
+            job.user_name in views.utils.get_valid_users(request) or views.utils.is_superuser(request)
+        )
+
+    @functools.wraps(upstream_abort)
+    def calc_abort(request: Any, calc_id: Any) -> Any:
+        job = dbcmd("get_job", calc_id)
+        if request.method != "POST" or job is None or job.status not in UNFINISHED or not may(request, job):
+            return upstream_abort(request, calc_id)  # which refuses it
+        try:
+            return answer({"success": _abort(dbcmd, job.id, WEBUI_REMEDY, may=True)})
+        except Refused as error:
+            return answer({"error": str(error)}, status=403)
+
+    @functools.wraps(upstream_remove)
+    def calc_remove(request: Any, calc_id: Any) -> Any:
+        job = dbcmd("get_job", calc_id)
+        mine = job is not None and job.user_name == views.utils.get_username(request)
+        if request.method == "POST" and mine and job.status in UNFINISHED:
+            try:
+                _abort(dbcmd, job.id, WEBUI_REMEDY, may=True)
+            except Refused as error:
+                if dbcmd("get_job", job.id).status in UNFINISHED:
+                    return answer({"error": str(error)}, status=403)
+        return upstream_remove(request, calc_id)
+
+    views.calc_abort, views.calc_remove = calc_abort, calc_remove
+
+
+def _abort(dbcmd: Callable[..., Any], number: int, *args: Any, **kwargs: Any) -> str:
+    said = abort(dbcmd, number, *args, **kwargs)
+    remove_leftovers(settings.load(config).spool, number)
+    return said
+
+
+def _number(dbcmd: Callable[..., Any], given: int) -> int:
+    """A calculation's number; a negative one counts this user's from the last."""
+    job = dbcmd("get_job", given, getpass.getuser() if given < 0 else None)
+    if job is None:
+        raise Refused(f"There is no calculation {given}" + (" of yours" if given < 0 else ""))
+    return int(job.id)
+
+
+def _owner(dbcmd: Callable[..., Any], number: int) -> str:
+    """In whose name this user deletes a calculation: root in its owner's."""
+    return str(dbcmd("get_job", number).user_name) if os.geteuid() == 0 else getpass.getuser()
+
+
+def _delete(
+    dbcmd: Callable[..., Any], number: int, user: str, *, running: bool = True, force: bool = False
+) -> None:
+    """Delete a calculation of a user; one that runs is aborted before.
+
+    Raises:
+        Refused: if it is another user's, others depend on it, or it runs on.
+    """
+    job = dbcmd("get_job", number)
+    if running and job is not None and job.user_name == user and job.status in UNFINISHED:
+        try:
+            _abort(dbcmd, number)
+        except Refused:
+            if dbcmd("get_job", number).status in UNFINISHED:
+                raise
+    # The files by this process: the DbServer's user may not remove those in a directory of the user's own.
+    answer = dbcmd("del_calc", number, user, False, force)
+    if "error" in answer:
+        raise Refused(answer["error"])
+    if job is not None and "hdf5paths" in answer:
+        _remove_files(job, files=True)
+
+
+def _remove_files(job: Any, *, files: bool) -> None:
+    """Remove what a calculation has on the disk: the inputs that came through the WebUI, and the datastores."""
+    directory = Path(job.ds_calc_dir)
+    if directory.name == f"calc_{job.id}":
+        shutil.rmtree(directory, ignore_errors=True)
+    for path in _datastores(job) if files else ():
+        path.unlink(missing_ok=True)
+
+
+def _datastores(job: Any) -> Iterator[Path]:
+    for ending in (".hdf5", "_tmp.hdf5"):
+        yield Path(job.ds_calc_dir + ending)
+
+
+def _purge(dbcmd: Callable[..., Any], jobs: Iterable[Any], force: bool) -> None:
+    """List calculations with their size, or delete them."""
+    found = list(jobs)
+    paths = [path for job in found for path in _datastores(job) if path.exists()]
+    size = humansize(sum(path.stat().st_size for path in paths))
+    if not force:
+        for job in found:
+            print(f"{job.id} of {job.user_name}: {job.ds_calc_dir}.hdf5")
+        print(f"Found {len(found)} calculations, {size}")
+        if found:
+            print("Use --force to really delete them")
+        return
+    removed = 0
+    for job in found:
+        try:
+            _delete(dbcmd, job.id, job.user_name, running=False)
+            removed += 1
+        except (Refused, OSError) as error:
+            print(error, file=sys.stderr)
+    print(f"Removed {removed} calculations, {size}")
+
+
+def _purge_orphans(dbcmd: Callable[..., Any], datadir: Path, force: bool) -> None:
+    """List this user's datastores of which the database does not know, or remove them."""
+    known = {path for job in dbcmd("SELECT id, ds_calc_dir FROM job") for path in _datastores(job)}
+    mine = [
+        path
+        for path in sorted(datadir.glob("*.hdf5"))
+        if path not in known and os.geteuid() in (0, path.stat().st_uid)
+    ]
+    size = humansize(sum(path.stat().st_size for path in mine))
+    for path in mine:
+        print(path)
+        if force:
+            path.unlink()
+    print(f"{'Removed' if force else 'Found'} {len(mine)} orphan files [{size}]")
+    if mine and not force:
+        print("Use --force to really delete the files")

@@ -1,0 +1,186 @@
+"""How the commands of the engine run calculations: what was aborted before its turn is not computed, what is aborted
+while it is computed is called so, and several at once survive the death of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from multiprocessing.connection import wait
+from typing import Any, cast
+
+from oq_celery.abort import GRACE_SECONDS
+from oq_celery.jobs import TITLE, UNFINISHED
+
+INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
+CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb what they put in order
+
+
+def extend_logs(logs: Any) -> None:
+    """Change `openquake.commonlib.logs`: a calculation that Ctrl-C or an abort ends is aborted, not failed."""
+    upstream_exit = logs.LogContext.__exit__
+
+    def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
+        if etype is not None and issubclass(etype, KeyboardInterrupt):
+            # What comes now must not be interrupted by another Ctrl-C: tasks are taken back, the end is written down.
+            with contextlib.suppress(ValueError):  # not the main thread
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+            logging.error("Aborted: %s", error)
+            etype = SystemExit  # whose end upstream calls aborted
+        upstream_exit(self, etype, error, traceback)
+
+    logs.LogContext.__exit__ = leave
+
+
+def extend_engine(engine: Any) -> None:
+    """Change `openquake.engine.engine`: how it runs one calculation, several one after another, and several at once."""
+    upstream_run_calc, upstream_run_jobs = engine.run_calc, engine.run_jobs
+    dbcmd = engine.logs.dbcmd
+
+    def aborted(context: Any) -> bool:
+        job = dbcmd("get_job", context.calc_id)
+        if job is not None and job.status != "aborted":
+            return False
+        print(f"Calculation {context.calc_id} was aborted before its turn")
+        return True
+
+    @functools.wraps(upstream_run_calc)
+    def run_calc(log: Any, *args: Any, **kwargs: Any) -> Any:
+        engine.register_signals(log.calc_id)
+        # Before the look at the status: who aborts it later finds this process.
+        engine.setproctitle(f"{TITLE}{log.calc_id}")
+        return None if aborted(log) else upstream_run_calc(log, *args, **kwargs)
+
+    @functools.wraps(upstream_run_jobs)
+    def run_jobs(jobctxs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        wanted = [context for context in jobctxs if not aborted(context)]
+        if not wanted:
+            return jobctxs
+        try:
+            upstream_run_jobs(wanted, *args, **kwargs)
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            _end_others(dbcmd, wanted, "aborted" if interrupted else "failed")
+            raise
+        return jobctxs
+
+    engine.run_calc, engine.run_jobs = run_calc, run_jobs
+    engine.parallel.multispawn = functools.partial(multispawn, engine.parallel, dbcmd)
+
+
+def multispawn(
+    parallel: Any,
+    dbcmd: Callable[..., Any],
+    func: Callable[..., Any],
+    allargs: Sequence[tuple[Any, ...]],
+    names: Sequence[str] = (),
+    nprocs: int = 1,
+    logfinish: bool = True,
+) -> None:
+    """Compute several calculations at once; stands in for upstream's, which waits for ever for one whose process died.
+
+    Args:
+        parallel: openquake.baselib.parallel.
+        dbcmd: of openquake.commonlib.logs.
+        func: of the engine, which computes one.
+        allargs: the arguments of each; the first one is its LogContext.
+        names: of the calculations, for people.
+        nprocs: how many run at once.
+        logfinish: whether to say when one has ended.
+    """
+    if parallel.oq_distribute() == "no":
+        for args in allargs:
+            func(*args)
+        return
+    waiting = list(zip(allargs, names or [f"job#{n}" for n in range(1, len(allargs) + 1)], strict=True))
+    running: dict[int, tuple[Any, Any, str]] = {}
+    ended = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < nprocs:
+                args, name = waiting.pop(0)
+                process = parallel.mp_context.Process(target=_compute, args=(func, args, name))
+                process.start()
+                running[process.sentinel] = process, args[0], name
+            for sentinel in wait(list(running)):
+                process, context, name = running.pop(cast(int, sentinel))
+                process.join()
+                ended += 1
+                if process.exitcode and (why := _died(process.exitcode)):
+                    line = f"The process {process.pid} of calculation {context.calc_id} {why}"
+                    status = "aborted" if process.exitcode == INTERRUPTED else "failed"
+                    if _end_others(dbcmd, [context], status, line):
+                        logging.error("%s: %s", name, line)
+                elif not process.exitcode and logfinish:
+                    logging.info("Finished job %s [%d of %d]", name, ended, len(allargs))
+    except BaseException:
+        _interrupt([process for process, _, _ in running.values()])
+        raise
+
+
+def _compute(func: Callable[..., Any], args: tuple[Any, ...], name: str) -> None:
+    """In a process of its own: compute one, and say what ended it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        func(*args)
+    except Exception as error:
+        logging.error(f"{name}: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _end_with_parent() -> None:
+    """End as by Ctrl-C when the command's own process is gone: nobody would wait for this one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _died(status: int) -> str:
+    """What ended a process that did not end by itself, in words."""
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def _interrupt(processes: Sequence[Any]) -> None:
+    """End processes as Ctrl-C does, and kill those that do not end."""
+    _join(processes, CTRL_C_SECONDS)
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
+    _join(processes, GRACE_SECONDS)
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def _join(processes: Sequence[Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+
+
+def _end_others(dbcmd: Callable[..., Any], contexts: Sequence[Any], status: str, line: str = "") -> bool:
+    """Write down the end of calculations that nobody computes any more; True if one had none."""
+    found = False
+    for context in contexts:
+        job = dbcmd("get_job", context.calc_id)
+        if job is not None and job.status in UNFINISHED:
+            found = True
+            why = line or f"Not computed: another calculation of the same command has {status}"
+            dbcmd("log", context.calc_id, datetime.now(UTC), "CRITICAL", "oq_celery", why)
+            dbcmd("finish", context.calc_id, status)
+    return found

@@ -1,0 +1,247 @@
+"""What is aborted or deleted does not run on, whoever started it and however far it is, and nothing of it stays."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import shutil
+import signal
+import sqlite3
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, Process, free_port, wait_until
+
+OQ = harness.ENGINE / "bin/oq"
+WAITS = "Waiting for workers: 0 alive"
+
+
+class Served(Cluster):
+    """A cluster with DbServer and WebUI, as the master of a real one has them, and without workers."""
+
+    url = ""
+
+    def serve(self, port: int, webui_port: int) -> None:
+        for words in (("dbserver", "start"), ("webui", "start", f"127.0.0.1:{webui_port}", "--skip-browser")):
+            server = self.start("oq", *words, LOGNAME="openquake")
+            ready = port if words[0] == "dbserver" else webui_port
+            wait_until(lambda: harness.answers(ready) or not server.running(), words[0])  # noqa: B023
+            assert server.running(), server.output()
+        self.url = f"http://127.0.0.1:{webui_port}"
+
+    def upload(self, folder: Path) -> int:
+        """Start a calculation through the API."""
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as packed:
+            for file in folder.iterdir():
+                packed.write(file, file.name)
+        files = {"archive": ("job.zip", archive.getvalue())}
+        answer = requests.post(f"{self.url}/v1/calc/run", files=files, timeout=harness.DEADLINE)
+        return int(answer.json()["job_id"])
+
+    def post(self, number: int, what: str) -> tuple[int, dict[str, Any]]:
+        answer = requests.post(f"{self.url}/v1/calc/{number}/{what}", timeout=harness.DEADLINE)
+        return answer.status_code, answer.json()
+
+    def query(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Ask the engine's database, without the engine, whose start takes seconds."""
+        with contextlib.closing(sqlite3.connect(self.directory / "db.sqlite3", timeout=60)) as database:
+            with database:
+                return database.execute(query, values).fetchall()
+
+    def statuses(self) -> dict[int, str]:
+        return dict(self.query("SELECT id, status FROM job"))
+
+    def said(self, number: int) -> str:
+        """The log of a calculation."""
+        return "\n".join(line for (line,) in self.query("SELECT message FROM log WHERE job_id=?", number))
+
+    def waits(self, number: int) -> None:
+        """Wait until a calculation waits for workers, in the middle of its work."""
+        wait_until(lambda: WAITS in self.said(number), f"calculation {number} to wait for workers")
+
+
+@pytest.fixture
+def served(tmp_path: Path, broker: Broker) -> Iterator[Served]:
+    port = free_port()
+    changes = {
+        "dbserver.host": "localhost",
+        "dbserver.port": str(port),
+        "distribution.serialize_jobs": "2",
+        "distribution.num_cores": "32",
+    }
+    made = Served(tmp_path / "oqlab-calm", broker, **changes)
+    try:
+        made.serve(port, free_port())
+        harness.qa_job("event_based/case_2", tmp_path)
+        yield made
+    finally:
+        made.end()
+        for queue in broker.result_queues():
+            broker.delete_queue(queue)
+
+
+def processes(cluster: Cluster) -> dict[str, int]:
+    """The cluster's processes that compute: their numbers by their titles."""
+    found = {}
+    for number in harness.users(cluster.directory):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            title = Path(f"/proc/{number}/comm").read_text().strip()
+            if title.startswith("oq-job-"):
+                found[title] = number
+    return found
+
+
+def left(cluster: Cluster, number: int) -> list[str]:
+    """Whatever there is of a calculation on the disk."""
+    return sorted(path.name for path in cluster.data.glob(f"*calc_{number}*")) + sorted(
+        path.name for path in cluster.shared.rglob(f"*.{number}.*")
+    )
+
+
+def oq(cluster: Cluster, *arguments: str, **env: str) -> tuple[int, str]:
+    done = harness.run([OQ, *arguments], cluster.env | env)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "Using the DbServer" not in line]
+    return done.returncode, "\n".join(lines)
+
+
+def run(cluster: Cluster, *inis: Path, multi: bool = False) -> Process:
+    options = ["--multi"] if multi else []
+    return cluster.start("oq", "engine", *options, "--run", *inis, PYTHONUNBUFFERED="1")
+
+
+def test_a_calculation_that_waits_for_its_turn_is_aborted(tmp_path: Path, served: Served) -> None:
+    """In the queue behind others, and behind an earlier one of the same command."""
+    ini = tmp_path / "job/job.ini"
+    row = run(served, ini, ini)
+    served.waits(1)
+    queued = run(served, ini)
+    wait_until(lambda: "Waiting for jobs 1" in queued.output(), "the third to wait")
+    assert oq(served, "abort", "3") == (0, "Calculation 3 is aborted")
+    assert not queued.running()
+    assert oq(served, "abort", "2") == (0, "Calculation 2 is aborted")
+    assert served.statuses() == {1: "executing", 2: "aborted", 3: "aborted"}
+    served.worker("one")
+    assert row.wait() == 0, row.output()
+    assert "Calculation 2 was aborted before its turn" in row.output()
+    assert served.statuses() == {1: "complete", 2: "aborted", 3: "aborted"}
+    assert oq(served, "abort", "1") == (1, "Calculation 1 is complete: there is nothing to abort")
+
+
+def test_what_came_through_the_webui_is_aborted_and_removed(
+    tmp_path: Path, broker: Broker, served: Served
+) -> None:
+    for when, path in (("waits", "abort"), ("waits", "remove"), ("begins", "remove"), ("at once", "abort")):
+        number = served.upload(tmp_path / "job")
+        if when == "waits":
+            served.waits(number)
+        elif when == "begins":
+            wait_until(lambda number=number: served.statuses()[number] != "created", "it to begin")
+        code, answer = served.post(number, path)
+        assert (code, answer.keys() >= {"success"}) == (200, True), answer
+        assert processes(served) == {}
+        assert not list((served.shared / "oq_celery").glob("*"))
+        assert broker.result_queues() == []
+        assert served.statuses().get(number) == (None if path == "remove" else "aborted")
+        assert path == "abort" or left(served, number) == []
+    assert set(served.statuses().values()) == {"aborted"}
+
+
+def test_delete_ends_a_calculation_that_runs_and_no_other(tmp_path: Path, served: Served) -> None:
+    ini = tmp_path / "job/job.ini"
+    jobs = []
+    for number in (1, 2):
+        jobs.append(run(served, ini))
+        served.waits(number)
+    assert oq(served, "engine", "--dc", "1", "-y") == (0, "Removed 1")
+    assert not jobs[0].running()
+    assert left(served, 1) == []
+    assert served.statuses() == {2: "executing"}
+    served.worker("one")
+    assert jobs[1].wait() == 0
+    assert served.statuses() == {2: "complete"}
+
+
+def test_one_of_several_at_once_that_dies_is_failed_and_the_others_complete(
+    tmp_path: Path, broker: Broker, served: Served
+) -> None:
+    inis = [shutil.copytree(tmp_path / "job", tmp_path / f"job{n}") / "job.ini" for n in range(3)]
+    several = run(served, *inis, multi=True)
+    for number in (1, 2, 3):
+        served.waits(number)
+    assert sorted(processes(served)) == ["oq-job-1", "oq-job-2", "oq-job-3"]
+    os.kill(processes(served)["oq-job-2"], signal.SIGKILL)
+    wait_until(lambda: served.statuses()[2] == "failed", "the second to be failed")
+    assert "was killed by SIGKILL" in several.output()
+    assert oq(served, "abort", "3") == (0, "Calculation 3 is aborted")
+    served.worker("one")
+    assert several.wait() == 0, several.output()
+    assert served.statuses() == {1: "complete", 2: "failed", 3: "aborted"}
+    wait_until(lambda: broker.result_queues() == [], "the result queue of the dead to go", 60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_of_several_at_once_survives_the_end_of_their_command(
+    number: signal.Signals, tmp_path: Path, served: Served
+) -> None:
+    inis = [shutil.copytree(tmp_path / "job", tmp_path / f"job{n}") / "job.ini" for n in range(2)]
+    several = run(served, *inis, multi=True)
+    for calculation in (1, 2):
+        served.waits(calculation)
+    several.signal(number)
+    several.wait()
+    wait_until(lambda: processes(served) == {}, "the processes to end", 60)
+    wait_until(lambda: set(served.statuses().values()) == {"aborted"}, "both to be aborted", 60)
+
+
+PURGE = """
+import os, sys
+os.geteuid = lambda: {uid}
+from openquake.commands.{command} import main
+main({arguments})
+"""
+
+
+def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served) -> None:
+    """Two users of one directory, in which the files of both can be written by both."""
+    for number, (user, status) in enumerate(
+        itertools.product(("ann", "bob"), ("complete", "failed", "executing")), 1
+    ):
+        values = (number, user, status, str(served.data / f"calc_{number}"), "classical", "")
+        served.query(
+            "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description, is_running, pid) "
+            "VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
+            *values,
+        )
+        (served.data / f"calc_{number}.hdf5").touch()
+
+    def as_user(user: str, command: str, arguments: str, uid: int = 1000) -> str:
+        code = PURGE.format(uid=uid, command=command, arguments=arguments)
+        return harness.run([harness.ENGINE / "bin/python", "-c", code], served.env | {"LOGNAME": user}).stdout
+
+    def files() -> set[int]:
+        return {int(path.stem.removeprefix("calc_")) for path in served.data.glob("calc_*.hdf5")}
+
+    assert "Found 1 calculations" in as_user("ann", "purge", "'failed'")
+    found = as_user("ann", "purge", "'old', days=0")
+    assert "Found 2 calculations" in found
+    assert "bob" not in found
+    assert files() == {1, 2, 3, 4, 5, 6}
+    assert "Removed 1 calculations" in as_user("ann", "purge", "'failed', True")
+    as_user("ann", "purge", "'5'")
+    assert files() == {1, 3, 4, 5, 6}
+    assert as_user("root", "reset", "True", uid=0) == ""
+    assert files() == {1, 3, 4, 5, 6}
+    as_user("ann", "reset", "True")
+    assert files() == {4, 5, 6}
+    assert served.statuses() == {4: "complete", 5: "failed", 6: "executing"}
+    assert "Removed 2 calculations" in as_user("root", "purge", "'old', True, days=0", uid=0)
+    assert served.statuses() == {6: "executing"}
