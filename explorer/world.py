@@ -33,6 +33,7 @@ COMMON: Final[Config] = {
     "amqp.password": harness.PASSWORD,
     "amqp.vhost": harness.VHOST,
     "distribution.num_cores": str(WORKERS * PROCESSES),
+    "distribution.serialize_jobs": "1000",  # a job does not wait for one whose master was killed, as `reap` sees to
     "directory.shared_dir": "/nonexistent",
     "dbserver.host": "127.0.0.1",
 }
