@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-others transport-host lab bench faults check lock host-packages clean
+.PHONY: help demo test unit transport transport-faults transport-others transport-host explore lab bench faults check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-test: unit transport lab ## all three tiers of tests
+test: unit transport explore lab ## all three tiers of tests, and twenty runs of the explorer of faults
 
 unit: $(VENV)/.done ## the program under mocks: seconds, no root
 	$(VENV)/bin/python -m pytest tests/unit
@@ -32,14 +32,25 @@ transport-others: TESTS := tests/transport --ignore=tests/transport/test_faults.
 transport-faults transport-others transport-host: $(VENV)/.done $(ENGINE_VENV)/.done
 	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
+explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the explorer of faults with fresh seeds
+	$(VENV)/bin/python -m explorer
+
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
 	$(VENV)/bin/python -m pytest tests/lab
 
 bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: half an hour, on a quiet machine
 	$(VENV)/bin/python -m benchmarks
 
-faults: $(VENV)/.done host-packages ## jobs in which workers die, leave and come: writes docs/faults.md
-	$(VENV)/bin/python -m lab faults
+# RUNS of the explorer, LAB_RUNS on the lab; or again the run of a SEED, perhaps with some of its FAULTS (0,2) alone.
+RUNS ?= 940
+LAB_RUNS ?= 60
+faults: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## a thousand jobs in which things break: docs/faults.md; SEED=… repeats one
+ifdef SEED
+	$(VENV)/bin/python -m explorer --seed $(SEED) --runs 1 --worlds 1 $(if $(FAULTS),--faults $(FAULTS))
+else
+	@status=0; $(VENV)/bin/python -m explorer --runs $(RUNS) --record docs/faults.json || status=1; \
+		$(VENV)/bin/python -m lab faults --runs $(LAB_RUNS) || status=1; exit $$status
+endif
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import signal
 import subprocess
 import sys
@@ -125,8 +126,11 @@ def _restart(paths: Paths, arguments: argparse.Namespace) -> int:
 
 def _faults(paths: Paths, arguments: argparse.Namespace) -> int:
     storages = arguments.storage or list(matrix.STORAGES)
-    results = matrix.run_matrix(paths, arguments.stack, arguments.set, storages, arguments.document, say)
-    return 1 if any(result.trouble for result in results) else 0
+    first = secrets.randbelow(10**9) if arguments.seed is None else arguments.seed
+    say(f"seeds {first} to {first + arguments.runs - 1}")
+    seeds = range(first, first + arguments.runs)
+    results = matrix.explore(paths, arguments.stack, arguments.set, storages, seeds, arguments.document, say)
+    return 1 if any(result.entry().wrong for result in results) else 0
 
 
 def _down(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -210,13 +214,21 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, required=True, help="how long")
     one = command("restart", _restart, "restart a service of the master")
     one.add_argument("service", choices=faults.SERVICES)
-    one = command("faults", _faults, "run the fault matrix, each storage mode on a cluster of its own")
+    one = command(
+        "faults", _faults, "run jobs with the faults of seeds, each storage mode on a cluster of its own"
+    )
     config(one)
     one.add_argument(
         "--storage", choices=matrix.STORAGES, action="append", help="only this one (default: all)"
     )
+    one.add_argument("--seed", type=int, help="the first one (default: a fresh one)")
+    one.add_argument("--runs", type=int, default=60, metavar="N", help="how many seeds (default: 60)")
     one.add_argument(
-        "--document", type=Path, default=REPOSITORY / "docs/faults.md", metavar="FILE", help="for the table"
+        "--document",
+        type=Path,
+        default=REPOSITORY / "docs/faults.json",
+        metavar="FILE",
+        help="for the figures; the page is written beside it",
     )
     command("down", _down, "remove all that belongs to the lab, after a crash too")
     return parser

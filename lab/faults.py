@@ -1,20 +1,26 @@
-"""What goes wrong in a cluster: a spot instance is taken back, a link drops what it carries, a service restarts."""
+"""What goes wrong in a cluster: a node or a service dies or stops, a link drops what it carries, a disk is full."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from components import facts
 from lab import imds, network
 from lab.cluster import Lab, imds_directory
-from lab.host import LabError
+from lab.host import LabError, run
 
 SPOT_SECONDS = 120
 """The notice that a spot instance gets."""
 SERVICES = {"rabbitmq": facts.RABBITMQ_UNIT, "dbserver": facts.DBSERVER_UNIT}
 """The master's services that can be restarted, and their units."""
+ROOM_LEFT = 10 * 2**20
+"""Bytes that a full disk has left: less than RabbitMQ's limit, enough for it to live."""
 
 
 def interrupt(lab: Lab, name: str, seconds: float = SPOT_SECONDS) -> None:
@@ -46,3 +52,60 @@ def restart(lab: Lab, service: str) -> None:
     done = master.execute(["systemctl", "restart", SERVICES[service]], timeout=300)
     if done.returncode:
         raise LabError(f"restarting {service}: {done.stderr.strip()}")
+
+
+def crash(lab: Lab, service: str, seconds: float) -> None:
+    """kill -9 a service of the master and start it some seconds later; returns when it answers again."""
+    master = lab.machine(lab.master().name)
+    master.execute(["systemctl", "kill", "--kill-who=all", "--signal=KILL", SERVICES[service]])
+    time.sleep(seconds)
+    restart(lab, service)
+
+
+def freeze(lab: Lab, name: str, seconds: float) -> None:
+    """Stop all processes of a node but its first for some time, as a host does that has no time for it."""
+    machine = lab.machine(name)
+    init = machine.init()
+    inside = run(["ip", "netns", "pids", lab.paths.netns(name)], check=False).split()
+    pids = [int(pid) for pid in inside if int(pid) != init]
+    _signal(pids, signal.SIGSTOP)
+    try:
+        time.sleep(seconds)
+    finally:
+        _signal(pids, signal.SIGCONT)
+
+
+def cover_shared(lab: Lab, name: str, seconds: float) -> None:
+    """Put an empty directory over a node's shared directory for some time, as after a mount that has failed."""
+    machine = lab.machine(name)
+    covered = machine.execute(["mount", "-t", "tmpfs", "-o", "ro", "covered", facts.SHARED_DIR])
+    if covered.returncode:
+        raise LabError(f"covering {facts.SHARED_DIR} on {name}: {covered.stderr.strip()}")
+    try:
+        time.sleep(seconds)
+    finally:
+        machine.execute(["umount", "--lazy", facts.SHARED_DIR])
+
+
+def fill_rabbitmq(lab: Lab, name: str, seconds: float) -> None:
+    """Fill RabbitMQ's volume for some time: it takes no messages then.
+
+    The room is reserved and not written, so the lab's own disk does not fill.
+    """
+    del name
+    master = lab.machine(lab.master().name)
+    ballast = f"{facts.RABBITMQ_DIR}/ballast"
+    room = master.execute(["df", "--output=avail", "--block-size=1", facts.RABBITMQ_DIR]).stdout.split()[-1]
+    filled = master.execute(["fallocate", f"--length={int(room) - ROOM_LEFT}", ballast])
+    if filled.returncode:
+        raise LabError(f"filling {facts.RABBITMQ_DIR}: {filled.stderr.strip()}")
+    try:
+        time.sleep(seconds)
+    finally:
+        master.execute(["rm", "--force", ballast])
+
+
+def _signal(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

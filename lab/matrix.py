@@ -1,4 +1,4 @@
-"""``python -m lab faults``: jobs during which workers die, leave, are cut off or come, and services restart.
+"""``python -m lab faults``: jobs during which nodes die, leave, are cut off or come, as a seed decides.
 
 Each run has to end with the numbers of the same job on the same lab without a fault.
 """
@@ -6,15 +6,17 @@ Each run has to end with the numbers of the same job on the same lab without a f
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from components import facts
+from explorer import ledger
+from explorer.ledger import Entry
 from lab import cluster, faults
 from lab.cluster import Lab
 from lab.host import LabError, Paths, cores, wait_until
@@ -23,54 +25,81 @@ from lab.plan import make_plan, read_config, record
 
 Say = Callable[[str], None]
 WORKERS = 2
-JOB_SECONDS = 240
+JOB_SECONDS = 300
 """After that a run has failed: many times what the jobs take, and less than patience."""
 READY_SECONDS = 300
 """After that a worker that was started in the place of another one has failed."""
 ANSWER_SECONDS = 120
 """After that a worker that was cut off, or whose broker was, has not come back to it."""
+LEFT_SECONDS = 30
+"""After that queues and files of a job that has ended are left."""
 POLL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something that goes wrong.
+class Kind:
+    """A kind of fault.
 
-    :ivar strike: does it, given the worker that runs a task; returns when it is over
+    :ivar share: how often it comes, relative to the others
+    :ivar seconds: ranges of its length: the usual one, and the rare one
+    :ivar strike: does it, given the worker that runs a task and the length; returns when it is over
+    :ivar excuses: a pattern of what a job may say that fails because of it; most faults excuse nothing
     """
 
     name: str
-    strike: Callable[[Lab, str], None]
+    share: int
+    seconds: tuple[tuple[float, float], ...]
+    strike: Callable[[Lab, str, float], None]
+    excuses: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of a run: it strikes when that share of the job's tasks is done, and a task runs."""
+
+    kind: Kind
+    share: float
+    seconds: float
+
+    def __str__(self) -> str:
+        length = f", {self.seconds:.0f} s" if self.seconds else ""
+        return f"{self.kind.name} ({self.share:.0%} of the tasks done{length})"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: the fault strikes when a task runs (`share` 0) or when that share of the tasks is done."""
+    """One run."""
 
+    seed: int
     job: DemoJob
-    fault: Fault
-    share: float
-
-    @property
-    def moment(self) -> str:
-        """In words."""
-        return f"{self.share:.0%} of the tasks done" if self.share else "the first task runs"
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended; no trouble means: with the numbers of the undisturbed run, to the bit."""
+    """How a run ended; no trouble means: with the numbers of the undisturbed run, to the bit.
+
+    :ivar struck: the faults that came to their moment
+    :ivar excused: the job failed, and said truly why
+    """
 
     case: Case
-    storage: str
     seconds: float
+    struck: tuple[Fault, ...]
     trouble: str = ""
+    excused: bool = False
 
-    def row(self) -> tuple[str, ...]:
-        """As a line of the table."""
-        case = self.case
-        equal = self.trouble or "yes"
-        return case.job.name, case.fault.name, case.moment, self.storage, f"{self.seconds:.1f}", equal
+    def entry(self) -> Entry:
+        """For the ledger."""
+        ending = "equal" if not self.trouble else "failed" if self.excused else "wrong"
+        wrong = (self.trouble,) if ending == "wrong" else ()
+        kinds = tuple(fault.kind.name for fault in self.struck)
+        return Entry(self.case.seed, (self.case.job.name,), kinds, ending, wrong)
+
+    def __str__(self) -> str:
+        struck = "; ".join(map(str, self.struck)) or "no fault"
+        name, ending = self.case.job.name, self.trouble or "equal"
+        return f"seed {self.case.seed}: {self.seconds:.1f} s: {name}: {struck}: {ending}"
 
 
 JOBS = (
@@ -78,96 +107,88 @@ JOBS = (
     DemoJob("event based", "demos/hazard/EventBasedPSHA", {"ses_per_logic_tree_path": "20"}),
     DemoJob("event based risk", "demos/risk/EventBasedRisk", {"investigation_time": "1000"}),
 )
-STORAGES = {"nfs": JOBS, "diskless": JOBS[:1]}
-"""The storage modes of workers, and the jobs that run in each."""
-FAULTS = (
-    Fault("kill a worker", cluster.kill),
+STORAGES = {"nfs": 3, "diskless": 1}
+"""The storage modes of workers, and how many of four runs are in each."""
+KINDS = (
+    Kind("kill a worker", 3, ((0, 0),), lambda lab, worker, _: cluster.kill(lab, worker)),
     # Less than AWS's two minutes, which are longer than the jobs: so the tasks have to be handed back.
-    Fault("spot interruption, 20 s", lambda lab, worker: faults.interrupt(lab, worker, 20)),
-    Fault("partition, 5 s", lambda lab, worker: faults.partition(lab, worker, 5)),
-    Fault("partition, 30 s", lambda lab, worker: faults.partition(lab, worker, 30)),
-    Fault("partition, 120 s", lambda lab, worker: faults.partition(lab, worker, 120)),
-    Fault("restart RabbitMQ", lambda lab, _: faults.restart(lab, "rabbitmq")),
-    Fault("restart DbServer", lambda lab, _: faults.restart(lab, "dbserver")),
-    Fault("scale in to 1", lambda lab, _: cluster.scale(lab, WORKERS - 1)),
-    Fault("scale out to 3", lambda lab, _: cluster.scale(lab, WORKERS + 1)),
+    Kind("spot interruption", 3, ((16, 24),), faults.interrupt),
+    Kind("partition a worker", 4, ((2, 20), (22, 45)), faults.partition),
+    Kind("partition a worker for long", 1, ((90, 120),), faults.partition),
+    Kind("stop a worker", 2, ((2, 10), (31, 40)), faults.freeze),
+    Kind("restart RabbitMQ", 2, ((0, 0),), lambda lab, _, __: faults.restart(lab, "rabbitmq")),
+    Kind("kill RabbitMQ", 2, ((0, 4),), lambda lab, _, seconds: faults.crash(lab, "rabbitmq", seconds)),
+    Kind("restart DbServer", 1, ((0, 0),), lambda lab, _, __: faults.restart(lab, "dbserver")),
+    Kind("kill DbServer", 1, ((0, 4),), lambda lab, _, seconds: faults.crash(lab, "dbserver", seconds)),
+    Kind("scale in", 2, ((0, 0),), lambda lab, _, __: cluster.scale(lab, WORKERS - 1)),
+    Kind("scale out", 2, ((0, 0),), lambda lab, _, __: cluster.scale(lab, WORKERS + 1)),
+    Kind(
+        "a worker loses its shared directory",
+        2,
+        ((1, 10),),
+        faults.cover_shared,
+        r"could not do it|No such file|Read-only",
+    ),
+    Kind("full disk under RabbitMQ", 2, ((2, 20),), faults.fill_rabbitmq),
 )
-
-PAGE = """# Faults in the middle of a calculation
-
-Written by `make faults` (`python -m lab faults`), on the lab of [lab.md](lab.md), {cores} cores, two workers.
-
-{equal} of {runs} runs ended with numbers equal to the bit to those of the same job on the same lab without a fault. The
-matrix has {asked} runs; these took {minutes:.0f} minutes, boots included. The seconds are of `oq engine --run`.
-
-Compared are all datasets of floating point numbers in the two datastores, apart from those that tell of the run and
-not of the hazard (times, memory, how the work was cut into tasks). The engine is deterministic for these jobs. A
-task of classical PSHA that took longer than `split_time` (10 s and more) would split itself by the clock; these do not.
-
-A fault strikes the worker that runs a task, when the first task runs or when half of the tasks are done. The notice
-of a spot interruption is shortened to 20 s, because these jobs end before two minutes are over; what is unfinished 15 s
-before the end is handed back. Scaling in goes through the group's lifecycle hook and drains the worker.
-
-| job | fault | when | workers' storage | seconds | equal to the bit |
-|---|---|---|---|---:|---|
-{rows}
-
-What it does not show: the shared file system is not behind the link that a partition cuts, as EFS is on AWS.
-"""
+RARE = 0.2
+"""The share of rare lengths."""
+ALONE = ("spot interruption", "scale in", "scale out")
+"""The group is changed by one of these at a time."""
 
 
-def cases(storage: str) -> list[Case]:
-    """The runs of one storage mode: each of its jobs with each fault; the moments take turns."""
-    shares = (0.0, 0.5)
-    first = list(STORAGES).index(storage)
-    return [
-        Case(job, fault, shares[(first + job_number + fault_number) % 2])
-        for (job_number, job), (fault_number, fault) in product(
-            enumerate(STORAGES[storage]), enumerate(FAULTS)
-        )
-    ]
+def draw(seed: int) -> Case:
+    """The run of a seed."""
+    chance = random.Random(f"lab {seed}")  # noqa: S311 - the seed has to decide
+    drawn: list[Fault] = []
+    for _ in range(chance.choice((1, 1, 2, 2, 3))):
+        kinds = [
+            kind for kind in KINDS if not any(kind.name in ALONE and one.kind.name in ALONE for one in drawn)
+        ]
+        kind = chance.choices(kinds, [kind.share for kind in kinds])[0]
+        seconds = kind.seconds[-1 if chance.random() < RARE else 0]
+        drawn.append(Fault(kind, chance.choice((0.0, 0.0, chance.uniform(0, 0.9))), chance.uniform(*seconds)))
+    return Case(seed, chance.choice(JOBS), tuple(drawn))
 
 
-def run_matrix(
-    paths: Paths, stack: str, settings: Sequence[str], storages: Sequence[str], document: Path, say: Say
+def explore(
+    paths: Paths,
+    stack: str,
+    settings: Sequence[str],
+    storages: Sequence[str],
+    seeds: Sequence[int],
+    document: Path,
+    say: Say,
 ) -> list[Result]:
-    """All runs, one after the other, on a cluster per storage mode that is made for it and taken down after.
+    """The runs of some seeds, one after the other, on a cluster per storage mode that is made for it.
 
-    :param document: the file with the table, which has each run as soon as it is done
+    :param document: the file with the figures, which has them as soon as the runs of a storage mode are done
     """
     cluster.refuse_second(paths)
     results: list[Result] = []
     begin = time.monotonic()
-    for storage in storages:
+    shares = {storage: STORAGES[storage] for storage in storages}
+    first = 0
+    for storage, share in shares.items():
+        last = first + round(len(seeds) * share / sum(shares.values()))
         asked = [*settings, f"workerStorage={storage}", f"workerDesired={WORKERS}"]
         plan = make_plan(record(read_config(stack, asked)))
         try:
             lab = cluster.up(paths, plan, say)
             cluster.wait_until_ready(lab, say)
-            for result in run_cases(lab, storage, cases(storage), say):
+            for result in run_cases(lab, [draw(seed) for seed in seeds[first:last]], say):
                 results.append(result)
-                say(" | ".join(result.row()))
-                document.write_text(markdown(results, time.monotonic() - begin))
+                say(str(result))
         finally:
             cluster.down(paths)
+        first = last
+        versions = {"workers": " and ".join(shares), "cores": str(len(cores()))} | ledger.machine()
+        tier = ledger.sum_up([result.entry() for result in results], versions, time.monotonic() - begin)
+        ledger.record(document, "lab", tier)
     return results
 
 
-def markdown(results: Sequence[Result], seconds: float) -> str:
-    """The page about the matrix."""
-    rows = ["| " + " | ".join(result.row()) + " |" for result in results]
-    equal = sum(not result.trouble for result in results)
-    return PAGE.format(
-        rows="\n".join(rows),
-        runs=len(results),
-        asked=sum(len(cases(storage)) for storage in STORAGES),
-        equal=equal,
-        minutes=seconds / 60,
-        cores=len(cores()),
-    )
-
-
-def run_cases(lab: Lab, storage: str, asked: Sequence[Case], say: Say) -> Iterator[Result]:
+def run_cases(lab: Lab, asked: Sequence[Case], say: Say) -> Iterator[Result]:
     """Run cases on a lab whose workers are all ready; they are so again after each."""
     undisturbed: dict[str, tuple[Path, Run, int]] = {}
     for case in asked:
@@ -178,32 +199,68 @@ def run_cases(lab: Lab, storage: str, asked: Sequence[Case], say: Say) -> Iterat
             tasks = sum(number for number, _ in work_done(lab, run).values())
             undisturbed[name] = job_ini, run, tasks
             say(f"{name}, undisturbed: {run.seconds:.1f} s, {tasks} tasks")
-        yield run_case(lab, storage, case, *undisturbed[name])
+        yield run_case(lab, case, *undisturbed[name])
         cluster.scale(lab, WORKERS)
         cluster.wait_until_ready(lab, lambda _: None, timeout=READY_SECONDS)
-        wait_until(f"all workers to answer after {case.fault.name}", lambda: _all_answer(lab), ANSWER_SECONDS)
+        wait_until(f"all workers to answer after seed {case.seed}", lambda: _all_answer(lab), ANSWER_SECONDS)
 
 
-def run_case(lab: Lab, storage: str, case: Case, job_ini: Path, undisturbed: Run, tasks: int) -> Result:
-    """One run with its fault, compared with the undisturbed run of so many tasks."""
+def run_case(lab: Lab, case: Case, job_ini: Path, undisturbed: Run, tasks: int) -> Result:
+    """One run with its faults, compared with the undisturbed run of so many tasks."""
     begin = time.time()
+    trouble = ""
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run_job, lab, job_ini, None, show=False, limit=JOB_SECONDS)
-        struck = None
-        if worker := _wait_for_moment(lab, begin, job, case.share * tasks):
-            struck = pool.submit(case.fault.strike, lab, worker)
-        trouble = "" if struck else "the job ended before the fault"
+        moments = [pool.submit(_strike, lab, begin, job, fault, tasks) for fault in case.faults]
+        struck = tuple(fault for fault in (moment.result() for moment in moments) if fault)
+        if not any(_lives(lab, node.name) for node in lab.staying()):
+            cluster.scale(lab, WORKERS)  # as the group does by itself
         try:
             run = job.result()
-            difference = compare(lab, undisturbed, run)
-            if difference.absolute:
-                trouble = f"differs by {difference.absolute:.1e}, {difference.relative:.1e} relative"
+            seconds = run.seconds
         except LabError as error:
             trouble = f"failed: {last_words(str(error))}"
-        seconds = time.time() - begin if trouble else run.seconds
-        if struck:
-            struck.result()
-    return Result(case, storage, seconds, trouble)
+            seconds = time.time() - begin
+    if trouble:
+        excused = any(fault.kind.excuses and re.search(fault.kind.excuses, trouble) for fault in struck)
+        return Result(case, seconds, struck, trouble, excused)
+    difference = compare(lab, undisturbed, run)
+    if difference.absolute:
+        trouble = f"differs by {difference.absolute:.1e}, {difference.relative:.1e} relative"
+    elif left := _left(lab):
+        trouble = f"left: {left}"
+    return Result(case, seconds, struck, trouble)
+
+
+def _strike(lab: Lab, begin: float, job: Future[Run], fault: Fault, tasks: int) -> Fault | None:
+    """Wait for a fault's moment and do it; the fault, or None when job or worker had ended before."""
+    worker = _wait_for_moment(lab, begin, job, fault.share * tasks)
+    if worker is None:
+        return None
+    try:
+        fault.kind.strike(lab, worker, fault.seconds)
+    except LabError:
+        if _lives(lab, worker):
+            raise
+        return None
+    return fault
+
+
+def _lives(lab: Lab, worker: str) -> bool:
+    return worker in lab.nodes and lab.machine(worker).init() is not None
+
+
+def _left(lab: Lab) -> str:
+    """Queues and files of jobs that have ended, after a while."""
+    master = lab.machine(lab.master().name)
+    end = time.monotonic() + LEFT_SECONDS
+    while True:
+        listed = master.execute(["rabbitmqctl", "--quiet", "list_queues", "-p", facts.AMQP_VHOST, "name"])
+        queues = [name for name in listed.stdout.split() if name.startswith("oq.")]
+        files = master.execute(["ls", f"{facts.SHARED_DIR}/oq_celery"]).stdout.split()
+        if not queues + files or time.monotonic() > end:
+            return " ".join(queues + files)
+        time.sleep(POLL_SECONDS)
 
 
 def last_words(log: str) -> str:

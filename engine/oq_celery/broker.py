@@ -118,16 +118,18 @@ def delete_unused(connection: amqp.Connection, queue: str) -> bool:
     return True
 
 
-def delete(settings: Settings, queue: str) -> None:
-    """Delete a queue on a connection of its own, if the broker answers in CONNECT_TIMEOUT seconds."""
+def delete(settings: Settings, queue: str) -> bool:
+    """Delete a queue on a connection of its own, if the broker answers in CONNECT_TIMEOUT seconds; True if it did."""
     connection: amqp.Connection | None = None
     try:
         connection = connect(settings, read_timeout=CONNECT_TIMEOUT, write_timeout=CONNECT_TIMEOUT)
         connection.channel().queue_delete(queue)
     except ERRORS as error:
         log.debug("queue %s is left to the workers: %s", queue, error)
+        return False
     finally:
         close(connection)
+    return True
 
 
 def retry_text(settings: Settings, error: Exception) -> str:
@@ -380,24 +382,27 @@ class Sender:
             self._next_try = time.monotonic() + RETRY_SECONDS
         return True
 
-    def close(self, queue: str | None) -> None:
+    def close(self, queue: str | None) -> bool:
         """Close the connection, and delete a queue.
 
         Args:
             queue: None if something was interrupted, maybe in the middle of a message.
+
+        Returns:
+            False if the queue could not be deleted.
         """
         line, self._line = self._line, None
         if line is None or queue is None or line.blocked or line.unconfirmed:
             if line is not None:
                 line.connection.collect()
-            if queue is not None:
-                delete(self._settings, queue)
-            return
+            return queue is None or delete(self._settings, queue)
+        deleted = True
         try:
             line.channel.queue_delete(queue)
         except ERRORS:  # of a connection that has broken since it was last used
-            delete(self._settings, queue)
+            deleted = delete(self._settings, queue)
         close(line.connection)
+        return deleted
 
     def _open(self) -> _Line | None:
         if self._line is None and time.monotonic() >= self._next_try and (self._waiting or self._sent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import pickle
@@ -197,9 +198,14 @@ class Channel:
         Channel._open.discard(self)
         if not in_order:
             self._sender.close(None)
+        deleted = True
         if self._queue is not None:
-            self._queue.end(self._sender.close if in_order else self._delete)
+            deleted = self._queue.end(self._sender.close if in_order else self._delete)
         spool.remove_directory(self._directory)
+        if not deleted:
+            # By an empty directory the workers know of the queue, and delete it when the broker is back (`Sweep`).
+            with contextlib.suppress(OSError):
+                spool.make_directory(self._directory)
 
     def report(self) -> None:
         """Leave the number of tasks where `oq-celery status` finds it."""
@@ -382,8 +388,8 @@ class Channel:
     def _note(self, text: str) -> None:
         self._open_queue().note(text)
 
-    def _delete(self, queue: str) -> None:
-        broker.delete(self._settings, queue)
+    def _delete(self, queue: str) -> bool:
+        return broker.delete(self._settings, queue)
 
     def _open_queue(self) -> ResultQueue:
         if self._queue is None:

@@ -119,11 +119,12 @@ class ResultQueue(threading.Thread):
             self._taken += len(item.body)
         return item
 
-    def end(self, delete: Callable[[str], None]) -> None:
-        """Delete the queue, which wakes the thread, and wait for its end."""
+    def end(self, delete: Callable[[str], bool]) -> bool:
+        """Delete the queue, which wakes the thread, and wait for its end; False if it could not be deleted."""
         self._ended = True
-        delete(self._queue)
+        deleted = delete(self._queue)
         self.join(timeout=broker.CONNECT_TIMEOUT)
+        return deleted
 
     def run(self) -> None:
         """Hold the queue; whatever ends this is an error of the job, which would wait for ever without it."""

@@ -88,7 +88,7 @@ class Watch(Repeated):
         super().__init__("watch", settings, WATCH_SECONDS)
         self._node = node
         self._running = running
-        self._stop = stop
+        self._stop_work = stop  # not _stop, which is Thread's own and which a fork calls
         self._alone = Clock(3 * WATCH_SECONDS)  # result queues from which nobody consumes
 
     def look(self, connection: amqp.Connection) -> None:
@@ -100,7 +100,7 @@ class Watch(Repeated):
             if has_ended(connection, channel, self._alone):
                 for work in works:
                     log.warning("Stopping task %s: nobody waits for it", work.message)
-                    self._stop(work)
+                    self._stop_work(work)
             else:
                 self._report(connection, channel, works)
 

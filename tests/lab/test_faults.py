@@ -22,8 +22,9 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
     job_ini = fetch_job(nfs_cluster, CLASSICAL)
     undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
     tasks = sum(number for number, _ in work_done(nfs_cluster, undisturbed).values())
-    case = matrix.Case(CLASSICAL, matrix.Fault("kill", cluster.kill), 0.5)
-    result = matrix.run_case(nfs_cluster, "nfs", case, job_ini, undisturbed, tasks)
+    kill = next(kind for kind in matrix.KINDS if kind.name == "kill a worker")
+    case = matrix.Case(0, CLASSICAL, (matrix.Fault(kill, 0.5, 0),))
+    result = matrix.run_case(nfs_cluster, case, job_ini, undisturbed, tasks)
     assert result.trouble == ""
     states = [cluster.state(nfs_cluster, node).problems for node in nfs_cluster.workers()]
     assert sorted(states) == [(), (cluster.OFF,)]

@@ -381,3 +381,35 @@ def test_oq_abort_ends_a_job_and_its_waiting_tasks_are_dropped(tmp_path: Path, b
         worker = cluster.worker("late")
         wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
         assert worker.output().count("nobody waits for it") == 2
+
+
+ENDS_LATE = """
+import pathlib, sys, time
+from openquake.baselib import parallel
+from oq_celery.channel import Channel
+import tasks
+close, moments = Channel.close, pathlib.Path(sys.argv[1])
+def close_late(self, **options):
+    (moments / "ends").touch()
+    while not (moments / "go").exists():
+        time.sleep(0.02)
+    close(self, **options)
+Channel.close = close_late
+print(parallel.Starmap(tasks.square, [([1],), ([2],)]).reduce())
+"""
+
+
+def test_the_queue_of_a_job_that_ends_while_the_broker_is_away_is_deleted_when_it_is_back(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """The explorer of faults found it, by seed 5023: the queue stayed for an hour."""
+    with harness.cluster(tmp_path / "oqlab-away", broker) as cluster:
+        cluster.worker("one", changed=HURRIED)
+        master = cluster.start("python", "-c", ENDS_LATE, tmp_path)
+        wait_until((tmp_path / "ends").exists, "the last result")
+        broker.stop()
+        (tmp_path / "go").touch()
+        assert master.wait() == 0, master.output()
+        broker.start()
+        wait_until(lambda: not broker.result_queues(), "the queue to be deleted", 120)
+        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("oq.*")), "the directory to go", 60)

@@ -1,0 +1,159 @@
+"""What was run, in figures: docs/faults.json, and the page docs/faults.md that is written from it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+# How a run ended, from the best to the worst, and the heading of its column.
+ENDINGS: Final = {
+    "equal": "equal to the bit",
+    "failed": "failed, for a true reason",
+    "ended": "ended by the fault",
+    "wrong": "wrong",
+}
+TIERS: Final = {
+    "transport": (
+        "Transport tier",
+        "`python -m explorer`: a real RabbitMQ, three workers of two processes, and masters, all on one machine's "
+        "loopback, each behind a TCP proxy. A job is a tree of tasks that follows from the seed (sizes around every "
+        "threshold of the transport, subtasks, arguments shared and unique, tasks that fail or kill their process), "
+        "whose results are known in advance, or one of the engine's own test calculations, compared with a run "
+        "without a cluster.",
+    ),
+    "lab": (
+        "Lab tier",
+        "`python -m lab faults`: the engine's demos on nodes that boot as on AWS, compared with an undisturbed run on "
+        "the same nodes. The shared file system is not behind the link that a partition cuts, as EFS is on AWS.",
+    ),
+}
+NOT_DONE: Final = """## What is not tried
+
+- Steps of the clock: the transport measures time with the monotonic clock, which no step changes; the processes of a
+  machine without time namespaces cannot be given a clock of their own.
+- Rare lengths of an outage (longer than a lease, a time-out of TCP, two heartbeats) come in one of twelve faults.
+- Delays that only clean up are shortened: files of lost masters go after two minutes here, not after ten.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run.
+
+    Attributes:
+        seed: that repeats it.
+        jobs: the kinds of its jobs.
+        faults: the kinds of the faults that struck.
+        ending: one of ENDINGS, the worst of its jobs.
+        wrong: what was wrong, in words.
+    """
+
+    seed: int
+    jobs: tuple[str, ...]
+    faults: tuple[str, ...]
+    ending: str
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass
+class Tier:
+    """What was run at one tier.
+
+    Attributes:
+        date: of the last run.
+        versions: of what was run.
+        runs: their number.
+        faults: how many struck.
+        minutes: how long it took.
+        kinds: of each kind of fault, the runs that it struck, by their ending.
+        jobs: of each kind of job, its runs, by their ending.
+        failures: seeds of runs with something wrong, and what.
+    """
+
+    date: str
+    versions: dict[str, str]
+    runs: int = 0
+    faults: int = 0
+    minutes: float = 0.0
+    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, int]] = field(default_factory=dict)
+    failures: list[tuple[int, list[str]]] = field(default_factory=list)
+
+
+def sum_up(entries: Sequence[Entry], versions: dict[str, str], seconds: float) -> Tier:
+    """The figures of some runs."""
+    tier = Tier(f"{datetime.now(UTC):%Y-%m-%d}", versions, len(entries), minutes=seconds / 60)
+    tier.faults = sum(len(entry.faults) for entry in entries)
+    tier.kinds = _count((kind, entry.ending) for entry in entries for kind in set(entry.faults))
+    tier.jobs = _count((job, entry.ending) for entry in entries for job in set(entry.jobs))
+    tier.failures = [(entry.seed, list(entry.wrong)) for entry in entries if entry.wrong]
+    return tier
+
+
+def _count(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    counted: dict[str, Counter[str]] = {}
+    for name, ending in pairs:
+        counted.setdefault(name, Counter())[ending] += 1
+    return {name: dict(counts) for name, counts in sorted(counted.items())}
+
+
+def machine() -> dict[str, str]:
+    """The versions that are this machine's."""
+    return {"Linux": platform.release(), "Python": platform.python_version()}
+
+
+def record(data: Path, name: str, tier: Tier) -> None:
+    """Put the figures of a tier in the place of its former ones, and write the page beside them."""
+    tiers: dict[str, Any] = json.loads(data.read_text()) if data.exists() else {}
+    tiers[name] = asdict(tier)
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.write_text(json.dumps(tiers, indent=1) + "\n")
+    data.with_suffix(".md").write_text(page({name: Tier(**figures) for name, figures in tiers.items()}))
+
+
+def page(tiers: dict[str, Tier]) -> str:
+    """The page about all tiers."""
+    parts = [
+        "# Faults in the middle of a calculation",
+        "Written by `make faults`. A run is what a seed decides: jobs, faults, and the events that set these off. It "
+        "is right when each job ends with the results that it must have, to the bit, each once and in order, or "
+        "with an error that the faults of the run explain; when no task was computed more often than they explain; "
+        "and when it leaves no queue, file or process behind. `make faults SEED=…` repeats a run.",
+    ]
+    for name, (title, text) in TIERS.items():
+        if name in tiers:
+            parts += [f"## {title}", text, *_figures(tiers[name])]
+    return "\n\n".join([*parts, NOT_DONE])
+
+
+def _figures(tier: Tier) -> list[str]:
+    wrong = len(tier.failures)
+    versions = ", ".join(f"{name} {version}" for name, version in tier.versions.items())
+    parts = [
+        f"{tier.date}, {versions}: {tier.runs} runs with {tier.faults} faults in {tier.minutes:.0f} minutes; "
+        f"{wrong or 'none'} with something wrong.",
+        _table("fault", tier.kinds),
+        _table("job", tier.jobs),
+    ]
+    if tier.failures:
+        lines = [f"- seed {seed}: {wrongs[0]}" for seed, wrongs in tier.failures]
+        parts += ["Seeds with something wrong:", "\n".join(lines)]
+    return parts
+
+
+def _table(what: str, rows: dict[str, dict[str, int]]) -> str:
+    columns = [ending for ending in ENDINGS if any(ending in counts for counts in rows.values())]
+    lines = [
+        "| " + " | ".join([what, "runs", *(ENDINGS[ending] for ending in columns)]) + " |",
+        "|" + "---|" + "---:|" * (1 + len(columns)),
+    ]
+    for name, counts in rows.items():
+        cells = [name, str(sum(counts.values())), *(str(counts.get(ending, 0)) for ending in columns)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

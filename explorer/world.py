@@ -1,0 +1,456 @@
+"""A cluster on this machine's loopback that is started once and broken many times: RabbitMQ, workers, masters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from explorer.proxy import Loop, Proxy
+from explorer.schedule import PROCESSES, WORKERS
+from explorer.workload import MESSAGE_KB
+from tests.transport import harness
+from tests.transport.harness import Broker, wait_until
+
+MASTERS: Final = 2
+Config = Mapping[str, str | int]
+"""Values of openquake.cfg by "section.key", as the engine has them when it has read them."""
+# What openquake.cfg says in all worlds; the rest is of one world or of one process (`World._config`).
+COMMON: Final[Config] = {
+    "celery.use_celery": "true",
+    "celery.max_message_kb": str(MESSAGE_KB),
+    "amqp.host": "127.0.0.1",
+    "amqp.port": "1",
+    "amqp.user": harness.USER,
+    "amqp.password": harness.PASSWORD,
+    "amqp.vhost": harness.VHOST,
+    "distribution.num_cores": str(WORKERS * PROCESSES),
+    "distribution.serialize_jobs": "1000",  # a job does not wait for one whose master was killed, as `reap` sees to
+    "directory.shared_dir": "/nonexistent",
+    "dbserver.host": "127.0.0.1",
+}
+SHARED_MB: Final = 512  # of the shared directory, where it is a file system of its own
+# Longer than any fault cuts a master off; a worker has to see a directory without a queue for so long.
+FILES_SECONDS: Final = 90.0
+# By this name the engine takes the DbServer for one that is elsewhere, and does not open the database itself.
+DATABASE: Final = {"OQ_DATABASE": "localhost"}
+# Delays of the transport that are longer than the explorer's patience, by module and name: of workers, and of masters.
+HURRY: Final = {
+    "worker": {
+        "watch.SWEEP_SECONDS": 5.0,
+        "watch.FILES_SECONDS": FILES_SECONDS,
+        "worker.LONGEST_PAUSE_SECONDS": 8.0,
+        "valve.LONGEST_PAUSE_SECONDS": 8.0,
+        "valve.RECOVER_SECONDS": 15.0,
+    },
+    "master": {"ledger.LOST_SECONDS": 8.0},
+}
+SWEEP_SECONDS: Final = 60.0  # for a look at directories that is due, on a busy machine
+READY_SECONDS: Final = 120.0  # for a worker to start and to consume, on a busy machine
+DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped; a worker may pause for 60 s
+
+
+def environment(config: Path, values: Config, temporary: Path) -> dict[str, str]:
+    """Write an openquake.cfg, and return the environment of processes that use it.
+
+    Args:
+        config: the file.
+        values: over the common ones, by "section.key".
+        temporary: for temporary files.
+    """
+    sections: dict[str, list[str]] = {}
+    for name, value in {**COMMON, **values}.items():
+        section, key = name.split(".")
+        sections.setdefault(section, []).append(f"{key} = {value}")
+    config.write_text("\n".join("\n".join([f"[{name}]", *lines]) for name, lines in sections.items()))
+    return {name: value for name, value in os.environ.items() if not name.startswith("OQ_")} | {
+        "OQ_CONFIG_FILE": str(config),
+        "C_FORCE_ROOT": "1",  # Celery refuses pickles as root
+        "PYTHONPATH": str(harness.ROOT),
+        "TMPDIR": str(temporary),
+        "CI": "1",  # the engine does not ask its makers for news
+    }
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Child:
+    """A process that a nursery has forked."""
+
+    def __init__(self, pid: int, log: Path) -> None:
+        self.pid = pid
+        self.log = log
+        self.status: int | None = None
+        self.ended = 0.0  # monotonic
+        self.over = threading.Event()
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not self.over.is_set()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process alone; nothing if it has ended."""
+        if self.running():
+            os.kill(self.pid, number)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the process and to what it has started."""
+        if self.running():
+            os.killpg(self.pid, number)
+
+    def children(self) -> list[int]:
+        """The processes that it has forked."""
+        try:
+            return [
+                int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            ]
+        except OSError:
+            return []
+
+    def output(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+class Nursery:
+    """The driver's end of `explorer.nursery`."""
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        env = environment(directory / f"{kind}.cfg", {}, directory)
+        log = directory / f"nursery-{kind}.log"
+        self._children: dict[int, Child] = {}
+        self._answers: dict[int, Child] = {}  # by the number of the request
+        self._number = 0
+        self._condition = threading.Condition()
+        self._ready = False
+        with log.open("ab") as errors:
+            self._popen = subprocess.Popen(
+                [harness.ENGINE / "bin/python", "-m", "explorer.nursery", kind],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=env,
+                start_new_session=True,
+            )
+        self._log = log
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def wait_ready(self) -> None:
+        """Wait until it can fork."""
+        wait_until(lambda: self._ready or self._popen.poll() is not None, "a nursery to start")
+        assert self._ready, self._log.read_text()
+
+    def fork(
+        self,
+        kind: str,
+        log: Path,
+        config: Config,
+        env: dict[str, str] | None = None,
+        *,
+        own_mounts: bool = False,
+        **request: Any,
+    ) -> Child:
+        """Start a process.
+
+        Args:
+            kind: "worker", "master" or "engine".
+            log: for its output.
+            config: values of openquake.cfg by "section.key".
+            env: variables of its environment.
+            own_mounts: whether it has a mount namespace of its own.
+            request: what the kind needs.
+        """
+        common = {
+            "log": str(log),
+            "hurry": HURRY["worker" if kind == "worker" else "master"],
+            "config": dict(config),
+            "env": env or {},
+            "own_mounts": own_mounts,
+        }
+        with self._condition:
+            self._number += 1
+            number = self._number
+            assert self._popen.stdin is not None
+            line = json.dumps({"id": number, "kind": kind, **common, **request})
+            self._popen.stdin.write(line.encode() + b"\n")
+            self._popen.stdin.flush()
+            assert self._condition.wait_for(lambda: number in self._answers, 60), "the nursery does not fork"
+            child = self._answers.pop(number)
+            child.log = log
+            return child
+
+    def close(self) -> None:
+        """End it and its children."""
+        for child in list(self._children.values()):
+            if child.running():
+                child.signal_all(signal.SIGKILL)
+        self._popen.kill()
+        self._popen.wait()
+
+    def _listen(self) -> None:
+        assert self._popen.stdout is not None
+        for line in self._popen.stdout:
+            words = json.loads(line)
+            with self._condition:
+                if "ready" in words:
+                    self._ready = True
+                elif "ended" in words:
+                    child = self._children.pop(words["ended"])
+                    child.status, child.ended = words["status"], time.monotonic()
+                    child.over.set()
+                else:
+                    child = Child(words["pid"], self._log)
+                    self._answers[words["id"]] = self._children[words["pid"]] = child
+                self._condition.notify_all()
+
+
+class Hands:
+    """The driver's end of `explorer.hands`."""
+
+    def __init__(self, env: dict[str, str], log: Path) -> None:
+        self._lock = threading.Lock()
+        with log.open("ab") as errors:
+            self._popen = subprocess.Popen(
+                [harness.ENGINE / "bin/python", "-m", "explorer.hands"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=env,
+                text=True,
+                start_new_session=True,
+            )
+
+    def do(self, action: str, queue: str, number: int = 0) -> Any:
+        """Do one thing, see `explorer.hands`; None also when the broker is away."""
+        with self._lock:
+            assert self._popen.stdin is not None
+            assert self._popen.stdout is not None
+            self._popen.stdin.write(json.dumps({"action": action, "queue": queue, "number": number}) + "\n")
+            self._popen.stdin.flush()
+            return json.loads(self._popen.stdout.readline()).get("answer")
+
+    def close(self) -> None:
+        """End them."""
+        self._popen.kill()
+        self._popen.wait()
+
+
+class World:
+    """RabbitMQ, the workers, and the places where masters run, each behind a proxy of its own."""
+
+    _open: ClassVar[set[World]] = set()
+
+    @classmethod
+    def remove_all(cls) -> None:
+        """Remove all that are there, also those that are being made."""
+        for world in list(cls._open):
+            world.remove()
+
+    def __init__(self, directory: Path, nurseries: dict[str, Nursery]) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        self._nurseries = nurseries
+        self._loop = Loop()
+        self.worker_proxies: list[Proxy] = []
+        self.master_proxies: list[Proxy] = []
+        self.workers: list[Child] = []
+        self._others: list[Child] = []  # masters and DbServers
+        self.hands: Hands | None = None
+        self.broker = Broker(directory / "broker")
+        World._open.add(self)
+        self.root = os.geteuid() == 0
+        self.mount = directory / "mount"
+        self.mount.mkdir()
+        if self.root:
+            size = f"size={SHARED_MB}m"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "oqexplorer", self.mount], check=True)
+        self.shared = self.mount / "shared"
+        self.shared.mkdir()
+        self.spool = self.shared / "oq_celery"
+        self.queue = "explorer"
+        self.broker_lock = threading.Lock()
+        self.files_lock = threading.Lock()
+        self.database_lock = threading.Lock()
+        self._database: Child | None = None
+        self._database_port = harness.free_port()
+        # The engine's data, where the workers see them.
+        self.data = self.shared / "data"
+        self.data.mkdir()
+        # Workers that a fault has ended, which is no trouble of theirs.
+        self.ended: set[int] = set()
+        # Directories of lost masters, which the workers have to remove when they have been left alone for a while.
+        self.later: list[Path] = []
+        self._starts = 0
+        try:
+            self._start()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _start(self) -> None:
+        self.broker.start()
+        self.worker_proxies = [Proxy(self._loop, self.broker.port) for _ in range(WORKERS)]
+        self.master_proxies = [Proxy(self._loop, self.broker.port) for _ in range(MASTERS)]
+        direct = environment(self.directory / "direct.cfg", self._config(self.broker.port), self.directory)
+        self.hands = Hands(direct, self.directory / "hands.log")
+        self.workers = [self._launch(number) for number in range(WORKERS)]
+        assert (trouble := self.settle()) == [], trouble
+
+    def _config(self, port: int) -> Config:
+        """What openquake.cfg says to those that reach the broker by that port."""
+        return {
+            "amqp.port": str(port),
+            "amqp.celery_queue": self.queue,
+            "directory.shared_dir": str(self.shared),
+            "dbserver.file": str(self.directory / "db.sqlite3"),
+            "dbserver.port": self._database_port,
+        }
+
+    def start_database(self) -> None:
+        """Start the DbServer, unless it runs."""
+        if self._database is None or not self._database.running():
+            config = self._config(self.broker.port)
+            log = self.directory / "database.log"
+            self._database = self._nurseries["master"].fork("database", log, config, DATABASE)
+            self._others.append(self._database)
+        port = self._database_port
+        wait_until(lambda: _listens(port), "the DbServer to listen", READY_SECONDS)
+
+    def end_database(self, number: int) -> bool:
+        """Send a signal to the DbServer and wait for its end; whether there was one."""
+        if self._database is None or not self._database.running():
+            return False
+        self._database.signal(number)
+        assert self._database.over.wait(READY_SECONDS), "the DbServer does not end"
+        return True
+
+    def _launch(self, number: int) -> Child:
+        self._starts += 1
+        return self._nurseries["worker"].fork(
+            "worker",
+            self.directory / f"worker-{number}-{self._starts}.log",
+            self._config(self.worker_proxies[number].port),
+            DATABASE | {"OQ_DATADIR": str(self.data)},
+            own_mounts=self.root,
+            arguments=[f"--concurrency={PROCESSES}", f"--name=explorer-{number}"],
+        )
+
+    def restart_worker(self, number: int) -> None:
+        """Start a worker in the place of one that a fault has ended."""
+        self.workers[number] = self._launch(number)
+        self.ended.discard(number)
+
+    def start_master(self, number: int, kind: str, log: Path, **request: Any) -> Child:
+        """Start a master: of the explorer's own jobs or of the engine's ("master", "engine")."""
+        config = self._config(self.master_proxies[number].port)
+        env = DATABASE | {"OQ_DATADIR": str(self.data)}
+        master = self._nurseries["master"].fork(kind, log, config, env, **request)
+        self._others.append(master)
+        return master
+
+    def end_broker(self, number: int) -> None:
+        """Send a signal to RabbitMQ and wait for its end."""
+        server = Path(f"/proc/{self.broker.pid}")
+        os.kill(self.broker.pid, number)
+        wait_until(lambda: not server.exists(), "RabbitMQ to end", READY_SECONDS)
+
+    def worker_of(self, pid: int) -> int | None:
+        """Which worker a process belongs to."""
+        return next((n for n, worker in enumerate(self.workers) if pid in worker.children()), None)
+
+    def in_namespace(self, number: int, *command: str | Path) -> bool:
+        """Run a command with the mounts of a worker; whether it succeeded."""
+        target = ["nsenter", f"--target={self.workers[number].pid}", "--mount"]
+        return subprocess.run([*target, *command], check=False, capture_output=True).returncode == 0
+
+    def erlang(self, expression: str) -> str:
+        """Evaluate an expression in RabbitMQ, in milliseconds (rabbitmqctl: seconds); its value, or nothing."""
+        env = self.broker._env
+        cookie = (self.directory / "broker/.erlang.cookie").read_text()
+        command = ["erl_call", "-n", env["RABBITMQ_NODENAME"], "-c", cookie, "-e"]
+        done = subprocess.run(
+            command,
+            input=f"{expression}.\n",
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        return done.stdout.removeprefix("{ok, ").removesuffix("}")
+
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Of each queue of RabbitMQ's: its messages, waiting or with a worker, and its consumers."""
+        found = self.erlang(
+            'lists:flatten([io_lib:format("~s ~p ~p;", [element(4, proplists:get_value(name, Q)), '
+            "proplists:get_value(messages, Q), proplists:get_value(consumers, Q)]) || "
+            f'Q <- rabbit_amqqueue:info_all(<<"{harness.VHOST}">>, [name, messages, consumers])])'
+        )
+        listed = [line.split() for line in found.strip('"[]').split(";") if line]
+        return {name: (int(messages), int(consumers)) for name, messages, consumers in listed}
+
+    def forget_queue(self, name: str) -> None:
+        """Delete a queue that a run has left."""
+        assert self.hands is not None
+        self.hands.do("delete", name)
+
+    def settle(self) -> list[str]:
+        """Bring back what is down and wait until all is as before; what is wrong, in words."""
+        trouble = []
+        for number, worker in enumerate(self.workers):
+            if not worker.running():
+                if number not in self.ended:
+                    last = worker.output().strip()[-400:]
+                    trouble.append(f"worker: {number} ended by itself with exit code {worker.status}: {last}")
+                self.restart_worker(number)
+        if not _soon(lambda: self.queues().get(self.queue, (0, 0))[1] == WORKERS, READY_SECONDS):
+            trouble.append(f"worker: {self.queues().get(self.queue, (0, 0))[1]} of {WORKERS} consume")
+        return trouble
+
+    def drained(self) -> bool:
+        """Wait until no task is in the queue or with a worker; whether it came to that."""
+        return _soon(lambda: self.queues().get(self.queue, (1, 0))[0] == 0, DRAIN_SECONDS)
+
+    def last_look(self) -> list[str]:
+        """Wait until the workers have removed what lost masters have left; what is still there in the end."""
+        left = self.later
+        _soon(lambda: not any(path.exists() for path in left), FILES_SECONDS + SWEEP_SECONDS)
+        return [path.name for path in left if path.exists()]
+
+    def close(self) -> None:
+        """End and remove everything but the logs."""
+        for child in self.workers + self._others:
+            child.signal_all(signal.SIGKILL)
+        if self.hands is not None:
+            self.hands.close()
+        self.broker.remove()
+        self._loop.close()
+        if self.root:
+            subprocess.run(["umount", "--lazy", self.mount], check=False)
+
+    def remove(self) -> None:
+        """End it and remove all of its files."""
+        self.close()
+        World._open.discard(self)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _soon(condition: Any, seconds: float) -> bool:
+    """Whether something becomes so within some time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True

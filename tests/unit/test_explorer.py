@@ -1,0 +1,274 @@
+"""The pure parts of the explorer of faults: what a seed asks for, and a checker that sees what is planted."""
+
+from __future__ import annotations
+
+import copy
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from explorer import checker, ledger, schedule, workload
+from explorer.checker import Left, Seen, Struck
+from explorer.ledger import Entry
+from explorer.schedule import Fault, Trigger
+from explorer.workload import Task, Workload
+from lab import matrix
+
+SEEDS = st.integers(0, 10**9)
+SIMPLE = Workload(
+    seed=1,
+    profile="mixed",
+    shared=(10,),
+    sets=((Task((0,), (5, Task((0, 0), (7, 8)), 6), shared=0), Task((1,), (9,), own=3)),),
+)
+
+
+def ideal(job: Workload) -> Seen:
+    """What a run without faults looks like."""
+    events: list[dict[str, Any]] = [{"event": "channel", "name": "oq.one"}]
+    for number, task in job.tasks():
+        name = workload.label(number, task.path)
+        events += [{"event": event, "task": name, "pid": 1, "attempt": name} for event in ("begin", "end")]
+    for number, path, *rest in workload.expected(job):
+        events.append({"event": "handed", "item": [number, list(path), *rest]})
+    events.append({"event": "done"})
+    return Seen([event | {"t": float(time)} for time, event in enumerate(events)], 0, float(len(events)))
+
+
+def failed(job: Workload, kind: str, text: str, status: int = 1) -> Seen:
+    """The same, but with an error at the end."""
+    seen = ideal(job)
+    seen.events[-1] = {"event": "error", "type": kind, "text": text, "t": seen.ended}
+    seen.status = status
+    return seen
+
+
+def struck(*kinds: str, hit: bool = True, number: int = 1) -> list[Struck]:
+    """Faults of these kinds."""
+    at = Trigger("begin", 1, 0.0)
+    return [Struck(Fault(kind, at, 0, 1.0, number), 1.0, 2.0, hit) for kind in kinds]
+
+
+def handed(seen: Seen) -> list[dict[str, Any]]:
+    return seen.of("handed")
+
+
+def wrong(seen: Seen, faults: Sequence[Struck] = (), job: Workload = SIMPLE) -> str:
+    """The first thing that is wrong."""
+    return next(iter(checker.check_job(job, seen, faults)), "")
+
+
+@given(SEEDS)
+def test_a_seed_always_means_the_same_run(seed: int) -> None:
+    assert schedule.draw(seed) == schedule.draw(seed)
+
+
+def test_seeds_mean_different_runs_and_all_kinds_of_faults_and_jobs_come() -> None:
+    plans = [schedule.draw(seed) for seed in range(400)]
+    assert len({plan.faults for plan in plans}) > 390
+    assert {fault.kind for plan in plans for fault in plan.faults} == set(schedule.KINDS)
+    assert {job.profile for plan in plans for job in plan.jobs} == {
+        *workload.PROFILES,
+        *workload.ENGINE_JOBS,
+    }
+
+
+def test_without_root_no_fault_that_needs_it_is_drawn() -> None:
+    kinds = {fault.kind for seed in range(400) for fault in schedule.draw(seed, root=False).faults}
+    assert kinds == {name for name, kind in schedule.KINDS.items() if not kind.root}
+
+
+@given(SEEDS)
+def test_the_paths_of_a_job_are_those_that_its_tasks_ask_for(seed: int) -> None:
+    for _, task in workload.draw(seed).tasks():
+        assert [subtask.path for subtask in task.subtasks] == [
+            (*task.path, index) for index in range(len(list(task.subtasks)))
+        ]
+        assert not task.plain or (len(task.steps) == 1 and isinstance(task.steps[0], int))
+
+
+def test_results_are_expected_by_generation_and_then_by_path() -> None:
+    assert [item[1:3] for item in workload.expected(SIMPLE)] == [
+        ((0,), 0),
+        ((0,), 1),
+        ((1,), 0),
+        ((0, 0), 0),
+        ((0, 0), 1),
+    ]
+
+
+@settings(max_examples=8)  # the bytes of all results are made
+@given(SEEDS)
+def test_an_ideal_run_is_right_unless_its_job_has_to_fail(seed: int) -> None:
+    job = workload.draw(seed)
+    assert bool(wrong(ideal(job), job=job)) == bool(job.errors or job.deadly)
+
+
+@pytest.mark.parametrize("field", [3, 4])
+def test_a_changed_digest_is_seen(field: int) -> None:
+    seen = ideal(SIMPLE)
+    handed(seen)[2]["item"][field] = "0" * 16
+    assert wrong(seen).startswith("results: number 2 is 0:1[0] instead of 0:1[0] with other")
+
+
+def test_a_result_that_comes_twice_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    place = seen.events.index(handed(seen)[1])
+    seen.events.insert(place, copy.deepcopy(seen.events[place]))
+    assert wrong(seen) == "results: number 2 is 0:0[1] instead of 0:1[0] a second time"
+
+
+def test_a_result_too_many_at_the_end_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    seen.events.append(copy.deepcopy(handed(seen)[-1]))
+    assert wrong(seen) == "results: 1 too many, the first is 0:0.0[1]"
+
+
+def test_two_results_that_have_changed_places_are_seen() -> None:
+    seen = ideal(SIMPLE)
+    one, other = handed(seen)[1:3]
+    one["item"], other["item"] = other["item"], one["item"]
+    assert wrong(seen) == "results: number 1 is 0:1[0] instead of 0:0[1]"
+
+
+def test_a_lost_task_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    seen.events = [event for event in seen.events if event.get("item", [0, 0])[1] != [0, 0]]
+    assert wrong(seen) == "results: the job is done, but 2 are missing, the first is 0:0.0[0]"
+
+
+def test_a_job_without_an_end_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    seen.events.pop()
+    seen.status = None
+    assert wrong(seen, struck("purge the task queue")) == "ending: none, the job hangs"
+
+
+def test_the_death_of_a_master_needs_a_fault() -> None:
+    seen = ideal(SIMPLE)
+    seen.events.pop()
+    seen.status = -signal.SIGKILL
+    assert wrong(seen) == "ending: killed, but not by a fault"
+    assert wrong(seen, struck("kill the master", hit=False)) != ""
+    assert wrong(seen, struck("kill the master")) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "reasons"),
+    [
+        (
+            "TransportError",
+            "Task #1 was lost with a worker 4 times. Was it out of memory?",
+            ["kill a process"] * 4,
+        ),
+        (
+            "TransportError",
+            "Task #1 met a worker that could not do it 12 times.",
+            ["fill the shared directory"],
+        ),
+        ("OSError", "[Errno 28] No space left on device: '/x/oq_celery'", ["fill the shared directory"]),
+        ("KeyboardInterrupt", "", ["interrupt the master"]),
+    ],
+)
+def test_an_error_is_true_only_with_the_faults_that_explain_it(
+    kind: str, text: str, reasons: list[str]
+) -> None:
+    seen = failed(SIMPLE, kind, text)
+    assert "ending: " in wrong(seen)
+    assert "ending: " in wrong(seen, struck("cut a worker off"))
+    assert "ending: " in wrong(seen, struck(*reasons, hit=False))
+    assert wrong(seen, struck(*reasons)) == ""
+
+
+def test_an_error_that_no_fault_can_explain_is_seen() -> None:
+    everything = struck(*schedule.KINDS)
+    assert "no fault explains it" in wrong(
+        failed(SIMPLE, "AttributeError", "'str' has no decode"), everything
+    )
+
+
+def test_the_error_of_a_task_has_to_end_its_job() -> None:
+    task = Task((0,), (5,), raises=True)
+    job = Workload(1, "failing", (), ((task, Task((1,), (5,))),))
+    assert "this had to fail: task 0:0 fails" in wrong(ideal(job), job=job)
+    assert wrong(failed(job, "ValueError", f"\n...ValueError: {workload.fails(0, task)}"), job=job) == ""
+
+
+def test_attempts_that_no_fault_explains_are_seen() -> None:
+    seen = ideal(SIMPLE)
+    again = seen.of("begin")[0] | {"attempt": "again", "t": 100.0}
+    seen.events.append(again)
+    seen.ended = 101.0
+    assert wrong(seen) == "attempts: 4 at 3 tasks, where faults explain 3"
+    assert wrong(seen, struck("slow a worker's network")) != ""
+    assert wrong(seen, struck("kill a worker")) == ""
+    assert wrong(seen, struck("copy task messages")) == ""
+
+
+def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    begin, end = seen.of("begin")[0], seen.of("end")[0]
+    again = begin | {"attempt": "again", "t": (begin["t"] + end["t"]) / 2}
+    seen.events.insert(seen.events.index(end), again)
+    faults = struck("close all connections")
+    assert wrong(seen, faults) == "attempts: 0:0 was computed again 0.5 s after it had begun elsewhere"
+    assert wrong(seen, [*faults, *struck("copy task messages")]) == ""
+    again["t"] = end["t"] + 1  # the first one was over: its end may have been lost
+    assert wrong(seen, faults) == ""
+
+
+def test_a_task_that_begins_after_the_end_of_its_job_is_seen() -> None:
+    seen = ideal(SIMPLE)
+    seen.events.append(dict(seen.of("begin")[0]) | {"t": seen.ended + 30})
+    assert "attempts: 0:0 began 30 s after the end of the job" in checker.check_job(
+        SIMPLE, seen, struck("kill a worker")
+    )
+
+
+def test_whatever_is_left_is_seen() -> None:
+    assert checker.check_left(Left()) == []
+    left = Left(["oq.root.0.1"], ["oq.root.0.1 with []"], 3, ["17"], ["worker: 1 ended by itself"])
+    assert len(checker.check_left(left)) == 5
+
+
+@given(st.sets(st.integers(0, 30), min_size=1, max_size=4))
+def test_shrinking_finds_the_items_that_matter(guilty: set[int]) -> None:
+    found = schedule.shrink(range(31), lambda items: guilty <= set(items))
+    assert set(found) == guilty
+
+
+@given(SEEDS)
+def test_on_the_lab_a_seed_always_means_the_same_run_and_changes_the_group_once(seed: int) -> None:
+    case = matrix.draw(seed)
+    assert case == matrix.draw(seed)
+    assert sum(fault.kind.name in matrix.ALONE for fault in case.faults) <= 1
+
+
+def test_on_the_lab_all_kinds_of_faults_and_jobs_come() -> None:
+    cases = [matrix.draw(seed) for seed in range(200)]
+    assert {fault.kind.name for case in cases for fault in case.faults} == {
+        kind.name for kind in matrix.KINDS
+    }
+    assert {case.job.name for case in cases} == {job.name for job in matrix.JOBS}
+
+
+def test_the_page_has_the_figures_of_both_tiers_and_the_seeds_of_failures(tmp_path: Path) -> None:
+    data = tmp_path / "faults.json"
+    good = Entry(1, ("mixed", "mixed"), ("kill a worker", "kill a worker"), "equal")
+    bad = Entry(
+        2, ("tiny",), ("kill a worker", "restart RabbitMQ"), "wrong", ("ending: none, the job hangs",)
+    )
+    ledger.record(data, "transport", ledger.sum_up([good, bad], {"engine": "3.26.2"}, 120))
+    ledger.record(data, "lab", ledger.sum_up([good], {}, 60))
+    page = data.with_suffix(".md").read_text()
+    assert "engine 3.26.2: 2 runs with 4 faults in 2 minutes; 1 with something wrong." in page
+    assert "| fault | runs | equal to the bit | wrong |" in page
+    assert "| kill a worker | 2 | 1 | 1 |" in page
+    assert "| mixed | 1 | 1 | 0 |" in page
+    assert "- seed 2: ending: none, the job hangs" in page
+    assert page.index("## Transport tier") < page.index("## Lab tier") < page.index("## What is not tried")
