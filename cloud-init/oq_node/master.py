@@ -43,6 +43,7 @@ from oq_node.common import (
 AGENT_DEADLINE_SECONDS = 120
 SECRET_DEADLINE_SECONDS = 120
 METADATA_DEADLINE_SECONDS = 60
+ALARMS_SECONDS = 60
 ENVIRONMENT = {**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"], "DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -293,7 +294,23 @@ def problems() -> list[str]:
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")
-    return found
+    return found or broker_alarms()
+
+
+def broker_alarms() -> list[str]:
+    """A line for each reason why RabbitMQ takes no messages, in its own words."""
+    command = ["rabbitmq-diagnostics", "--quiet", "--formatter", "json", "alarms"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ALARMS_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [f"{FACTS['rabbitmq_unit']} does not say in {ALARMS_SECONDS} s whether it takes messages"]
+    if done.returncode:
+        return [f"{FACTS['rabbitmq_unit']} does not say whether it takes messages: {done.stderr.strip()}"]
+    return [
+        f"{FACTS['rabbitmq_unit']} takes no messages: {alarm} "
+        f"(make room in {FACTS['rabbitmq_dir']}, or give the master more memory)"
+        for alarm in json.loads(done.stdout)["local"]
+    ]
 
 
 if __name__ == "__main__":

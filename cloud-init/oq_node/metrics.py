@@ -16,15 +16,20 @@ IDLE_SECONDS: int = FACTS["metrics_idle_seconds"]
 
 
 def metric_data(status: Any, cluster: str) -> list[dict[str, Any]]:
-    """The metrics of one moment, as PutMetricData takes them. `status` is an oq_celery.status.Status."""
-    alive = len(status.workers)
+    """The metrics of one moment, as PutMetricData takes them. `status` is an oq_celery.status.Status.
+
+    While the broker takes no messages, workers cannot say what they do. What is unknown then is left out: no alarm
+    takes workers away for data that are missing.
+    """
+    alive = len(status.workers) if status.alarm is None else status.consumers
     values = {
         "TasksWaiting": status.waiting,
-        "TasksOutstanding": status.outstanding,
         "WorkersAlive": alive,
-        "WorkersBusy": sum(1 for worker in status.workers if worker.busy),
         "BacklogPerWorker": status.waiting / max(1, alive),
     }
+    if status.alarm is None:
+        values["TasksOutstanding"] = status.outstanding
+        values["WorkersBusy"] = sum(1 for worker in status.workers if worker.busy)
     return [
         {
             "MetricName": name,
@@ -50,16 +55,18 @@ def main() -> None:
         started = time.monotonic()
         try:
             now = status.read(celery)
-            if now.outstanding or worked or started - published >= IDLE_SECONDS:
+            busy = bool(now.outstanding) or now.alarm is not None
+            if busy or worked or started - published >= IDLE_SECONDS:
                 client.put_metric_data(
                     Namespace=FACTS["metrics_namespace"], MetricData=metric_data(now, FACTS["cluster"])
                 )
-                published, worked = started, bool(now.outstanding)
-            trouble = ""
+                published, worked = started, busy
+            found = "" if now.alarm is None else f"RabbitMQ takes no messages: {now.alarm}"
         except Exception as error:  # neither boto3's errors nor the broker's have a common base
-            if str(error) != trouble:
-                trouble = str(error)
-                say(f"metrics: {trouble}")
+            found = str(error) or type(error).__name__
+        if found and found != trouble:
+            say(f"metrics: {found}")
+        trouble = found
         time.sleep(max(0.0, BUSY_SECONDS - (time.monotonic() - started)))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.app.control import Control
 from kombu import Connection, Queue
+from kombu.pidbox import Mailbox
 
 from oq_celery import broker
 from oq_celery.settings import Settings
@@ -34,9 +37,29 @@ class SteadyAMQP(AMQP):  # type: ignore[misc]
     Connection = SteadyConnection
 
 
+class OwnMailbox(Mailbox):  # type: ignore[misc]
+    """Receives Celery's commands in a queue that no connection before had.
+
+    The queue is exclusive, and RabbitMQ gives a connection that was cut off up only after two or three heartbeats; a
+    worker is back before, and under the same name it would be refused (RESOURCE_LOCKED), which ends Celery.
+    """
+
+    def get_queue(self, hostname: str) -> Queue:
+        """Of the worker with this name; called once per connection."""
+        queue = super().get_queue(hostname)
+        queue.name = f"{queue.name}.{uuid.uuid4().hex}"
+        return queue
+
+
+class SteadyControl(Control):  # type: ignore[misc]
+    """Celery's commands with such mailboxes."""
+
+    Mailbox = OwnMailbox
+
+
 def make(settings: Settings) -> Celery:
     """The application for the given broker, without its task: light enough for a command line."""
-    app = Celery("oq_celery", broker=settings.url, amqp=SteadyAMQP)
+    app = Celery("oq_celery", broker=settings.url, amqp=SteadyAMQP, control=SteadyControl)
     app.conf.update(
         task_serializer="pickle",
         accept_content=["pickle", "json"],  # tasks, and Celery's own commands to workers

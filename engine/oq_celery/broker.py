@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import amqp
+from amqp import spec
 
 from oq_celery.protocol import AGAIN, EXPIRY_MS, MAX_PRIORITY, Envelope
 from oq_celery.settings import Settings
@@ -45,6 +46,18 @@ TASK_QUEUE_ARGUMENTS = {"x-max-priority": MAX_PRIORITY}
 log = logging.getLogger(__name__)
 
 
+class _Connection(amqp.Connection):  # type: ignore[misc]
+    """Hands on why RabbitMQ blocks it, which py-amqp leaves unread."""
+
+    _METHODS = amqp.Connection._METHODS | {
+        spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
+    }
+
+    def _on_blocked(self, reason: str) -> None:
+        if self.on_blocked is not None:
+            self.on_blocked(reason)
+
+
 def connect(settings: Settings, heartbeat: int = 0, **options: Any) -> amqp.Connection:
     """Open a connection.
 
@@ -57,7 +70,7 @@ def connect(settings: Settings, heartbeat: int = 0, **options: Any) -> amqp.Conn
     Raises:
         one of ERRORS.
     """
-    connection = amqp.Connection(
+    connection = _Connection(
         host=f"{settings.host}:{settings.port}",
         userid=settings.user,
         password=settings.password,
@@ -94,6 +107,29 @@ def depth(connection: amqp.Connection, queue: str) -> tuple[int, int] | None:
     finally:
         channel.close()  # RabbitMQ has closed it after an error, but py-amqp has opened it again
     return messages, consumers
+
+
+def alarm(connection: amqp.Connection) -> str | None:
+    """Why the broker takes no messages, in its own words ("low on disk"); None when it takes them.
+
+    It says so to those only who publish, and listens no more to them: drop such a connection.
+
+    Args:
+        connection: of its own, with timeouts.
+
+    Raises:
+        one of ERRORS: if the broker does not answer in CONNECT_TIMEOUT seconds.
+    """
+    reasons: list[str] = []
+    confirmed: list[int] = []
+    connection.on_blocked = reasons.append
+    channel = connection.channel()
+    channel.confirm_select()
+    channel.events["basic_ack"].add(lambda tag, _: confirmed.append(tag))
+    channel.basic_publish(amqp.Message(""))  # to no queue
+    while not reasons and not confirmed:
+        connection.drain_events(timeout=CONNECT_TIMEOUT)
+    return reasons[0] if reasons else None
 
 
 def declare_tasks(channel: amqp.Channel, queue: str) -> None:

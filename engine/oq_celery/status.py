@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
+
+import amqp
+from kombu.exceptions import OperationalError
 
 from oq_celery import app, broker
 from oq_celery.protocol import PROGRESS_FILE, Progress, TaskHeader
@@ -16,8 +19,11 @@ from oq_celery.settings import Settings
 REPLY_SECONDS = (
     1.0  # how long workers may take to answer; one that is busy answers too, its main process does
 )
-# A master that says nothing for so long has died, or waits for no task: several of its REPORT_SECONDS.
-STALE_SECONDS = 30.0
+EXCHANGE_SECONDS = 5.0  # how long the broker may take to answer
+REMEDIES = {
+    "low on disk": "the disk with its data is nearly full: make room there",
+    "low on memory": "it has used up its memory: fewer waiting tasks, or more memory for it",
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,10 @@ class Status:
 
     host: str
     waiting: int  # tasks in the queue
-    workers: list[Worker]
+    consumers: int  # workers, as the broker counts them
+    workers: list[Worker]  # unknown while there is an alarm
     tasks: list[Tasks]  # those of very short jobs only while they run
+    alarm: str | None = None  # why the broker takes no messages, in its words
 
     @property
     def outstanding(self) -> int:
@@ -65,6 +73,8 @@ class Status:
 
     def __str__(self) -> str:
         """For people."""
+        if self.alarm is not None:
+            return "\n".join([self._alarm_text(), *self._tasks_text()])
         processes, busy = sum(w.processes for w in self.workers), sum(w.busy for w in self.workers)
         lines = [
             f"RabbitMQ at {self.host}: {self.waiting} tasks waiting, {len(self.workers)} workers, "
@@ -73,10 +83,21 @@ class Status:
         if self.workers:
             workers = [(w.name, str(w.processes), str(w.busy)) for w in self.workers]
             lines += ["", *_table(("worker", "processes", "busy"), workers)]
-        if self.tasks:
-            head = ("job", "user", "task", "done", "running", "waiting")
-            lines += ["", *_table(head, [[str(value) for value in astuple(tasks)] for tasks in self.tasks])]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._tasks_text()])
+
+    def _alarm_text(self) -> str:
+        reasons = [words for reason, words in REMEDIES.items() if reason in (self.alarm or "")]
+        return (
+            f"RabbitMQ at {self.host} takes no messages ({self.alarm}): {'; '.join(reasons) or 'see its log'}. "
+            "Then all goes on by itself.\n"
+            f"{self.waiting} tasks waiting, {self.consumers} workers, which cannot say what they do."
+        )
+
+    def _tasks_text(self) -> list[str]:
+        if not self.tasks:
+            return []
+        head = ("job", "user", "task", "done", "running", "waiting")
+        return ["", *_table(head, [[str(value) for value in astuple(tasks)] for tasks in self.tasks])]
 
 
 def read(settings: Settings) -> Status:
@@ -85,14 +106,27 @@ def read(settings: Settings) -> Status:
     Raises:
         one of broker.ERRORS: if the broker does not answer.
     """
-    connection = broker.connect(settings)
+    timeouts: dict[str, Any] = {"read_timeout": EXCHANGE_SECONDS, "write_timeout": EXCHANGE_SECONDS}
+    connection = broker.connect(settings, **timeouts)
     try:
-        queue = broker.depth(connection, settings.queue)
-    finally:
-        broker.close(connection)
-    inspect = app.make(settings).control.inspect(timeout=REPLY_SECONDS)
-    active = inspect.active(safe=True) or {}
-    pools = inspect.stats() or {}
+        waiting, consumers = broker.depth(connection, settings.queue) or (0, 0)
+        progress = _progress(settings.spool, connection)
+        alarm = broker.alarm(connection)
+    except broker.ERRORS:
+        connection.collect()
+        raise
+    if alarm is not None:
+        connection.collect()
+        return Status(settings.host, waiting, consumers, [], _tasks([], progress), alarm)
+    broker.close(connection)
+    celery = app.make(settings)
+    celery.conf.broker_transport_options |= timeouts
+    inspect = celery.control.inspect(timeout=REPLY_SECONDS)
+    try:
+        active = inspect.active(safe=True) or {}
+        pools = inspect.stats() or {}
+    except OperationalError as error:
+        raise ConnectionError(str(error)) from error
     workers = [
         Worker(name, pools[name]["pool"]["max-concurrency"], len(active.get(name, [])))
         for name in sorted(pools)
@@ -103,9 +137,7 @@ def read(settings: Settings) -> Status:
             ValueError, TypeError, KeyError
         ):  # a master of another version, soon refused
             headers.append(TaskHeader.parse(json.loads(task["args"])))
-    return Status(
-        settings.host, queue[0] if queue else 0, workers, _tasks(headers, _progress(settings.spool))
-    )
+    return Status(settings.host, waiting, consumers, workers, _tasks(headers, progress))
 
 
 def _tasks(running: list[TaskHeader], progress: list[Progress]) -> list[Tasks]:
@@ -126,12 +158,16 @@ def _tasks(running: list[TaskHeader], progress: list[Progress]) -> list[Tasks]:
     return [found[key] for key in sorted(found)]
 
 
-def _progress(directory: Path) -> list[Progress]:
+def _progress(directory: Path, connection: amqp.Connection) -> list[Progress]:
+    """What the masters say that live: those whose result queue is there."""
     found = []
     for path in directory.glob(f"*/{PROGRESS_FILE}"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # just removed, or of another version
-            if time.time() - path.stat().st_mtime < STALE_SECONDS:
-                found.append(Progress.parse(path.read_bytes()))
+        try:
+            progress = Progress.parse(path.read_bytes())
+        except (OSError, ValueError, TypeError):  # just removed, or of another version
+            continue
+        if broker.depth(connection, path.parent.name) is not None:
+            found.append(progress)
     return found
 
 

@@ -175,7 +175,9 @@ class Broker:
 
     def start(self) -> None:
         self._server = Process(self._command([RABBITMQ]), self._outside / "server.log", self._env)
-        wait_until(self._answers, "RabbitMQ to listen", 300)
+        server = self._server
+        wait_until(lambda: self._answers() or not server.running(), "RabbitMQ to listen")
+        assert server.running(), server.output()
 
     @property
     def pid(self) -> int:

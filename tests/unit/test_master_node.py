@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import configparser
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,57 @@ def test_a_tag_that_is_no_number_changes_nothing_and_says_so(
         master.module.main("master", lambda: None, list, refresh=master.module.refresh)
     assert facts.NUM_CORES_TAG in "".join(master.said)
     assert master.num_cores() == "16"
+
+
+@pytest.fixture
+def said_by_broker(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The problems of a master whose services all answer, by what rabbitmq-diagnostics does."""
+    for name in ("mount_problems", "unit_problems"):
+        monkeypatch.setattr(master.module, name, lambda *_: [])
+    monkeypatch.setattr(master.module, "answers", lambda *_: True)
+
+    def problems(*script: str) -> list[str]:
+        run = subprocess.run
+
+        def diagnostics(command: list[str], **options: Any) -> Any:
+            assert command[0] == "rabbitmq-diagnostics"
+            assert "alarms" in command
+            return run(["sh", "-c", *script], **options)
+
+        monkeypatch.setattr(master.module.subprocess, "run", diagnostics)
+        found: list[str] = master.module.problems()
+        monkeypatch.undo()
+        return found
+
+    return problems
+
+
+# As RabbitMQ 3.10 and 4.0 print it.
+ALARM = '{"global":[],"local":["Free disk space alarm on node rabbit@localhost"],"message":"…","result":"ok"}'
+
+
+def test_a_master_whose_broker_takes_no_messages_is_not_ready(
+    said_by_broker: Callable[..., list[str]],
+) -> None:
+    (problem,) = said_by_broker(f"echo '{ALARM}'")
+    assert "takes no messages: Free disk space alarm" in problem
+    assert "/var/lib/rabbitmq" in problem
+
+
+@pytest.mark.parametrize(
+    ("script", "problems"),
+    [
+        ("""echo '{"global":[],"local":[],"message":"","result":"ok"}'""", []),
+        (
+            "echo unable >&2; exit 69",
+            ["rabbitmq-server.service does not say whether it takes messages: unable"],
+        ),
+    ],
+)
+def test_a_master_whose_broker_has_no_alarm_is_ready_and_one_that_does_not_say_is_not(
+    said_by_broker: Callable[..., list[str]], script: str, problems: list[str]
+) -> None:
+    assert said_by_broker(script) == problems
 
 
 def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,14 @@ def metrics(record: Record) -> Iterator[Any]:
         yield module
 
 
-def status(waiting: int, *busy: int, outstanding: int | None = None) -> SimpleNamespace:
+def status(
+    waiting: int, *busy: int, outstanding: int | None = None, alarm: str | None = None, consumers: int = 0
+) -> SimpleNamespace:
     """A cluster with so many waiting tasks, and a worker for each number of busy processes."""
     return SimpleNamespace(
         waiting=waiting,
+        consumers=consumers or len(busy),
+        alarm=alarm,
         workers=[SimpleNamespace(busy=number) for number in busy],
         outstanding=waiting + sum(busy) if outstanding is None else outstanding,
     )
@@ -49,7 +53,14 @@ def status(waiting: int, *busy: int, outstanding: int | None = None) -> SimpleNa
 def test_the_metrics_count_tasks_and_workers(metrics: Any, now: Any, values: list[float]) -> None:
     names = ["TasksWaiting", "TasksOutstanding", "WorkersAlive", "WorkersBusy", "BacklogPerWorker"]
     data = metrics.metric_data(now, CLUSTER)
-    assert [(one["MetricName"], one["Value"]) for one in data] == list(zip(names, values, strict=True))
+    assert {one["MetricName"]: one["Value"] for one in data} == dict(zip(names, values, strict=True))
+
+
+def test_what_is_unknown_while_the_broker_takes_no_messages_is_left_out(metrics: Any) -> None:
+    """No worker could answer: an alarm that saw no outstanding task would take the workers away."""
+    data = metrics.metric_data(status(6, alarm="low on disk", consumers=3), CLUSTER)
+    found = {one["MetricName"]: one["Value"] for one in data}
+    assert found == {"TasksWaiting": 6, "WorkersAlive": 3, "BacklogPerWorker": 2}
 
 
 def test_the_alarms_find_their_metrics_among_those_with_seconds_of_resolution(
@@ -149,3 +160,13 @@ def test_a_broker_that_is_away_is_reported_once_and_asked_again(
     away = ConnectionRefusedError("refused")
     assert publish(away, away, status(1), away) == [20]
     assert said == ["metrics: refused"] * 2
+
+
+def test_a_broker_that_takes_no_messages_is_reported_and_the_metrics_go_on(
+    publish: Publish, metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(metrics, "say", said.append)
+    full = status(0, alarm="low on disk", consumers=2)
+    assert publish(full, full, status(0), status(0), full) == [0, 10, 20, 40]
+    assert said == ["metrics: RabbitMQ takes no messages: low on disk"] * 2

@@ -1,0 +1,58 @@
+"""A worker that is back at the broker before the broker has given its old connection up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, wait_until
+
+# What a cut connection leaves at the broker for half a minute, under the name that Celery would give it.
+HOLD = """
+import sys
+from openquake.baselib import config
+from oq_celery import broker, settings
+connection = broker.connect(settings.load(config))
+connection.channel().queue_declare(sys.argv[1], exclusive=True)
+print("held", flush=True)
+while True:
+    connection.drain_events()
+"""
+
+
+@contextmanager
+def held(cluster: Cluster, queue: str) -> Iterator[None]:
+    """Another connection has this queue for itself."""
+    holder = cluster.start("python", "-c", HOLD, queue)
+    wait_until(lambda: "held" in holder.output(), "the queue to be held")
+    try:
+        yield
+    finally:
+        holder.kill()
+
+
+def test_a_worker_starts_while_its_old_connection_is_known_still(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-back", broker) as cluster:
+        with held(cluster, "openquake@back.celery.pidbox"):
+            worker = cluster.worker("back")
+            status = harness.run([harness.ENGINE / "bin/oq-celery", "status", "--json"], cluster.env).stdout
+        assert [one["name"] for one in json.loads(status)["workers"]] == ["openquake@back"]
+        assert "RESOURCE_LOCKED" not in worker.output()
+
+
+def test_a_worker_that_reconnects_gets_another_queue_for_commands(tmp_path: Path, broker: Broker) -> None:
+    """So that the one of its old connection, which the broker may keep for a while, cannot be in its way."""
+    with harness.cluster(tmp_path / "oqlab-again", broker) as cluster:
+        worker = cluster.worker("again")
+
+        def queues() -> set[str]:
+            names = broker.control("list_queues", "-p", harness.VHOST, "name").split()
+            return {name for name in names if name.startswith("openquake@again.")}
+
+        (before,) = queues()
+        broker.close_connections()
+        wait_until(lambda: queues() and before not in queues(), "the worker to be back")
+        assert worker.running()

@@ -1,0 +1,75 @@
+"""What `oq-celery status` says of a broker that takes no messages, and of masters with other clocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.transport import harness
+from tests.transport.harness import Broker
+
+FULL = {
+    "low on disk": (["set_disk_free_limit", "900GB"], ["set_disk_free_limit", "1MB"]),
+    "low on memory": (["set_vm_memory_high_watermark", "0.0000001"], ["set_vm_memory_high_watermark", "0.8"]),
+}
+
+
+def status(cluster: harness.Cluster, *options: str) -> str:
+    done = harness.run([harness.ENGINE / "bin/oq-celery", "status", *options], cluster.env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("alarm", FULL)
+def test_status_says_which_alarm_there_is_and_what_to_do(
+    cluster: harness.Cluster, broker: Broker, alarm: str
+) -> None:
+    on, off = FULL[alarm]
+    broker.control(*on)
+    try:
+        found = json.loads(status(cluster, "--json"))
+        text = status(cluster)
+    finally:
+        broker.control(*off)
+    assert found["alarm"] == alarm
+    assert found["consumers"] == 2
+    assert f"takes no messages ({alarm})" in text
+    assert "Then all goes on by itself" in text
+    harness.wait_until(
+        lambda: len(json.loads(status(cluster, "--json"))["workers"]) == 2, "the workers again"
+    )
+
+
+def test_the_progress_of_a_master_with_another_clock_is_seen(
+    cluster: harness.Cluster, tmp_path: Path
+) -> None:
+    code = """
+        import sys
+        from openquake.baselib import parallel
+        import tasks
+        if __name__ == "__main__":
+            arguments = [(number, sys.argv[1].encode(), b"") for number in range(2)]
+            parallel.Starmap(tasks.back, arguments).reduce()
+        """
+    hold = tmp_path / "hold-busy"
+    hold.touch()
+    job = cluster.start("python", "-c", textwrap.dedent(code), tmp_path)
+    spool = cluster.shared / "oq_celery"
+    harness.wait_until(lambda: list(spool.glob("*/progress.json")), "the master's report")
+    job.signal(signal.SIGSTOP)  # or it would write a new one
+    (report,) = spool.glob("*/progress.json")
+    hour_ago = time.time() - 3600
+    os.utime(report, (hour_ago, hour_ago))
+    try:
+        (tasks,) = json.loads(status(cluster, "--json"))["tasks"]
+    finally:
+        job.signal(signal.SIGCONT)
+        hold.unlink()
+    assert tasks["done"] + tasks["running"] + tasks["waiting"] == 2
+    assert job.wait() == 0, job.output()
