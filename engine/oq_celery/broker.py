@@ -39,6 +39,7 @@ SOCKET_OPTIONS = {
 # quicker. The smaller one of this and the server's counts (60 in RabbitMQ, too).
 HEARTBEAT = 60
 CONNECT_TIMEOUT = 10
+PROBE_SECONDS = 10.0  # between two looks whether the broker takes messages, while tasks are with it
 ANSWER_TIMEOUT = 1  # of sending a few bytes, in a thread that has other things to do
 RETRY_SECONDS = 1.0
 TASK_QUEUE_ARGUMENTS = {"x-max-priority": MAX_PRIORITY}
@@ -173,18 +174,18 @@ def retry_text(settings: Settings, error: Exception) -> str:
     return f"RabbitMQ at {settings.host}: {str(error) or type(error).__name__}; trying again"
 
 
-def blocked_text(settings: Settings) -> str:
+def blocked_text(settings: Settings, reason: str) -> str:
     """That the broker is there and takes no messages, for people."""
     return (
-        f"RabbitMQ at {settings.host} takes no messages: its disk or memory is nearly full (`oq-celery status` and "
-        "`rabbitmq-diagnostics alarms` on its machine say which). Tasks and results wait until there is room"
+        f"RabbitMQ at {settings.host} takes no messages ({reason}): tasks and results wait until there is room there, "
+        "and all goes on by itself then"
     )
 
 
 class _Line:
     """A connection for publishing, with confirms and returns; broken for good by the first error."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], write_timeout: float | None) -> None:
+    def __init__(self, settings: Settings, say: Callable[[str], None], timeout: float | None = None) -> None:
         self._settings = settings
         self._say = say
         self.blocked = False  # by an alarm of the broker
@@ -192,7 +193,11 @@ class _Line:
         self.returned = False  # the last message that was returned has no queue
         self.next_tag = 1
         self.connection = connect(
-            settings, on_blocked=self._block, on_unblocked=self._unblock, write_timeout=write_timeout
+            settings,
+            on_blocked=self._block,
+            on_unblocked=self._unblock,
+            read_timeout=timeout,
+            write_timeout=timeout,
         )
         self.channel = self.connection.channel()
         self.channel.confirm_select()
@@ -234,9 +239,9 @@ class _Line:
     def _return(self, *_: Any) -> None:
         self.returned = True
 
-    def _block(self, _: str) -> None:
+    def _block(self, reason: str) -> None:
         self.blocked = True
-        self._say(blocked_text(self._settings))
+        self._say(blocked_text(self._settings, reason))
 
     def _unblock(self) -> None:
         self.blocked = False
@@ -352,7 +357,7 @@ class Publisher:
 
     def _open(self) -> _Line:
         if self._line is None:
-            self._line = _Line(self._settings, log.warning, None)
+            self._line = _Line(self._settings, log.warning)
         return self._line
 
 
@@ -375,7 +380,7 @@ class Sender:
         self._line: _Line | None = None
         self._waiting: dict[int, Envelope] = {}  # by the number of the task, in order
         self._sent: dict[int, tuple[int, Envelope]] = {}  # the same of unconfirmed ones, by delivery tag
-        self._next_try = 0.0
+        self._next_try = self._next_probe = 0.0
         self._warned = False
 
     def __contains__(self, task_no: int) -> bool:
@@ -409,6 +414,10 @@ class Sender:
                 # Noted first: a message may be out though its publication raises.
                 self._sent[line.next_tag] = task_no, envelope
                 line.publish(self._settings.queue, envelope)
+            if time.monotonic() >= self._next_probe and not line.blocked:
+                # The broker speaks of an alarm to those only who publish: this goes to no queue.
+                line.publish("", Envelope(b"", {}, {}), persistent=False, mandatory=False)
+                self._next_probe = time.monotonic() + PROBE_SECONDS
             self._warned = False
         except ERRORS as error:
             self._give_up()
@@ -428,7 +437,7 @@ class Sender:
             False if the queue could not be deleted.
         """
         line, self._line = self._line, None
-        if line is None or queue is None or line.blocked or line.unconfirmed:
+        if line is None or queue is None or line.blocked or self._sent:
             if line is not None:
                 line.connection.collect()
             return queue is None or delete(self._settings, queue)
@@ -442,7 +451,7 @@ class Sender:
 
     def _open(self) -> _Line | None:
         if self._line is None and time.monotonic() >= self._next_try and (self._waiting or self._sent):
-            self._line = _Line(self._settings, self._say, CONNECT_TIMEOUT)
+            self._line = _Line(self._settings, self._say, timeout=CONNECT_TIMEOUT)
         return self._line
 
     def _give_up(self) -> None:

@@ -16,7 +16,7 @@ from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, wait_until
 from tests.transport.test_copies import MASTER, assert_each_done_once, begun, hold, release
 
-SAID = "takes no messages: its disk or memory is nearly full"
+SAID = "takes no messages (low on memory)"
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def test_a_job_that_begins_meanwhile_says_so_waits_and_completes(
 def test_a_job_that_runs_says_so_and_computes_nothing_twice(
     cluster: Cluster, moments: Path, broker: Broker
 ) -> None:
-    """Results wait in the workers; the master learns of the alarm when it has something to send."""
+    """Results wait in the workers, and the master has nothing to send."""
     hold(moments, 0, 1)
     cluster.worker("one", 2)
     master = cluster.start("python", "-c", MASTER, moments)
