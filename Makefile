@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-others lab bench faults check lock host-packages clean
+.PHONY: help demo test unit transport transport-faults transport-others lab bench faults qa check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against th
 
 faults: $(VENV)/.done host-packages ## jobs in which workers die, leave and come: writes docs/faults.md
 	$(VENV)/bin/python -m lab faults
+
+qa: $(VENV)/.done host-packages ## the engine's own jobs on the cluster and with one process: writes docs/qa.md (QA=classical: some)
+	$(VENV)/bin/python -m lab qa $(QA)
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .
