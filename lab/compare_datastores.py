@@ -74,9 +74,9 @@ def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     """All datasets with results, by name."""
     found: dict[str, h5py.Dataset] = {}
 
-    def visit(name: str, item: object) -> None:
+    def visit(name: str, item: Any) -> None:
         is_result = not {name, name.split("/")[0]} & NOT_RESULTS.keys()
-        if isinstance(item, h5py.Dataset) and is_result:
+        if is_result and hasattr(item, "shape"):  # not a group
             found[name] = item
 
     file.visititems(visit)

@@ -13,8 +13,14 @@ PARENT_NAMES = {
 }
 """By its name, the hazard calculation in the same folder that a risk calculation starts from."""
 
-PARENTS: Mapping[str, str | None] = {}
-"""Exceptions from PARENT_NAMES, as upstream's own tests run these jobs; None: by itself."""
+PARENTS: Mapping[str, str] = {
+    "qa_tests_data/event_based_risk/case_miriam/job3.ini": "job2.ini",
+    "qa_tests_data/scenario_damage/case_8/job.ini": "prejob.ini",
+    "qa_tests_data/scenario_risk/case_shakemap/job.ini": "pre-job.ini",
+    "qa_tests_data/scenario_risk/case_shapefile/job.ini": "prepare_job.ini",
+    "qa_tests_data/scenario_risk/case_shapefile/job_zipped.ini": "prepare_job.ini",
+}
+"""What else starts from a calculation in its folder, as upstream's own tests of the calculators run these jobs."""
 
 EXPLAINED: Mapping[str, str] = {}
 """Jobs whose numbers may differ from those of a pool of one process, and why."""
@@ -40,21 +46,22 @@ class Job:
 
 def parent_of(ini: str, inis: Iterable[str]) -> str | None:
     """The job that another one starts from."""
-    if ini in PARENTS:
-        return PARENTS[ini]
     path = PurePosixPath(ini)
-    candidates = [str(path.with_name(name)) for name in PARENT_NAMES.get(path.name, ())]
+    names = [PARENTS[ini]] if ini in PARENTS else PARENT_NAMES.get(path.name, ())
+    candidates = [str(path.with_name(name)) for name in names]
     return next((candidate for candidate in candidates if candidate in set(inis)), None)
 
 
 def families(inis: Iterable[str]) -> list[list[Job]]:
     """Jobs that start from each other, the parent first; a job that stands alone is a family of its own.
 
-    :param inis: the paths of all job files
+    :param inis: the paths of all files that may be jobs; taken are ``job*.ini`` and what these start from
     """
-    known = sorted(set(inis), key=_natural)
-    parents = {ini: parent_of(ini, known) for ini in known}
-    found = {ini: [Job(ini)] for ini in known if parents[ini] is None}
+    files = set(inis)
+    known = {ini for ini in files if PurePosixPath(ini).match("job*.ini")}
+    known |= {parent for ini in known if (parent := parent_of(ini, files))}
+    parents = {ini: parent_of(ini, known) for ini in sorted(known, key=_natural)}
+    found = {ini: [Job(ini)] for ini, parent in parents.items() if parent is None}
     for ini, parent in parents.items():
         if parent is not None:
             found[parent].append(Job(ini, parent))

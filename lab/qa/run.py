@@ -113,7 +113,7 @@ class _Side:
 
 
 def prepare(lab: Lab) -> list[str]:
-    """Copy the engine's jobs into the user's home, once for each side; the paths of all job files."""
+    """Copy the engine's jobs into the user's home, once for each side; the paths of all .ini files."""
     make_user(lab)
     master = lab.machine(lab.master().name)
     copy = f"""
@@ -130,9 +130,9 @@ def prepare(lab: Lab) -> list[str]:
             mv $side.new $side
         done
         cd {CLUSTER}
-        find {" ".join(TREES)} -name 'job*.ini'
+        find {" ".join(TREES)} -name '*.ini'
         """
-    done = master.execute(["runuser", "--login", USER, "--command", copy], timeout=300)
+    done = master.execute(["runuser", "--login", USER, "--command", copy], timeout=LIMIT_SECONDS)
     if done.returncode:
         raise LabError(f"copying the engine's jobs: {done.stderr.strip()}")
     for program in PROGRAMS:
@@ -151,7 +151,7 @@ def versions(lab: Lab) -> dict[str, str]:
         " 'python': platform.python_version()}))"
     )
     command = [f"{facts.ENGINE_DIR}/bin/python", "-c", program]
-    answer = lab.machine(lab.master().name).execute(command)
+    answer = lab.machine(lab.master().name).execute(command, timeout=LIMIT_SECONDS)
     if answer.returncode:
         raise LabError(f"the engine's version: {answer.stderr.strip()}")
     digest = hashlib.sha256(b"".join(program.read_bytes() for program in PROGRAMS)).hexdigest()
