@@ -12,7 +12,7 @@ from typing import ClassVar
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
 
-from oq_celery import spool
+from oq_celery import inputs, spool
 from oq_celery.broker import Publisher
 from oq_celery.protocol import LEASE_SECONDS, Kind, Reply, Stored, TaskHeader, worker_name
 from oq_celery.settings import Settings
@@ -110,7 +110,8 @@ class Attempt:
         """Call the task and send its results; False if they are of no use to anybody."""
         try:
             func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
-            parallel.safely_call(func, args, self.header.task_no, monitor)
+            with inputs.seen(self.header.inputs):
+                parallel.safely_call(func, args, self.header.task_no, monitor)
             wanted = self._finish()
         except (OSError, spool.CorruptError) as error:
             self._reply("unable", f"{type(error).__name__}: {error}".encode())

@@ -122,7 +122,12 @@ class Channel:
         self._local.append(result)
 
     def submit(
-        self, func: Callable[..., Any], args: Sequence[Pickled], task_no: int, monitor: Monitor
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Pickled],
+        task_no: int,
+        monitor: Monitor,
+        inputs: str = "",
     ) -> None:
         """Send one task to the workers."""
         self._open_queue()
@@ -145,6 +150,7 @@ class Channel:
             user=self.user,
             size=sum(map(len, args)),
             versions=protocol.versions(),
+            inputs=inputs,
         )
         self._submitted += 1
         losses = Losses(self._settings.max_attempts)

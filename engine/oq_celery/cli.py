@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
@@ -58,6 +59,10 @@ def main() -> None:
 
 def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     """Run the Celery worker in this process."""
+    from oq_celery import inputs
+
+    with contextlib.suppress(OSError):  # a worker without its shared directory has other ways to say so
+        inputs.make_root(settings)
     concurrency = arguments.concurrency or default_concurrency(settings.memory_per_process_mb)
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
@@ -93,12 +98,12 @@ def show_status(arguments: argparse.Namespace, settings: Settings) -> None:
 
 def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
     """Mark calculations whose process is gone as failed, and say which."""
-    del arguments, settings
+    del arguments
     import sqlite3
 
     from openquake.commonlib.dbapi import db
 
-    from oq_celery import jobs
+    from oq_celery import inputs, jobs
 
     if not Path(db.path).exists():  # connecting would make one
         _fail(f"there is no database {db.path} yet")
@@ -107,6 +112,14 @@ def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
             print(line)
     except sqlite3.Error as error:
         _fail(f"{db.path}: {error}")
+    try:
+        inputs.sweep(settings)
+    except PermissionError as error:
+        _fail(
+            f"{error}: this command runs under the account of the workers, to which the directory has to belong"
+        )
+    except OSError as error:
+        _fail(str(error))
 
 
 def default_concurrency(memory_per_process_mb: int) -> int:

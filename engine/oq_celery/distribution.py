@@ -9,7 +9,8 @@ replaced:
 - a `Starmap` keeps the distribution that it began with, whatever other ones choose meanwhile;
 - `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet;
 - `Starmap.submit` opens the channel where upstream binds a ZeroMQ port, for tasks of this process too;
-- `Starmap.share` turns to the processpool, because shared memory ends at the machine;
+- `Starmap.share` turns to the processpool, because shared memory ends at the machine, and so does `Starmap.submit` for
+  tasks with files that workers do not see (`inputs.unseen`);
 - `Starmap.shutdown` closes the channels that an error or an abort left open.
 """
 
@@ -17,11 +18,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+from oq_celery import inputs
 from oq_celery.settings import Settings
 
 CELERY = "celery"
@@ -75,18 +78,27 @@ def extend(parallel: Any, settings: Settings) -> None:
         self.distribute = starmap.distribute
 
     def submit(self: Any, args: Any, func: Callable[..., Any] | None = None) -> None:
+        first = not hasattr(self, "socket")
+        if first and self.distribute == CELERY and self.num_tasks != 1:
+            path = inputs.unseen(self, args, settings)
+            if path is not None:
+                logging.warning("%s tasks run on the master: workers cannot see %s", self.name, path)
+                use_pool(self)
         on_cluster = oq_distribute() == CELERY and self.distribute in (CELERY, "no")
-        if on_cluster and not hasattr(self, "socket"):
+        if on_cluster and first:
             type(self).running_tasks = self.tasks
             self.socket = Channel(settings, self.calc_id)
             self.monitor.shared = self._shared
             self.monitor.backurl = self.socket.url
         upstream_submit(self, args, func)
 
+    def use_pool(self: Any) -> None:
+        self.distribute = "processpool"
+        type(self).init(self.distribute)
+
     def share(self: Any, **arrays: Any) -> None:
         if self.distribute == CELERY:
-            self.distribute = "processpool"
-            type(self).init(self.distribute)
+            use_pool(self)
         upstream_share(self, **arrays)
 
     def shutdown(cls: Any) -> None:
@@ -96,7 +108,7 @@ def extend(parallel: Any, settings: Settings) -> None:
     def celery_submit(self: Any, func: Callable[..., Any], args: Any, monitor: Any) -> None:
         if self.task_no == 0:
             _flush(self.h5)
-        self.socket.submit(func, args, self.task_no, monitor)
+        self.socket.submit(func, args, self.task_no, monitor, inputs.directory())
 
     parallel.submit[CELERY] = celery_submit
     parallel.oq_distribute = oq_distribute

@@ -1,7 +1,7 @@
 """Puts the Celery mode into the engine when, and only when, a process imports the engine.
 
 `oq_celery.pth` runs `install` at the start of every Python of the environment, so this module imports next to
-nothing. No upstream file is changed: three upstream modules get a word said after (or around) their own import.
+nothing. No upstream file is changed: four upstream modules get a word said after (or around) their own import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DISTRIBUTE = "OQ_DISTRIBUTE"
 
 
 class _EngineFinder:
-    """A meta path finder that knows three modules of the engine and leaves every other one to Python."""
+    """A meta path finder that knows four modules of the engine and leaves every other one to Python."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -99,8 +99,22 @@ def _around_actions(execute: _Exec, module: ModuleType) -> None:
         setattr(module, "reset_is_running", reap)  # noqa: B010 - to mypy a module has no such attribute
 
 
+def _around_logs(execute: _Exec, module: ModuleType) -> None:
+    """Calculations say what their input files are, for workers that cannot see them where they are."""
+    execute(module)
+    from openquake.baselib import config
+
+    from oq_celery.settings import load, use_celery
+
+    if use_celery(config):
+        from oq_celery.inputs import extend
+
+        extend(module, load(config))
+
+
 _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.baselib": _around_baselib,
     "openquake.baselib.parallel": _around_parallel,
+    "openquake.commonlib.logs": _around_logs,
     "openquake.server.db.actions": _around_actions,
 }

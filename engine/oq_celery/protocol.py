@@ -98,6 +98,9 @@ class TaskHeader:
     user: str
     size: int  # of the arguments, in bytes
     versions: Versions
+    inputs: str = (
+        ""  # the directory of the calculation's input files, if workers need one; see `oq_celery.inputs`
+    )
 
     def __str__(self) -> str:
         return f"{self.name} #{self.task_no} of job {self.job} of {self.user}"

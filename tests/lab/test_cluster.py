@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from components import facts
 from lab import cluster, faults, imds, matrix, network
 from lab.cluster import Lab
 from lab.host import wait_until
-from lab.job import CLASSICAL, USER, compare, fetch_job, run_job
+from lab.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from lab.plan import make_plan, record
 from tests.lab.conftest import configuration
 from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
@@ -160,6 +161,21 @@ def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) 
         f'AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt {facts.ENGINE_DIR}/bin/python -c "{program}"',
     )
     assert said.split() == ["True", "AccessDeniedException"]
+
+
+def test_a_job_with_several_source_models_in_a_users_home(nfs_cluster: Lab, tmp_path: Path) -> None:
+    """The engine reads them in tasks, and a worker has no homes; nothing of them stays on the shared file system."""
+    job_ini = fetch_job(nfs_cluster, DemoJob("logic tree", "demos/hazard/LogicTreeCase1ClassicalPSHA"))
+    distributed = run_job(nfs_cluster, job_ini, tmp_path, show=False)
+    alone = run_job(nfs_cluster, job_ini, None, processpool=True, show=False)
+    assert compare(nfs_cluster, alone, distributed).relative <= FLOAT32_ROUNDING
+    log = on(nfs_cluster, "master", f"oq engine --show-log {distributed.calculation}")
+    assert re.search(r"Copied \d+ input files", log)
+    copies = f"{facts.SHARED_DIR}/oq_celery_inputs"
+    owner = f"{facts.OPENQUAKE_USER}:{facts.OPENQUAKE_USER} 3730"
+    assert on(nfs_cluster, "master", f"stat --format='%U:%G %a' {copies} && ls {copies}").strip() == owner
+    listed = f"runuser --login {USER} --command 'ls {copies}' 2>&1 || true"
+    assert "Permission denied" in on(nfs_cluster, "master", listed)
 
 
 def test_the_api_computes_for_the_fleet_as_large_as_it_is_now(nfs_cluster: Lab) -> None:

@@ -193,10 +193,9 @@ class Cluster:
             changes: values of openquake.cfg by "section.key".
         """
         self.directory = directory
-        self.data = directory / "data"
-        self.data.mkdir(parents=True)
         self.shared = directory / "shared"
-        self.shared.mkdir()
+        self.data = self.shared / "data"
+        self.data.mkdir(parents=True)
         self.queue = directory.name
         self.processes: list[Process] = []
         values = {
@@ -227,19 +226,24 @@ class Cluster:
             "CI": "1",  # the engine does not ask its makers for news
         }
 
-    def worker(self, name: str, processes: int = 1, *, changed: str = "") -> Process:
+    def worker(
+        self, name: str, processes: int = 1, *, changed: str = "", prefix: Sequence[str] = ()
+    ) -> Process:
         """Start a worker and wait until it takes tasks.
 
         Args:
             name: of the worker.
             processes: how many tasks it does at once.
             changed: Python that runs in it first, to shorten its delays or to break it.
+            prefix: a command that starts it.
         """
-        worker = self._launch(name, processes, changed)
+        worker = self._launch(name, processes, changed, prefix)
         self._wait_ready(worker)
         return worker
 
-    def _launch(self, name: str, processes: int = 1, changed: str = "") -> Process:
+    def _launch(
+        self, name: str, processes: int = 1, changed: str = "", prefix: Sequence[str] = ()
+    ) -> Process:
         command: list[str | Path] = [ENGINE / "bin/oq-celery"]
         if changed:
             command = [
@@ -248,7 +252,7 @@ class Cluster:
                 f"from openquake.baselib import parallel\n{changed}\nfrom oq_celery.cli import main\nmain()",
             ]
         command += ["worker", f"--concurrency={processes}", f"--name={name}"]
-        worker = Process(command, self.directory / f"{name}.log", self.env)
+        worker = Process([*prefix, *command], self.directory / f"{name}.log", self.env)
         self.processes.append(worker)
         return worker
 
@@ -319,6 +323,12 @@ def qa_job(case: str, directory: Path) -> Path:
     """Copy one of the engine's own test calculations, where the engine may write beside it; its job file."""
     source = QA_TESTS / case
     return shutil.copytree(source, directory / "job") / "job.ini"
+
+
+def hiding(directory: Path) -> list[str]:
+    """The start of a command that cannot see a directory, as workers cannot see the master's homes; for root only."""
+    hide = 'mount -t tmpfs none "$0" && exec "$@"'
+    return ["unshare", "--mount", "--propagation=private", "sh", "-c", hide, str(directory)]
 
 
 def differences(one: Path, other: Path, env: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,291 @@
+"""Jobs whose files only the master sees: what a worker opens, what stays on the master, what is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.transport import harness
+from tests.transport.harness import Broker, Cluster, Job, Process, wait_until
+from tests.transport.test_results import differences
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can start a worker that does not see a directory"
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that the workers do not see."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory, broker: Broker, home: Path) -> Iterator[Cluster]:
+    """A cluster whose two workers do not see the home."""
+    (home / "tmp").mkdir()
+    changes = {"directory.custom_tmp": str(home / "tmp")}
+    with harness.cluster(tmp_path_factory.mktemp("blind") / "oqlab-blind", broker, **changes) as made:
+        for name in ("one", "two"):
+            made.worker(name, prefix=harness.hiding(home))
+        yield made
+
+
+class Alone:
+    """One process that does all tasks one after the other: the order, and so the numbers, of a pool of one process."""
+
+    def __init__(self, directory: Path, broker: Broker) -> None:
+        self._cluster = Cluster(directory / "oqlab-alone", broker)
+
+    def run(self, *inis: Path) -> Job:
+        job = self._cluster.run(*inis, OQ_DISTRIBUTE="no")
+        assert job.status == 0, job.output
+        return job
+
+
+@pytest.fixture(scope="module")
+def alone(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("alone"), broker)
+
+
+def logic_tree_job(folder: Path) -> Path:
+    """A job with two source models."""
+    shutil.copytree(harness.ENGINE / "demos/hazard/LogicTreeCase1ClassicalPSHA", folder)
+    return folder / "job.ini"
+
+
+def archive(ini: Path) -> Path:
+    """The job's folder as a zip file, which the engine unpacks below custom_tmp."""
+    return Path(shutil.make_archive(str(ini.parent), "zip", ini.parent))
+
+
+def qa_folder(case: str, folder: Path) -> Path:
+    return shutil.copytree(harness.QA_TESTS / case, folder)
+
+
+def nothing_stays(cluster: Cluster) -> bool:
+    return list((cluster.shared / "oq_celery_inputs").iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same calculations, on workers that see none of their files and in one process."""
+
+    on_cluster: Job
+    alone: Job
+    inis: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def runs(blind: Cluster, home: Path, alone: Alone) -> Runs:
+    private = logic_tree_job(home / "two models")
+    private.parent.chmod(0o700)
+    for file in private.parent.iterdir():
+        file.chmod(0o600)
+    sections = qa_folder("classical/case_65", home / "Łódź, эксперимент №1")
+    nested = qa_folder("event_based_risk/case_master", home / "risk")
+    from_file = nested / "job_from_file.ini"
+    inis = {
+        "several source models, in a folder for its owner only": private,
+        "an archive, unpacked into custom_tmp": archive(logic_tree_job(home / "archived")),
+        "sections of faults with a table beside them, in a folder outside ASCII": sections / "job.ini",
+        "a spectrum, in postprocessing": qa_folder("conditional_spectrum/case_1", home / "spectrum")
+        / "job.ini",
+        "a risk job that starts its hazard job": nested / "job_risk.ini",
+        "a risk job from a file of ruptures": from_file,
+    }
+    # Outside of all shared directories, as what somebody has got from elsewhere.
+    (ruptures,) = alone.run(nested / "job_ses.ini").datastores
+    shutil.copy(ruptures, nested / "calc_9.hdf5")
+    text = inis["a risk job that starts its hazard job"].read_text()
+    from_file.write_text(text.replace("job_ses.ini", "calc_9.hdf5"))
+    on_cluster = blind.run(*inis.values())
+    assert on_cluster.status == 0, on_cluster.output
+    return Runs(on_cluster, alone.run(*inis.values()), inis)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "several source models, in a folder for its owner only",
+        "an archive, unpacked into custom_tmp",
+        "sections of faults with a table beside them, in a folder outside ASCII",
+        "a spectrum, in postprocessing",
+        "a risk job that starts its hazard job",
+        "a risk job from a file of ruptures",
+    ],
+)
+def test_the_numbers_are_those_of_one_machine(kind: str, runs: Runs, blind: Cluster) -> None:
+    """To the bit; so is the checksum of the inputs, by which the engine knows a calculation again."""
+    number = list(runs.inis).index(kind)
+    ours, theirs = runs.on_cluster.datastores[number], runs.alone.datastores[number]
+    assert differences(ours, theirs, blind) == {}
+    assert checksum(blind, ours) == checksum(blind, theirs)
+
+
+def checksum(cluster: Cluster, datastore: Path) -> str:
+    return cluster.python(f"import h5py; print(h5py.File({str(datastore)!r}).attrs['checksum32'])")
+
+
+def test_each_calculation_says_what_was_copied(runs: Runs) -> None:
+    copied = re.findall(r"Copied (\d+) input files, [\d.]+ MB, in [\d.]+ s", runs.on_cluster.output)
+    assert len(copied) == len(runs.inis) + 1  # the hazard job of the risk job
+    assert "run on the master" not in runs.on_cluster.output
+
+
+def test_nothing_of_them_stays(runs: Runs, blind: Cluster) -> None:
+    assert runs.on_cluster.status == 0
+    assert nothing_stays(blind)
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, broker: Broker) -> Iterator[tuple[Cluster, Process]]:
+    """A calculation that waits for workers, of which there are none, to read its source models."""
+    with harness.cluster(tmp_path / "oqlab-waiting", broker) as idle:
+        job = idle.start("oq", "engine", "--run", logic_tree_job(tmp_path / "job"))
+        said = "Waiting for workers: 0 alive"
+        wait_until(lambda: said in job.output() or not job.running(), "the job to wait for workers")
+        assert job.running(), job.output()
+        yield idle, job
+    for queue in broker.result_queues():
+        broker.delete_queue(queue)
+
+
+def test_what_a_killed_calculation_leaves_is_removed_and_meanwhile_hidden_from_other_users(
+    waiting: tuple[Cluster, Process], tmp_path: Path
+) -> None:
+    idle, job = waiting
+    copies = idle.shared / "oq_celery_inputs"
+    reap: list[str | Path] = [harness.ENGINE / "bin/oq-celery", "reap"]
+    harness.run(reap, idle.env, check=True)
+    (directory,) = copies.iterdir()
+    # Other users may go through the first one if they know what is below it, and do not get to know it.
+    assert stat.S_IMODE(copies.stat().st_mode) == 0o3730
+    assert len(directory.name.rsplit(".", 1)[1]) == 32
+    original = tmp_path / "job/source_model_1.xml"
+    copy = Path(f"{directory}/files{original}")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o640
+    assert copy.read_bytes() == original.read_bytes()
+    job.signal(signal.SIGKILL)
+    job.wait()
+    assert not nothing_stays(idle)
+    harness.run(reap, idle.env, check=True)
+    assert nothing_stays(idle)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_stays_of_an_aborted_calculation(
+    number: signal.Signals, waiting: tuple[Cluster, Process]
+) -> None:
+    idle, job = waiting
+    assert not nothing_stays(idle)
+    job.signal(number)
+    assert job.wait() != 0
+    assert nothing_stays(idle)
+
+
+def test_a_data_directory_that_workers_cannot_see_is_refused(blind: Cluster, home: Path) -> None:
+    elsewhere = home / "results"
+    ini = logic_tree_job(home / "refused")
+    command: list[str | Path] = [harness.ENGINE / "bin/oq", "engine", "--run", ini]
+    refused = harness.run(command, blind.env | {"OQ_DATADIR": str(elsewhere)})
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert f"OQ_DATADIR={elsewhere}" in line
+    assert str(blind.shared) in line
+    listed = harness.run([*command[:2], "--lhc"], blind.env | {"OQ_DATADIR": str(elsewhere)})
+    assert listed.returncode == 0, listed.stderr
+    alone = {"OQ_DATADIR": str(elsewhere), "OQ_DISTRIBUTE": "no"}
+    assert harness.run(command, blind.env | alone).returncode == 0
+    assert list(elsewhere.glob("calc_*.hdf5"))
+
+
+def test_tasks_with_other_files_stay_on_the_master(blind: Cluster, home: Path) -> None:
+    """Those of commands that are no calculations; here one of upstream's, which changes the files in place."""
+    folder = logic_tree_job(home / "renumbered").parent
+    before = (folder / "source_model_1.xml").read_bytes()
+    done = harness.run(
+        [harness.ENGINE / "bin/oq", "renumber_sm", folder / "source_model_logic_tree.xml"], blind.env
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"read_sm tasks run on the master: workers cannot see {folder}" in done.stderr
+    assert (folder / "source_model_1.xml").read_bytes() != before
+
+
+def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
+    """Also in lists, as a directory, as a link out of the shared directory, and as a calculation kept elsewhere."""
+    (home / "folder").mkdir()
+    (home / "folder/file").touch()
+    (blind.shared / "link").symlink_to(home / "folder/file")
+    (blind.shared / "file").touch()
+    found = blind.python(
+        f"""
+        import os
+        from pathlib import Path
+        from types import SimpleNamespace
+        from openquake.baselib import config
+        from openquake.baselib.general import WeightedSequence
+        from openquake.commonlib.datastore import DataStore
+        from oq_celery import inputs, settings
+        home, shared = Path({str(home)!r}), Path({str(blind.shared)!r})
+        os.chdir(home / "folder")
+        dstore = DataStore(str(home / "calc_5.hdf5"), mode="w")
+        dstore.close()
+        def unseen(*tasks, calculation=None):
+            monitor = SimpleNamespace(filename=calculation)
+            starmap = SimpleNamespace(task_args=tasks, num_tasks=len(tasks), calc_id=calculation and 5, monitor=monitor)
+            return inputs.unseen(starmap, tasks[0], settings.load(config)) is not None
+        print([
+            unseen((1,), (str(home / "folder/file"),)),
+            unseen((home / "folder",)),
+            unseen(("file",)),
+            unseen(([["file"]],)),
+            unseen((WeightedSequence([("file", 1)]),)),
+            unseen(({{"a": ["no file", "file"]}},)),
+            unseen((str(shared / "link"),)),
+            unseen((dstore,)),
+            unseen((1,), calculation=str(home / "calc_5.hdf5")),
+        ])
+        print([
+            unseen(("folder", "no file", "/no/file", "a\\0b", b"file", [], {{}}, None, 0.5, [1, "file"]),),
+            unseen((str(shared / "file"),)),
+            unseen(("/no file/" + "x" * 5000,), ("x" * 5000,)),
+            unseen((1,), calculation=str(shared / "calc_5.hdf5")),
+        ])
+        """
+    )
+    assert found.splitlines() == [str([True] * 9), str([False] * 4)]
+
+
+def test_files_below_the_shared_directory_are_copied_if_workers_must_not_read_them(blind: Cluster) -> None:
+    found = blind.python(
+        f"""
+        import os
+        from pathlib import Path
+        from types import SimpleNamespace
+        from openquake.baselib import config
+        from oq_celery import inputs, settings
+        folder = Path({str(blind.shared)!r}, "of a user")
+        folder.mkdir()
+        (folder / "ssm.xml").touch()
+        def copied(user, group, folder_mode, file_mode):
+            for path, mode in ((folder, folder_mode), (folder / "ssm.xml", file_mode)):
+                os.chown(path, user, group)
+                path.chmod(mode)
+            job = SimpleNamespace(inputs={{}}, _input_files=[str(folder / "ssm.xml")], hazard_calculation_id=None)
+            return len(inputs.Staged(settings.load(config), job).files())
+        root = inputs.make_root(settings.load(config)).stat()
+        owner, group, x = root.st_uid, root.st_gid, 54321
+        print(copied(x, group, 0o2770, 0o660), copied(owner, x, 0o700, 0o600), copied(x, x, 0o755, 0o644))
+        print(copied(x, group, 0o700, 0o660), copied(x, group, 0o770, 0o600), copied(x, x, 0o770, 0o660))
+        """
+    )
+    assert found.splitlines() == ["0 0 0", "1 1 1"]
