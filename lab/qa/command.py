@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lab import cluster, teardown
@@ -11,9 +12,10 @@ from lab.cloud import Plan
 from lab.host import LabError, Paths
 from lab.plan import make_plan, read_config, record
 from lab.qa.jobs import families, select
+from lab.qa.nodes import prepare, start_driver, versions
 from lab.qa.report import page
 from lab.qa.results import GOOD, Results
-from lab.qa.run import Say, describe, prepare, run_all, versions
+from lab.qa.run import Say, describe, run_all
 
 
 def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document: Path, say: Say) -> bool:
@@ -35,7 +37,7 @@ def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document
             raise LabError(f"the engine has no job in a folder {pattern}…")
         ran_with = versions(lab)
         results = Results(paths.cache / "qa", ran_with)
-        run_all(lab, asked, results, say)
+        run_all(partial(start_driver, lab), asked, results, say)
     finally:
         if not was_up:
             cluster.down(paths)

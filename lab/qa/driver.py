@@ -26,7 +26,7 @@ from typing import Any
 
 STORED = re.compile(r"Stored .* on (/\S+\.hdf5) in ")
 DISTRIBUTION = re.compile(r"Using \d+ (\w+) workers")
-SENT = re.compile(r"Sent (\d+) (\w+?)_? tasks")
+SENT = re.compile(r"Sent \d+ (\w+?)_? tasks")
 ENGINE = ("openquake.commands.engine", "openquake.calculators.export")
 """What to import for all of it to be there."""
 GRACE_SECONDS = 20
@@ -113,8 +113,8 @@ def calculate(job_ini: Path, parent: str | None, one_process: bool) -> dict[str,
 def run(request: dict[str, Any], one_process: bool) -> dict[str, Any]:
     """Run ``ini`` after ``parent`` within ``limit`` seconds, logging to ``log``.
 
-    :return: ``seconds``, ``datastore``, the ``distributions`` that the log names, the number of ``tasks`` by name, and
-        ``error`` when it failed
+    :return: ``seconds``, ``datastore``, the ``distributions`` that the log names, the names of the ``tasks`` that were
+        done, and ``error`` when it failed
     """
     log = Path(request["log"])
     log.unlink(missing_ok=True)
@@ -127,10 +127,17 @@ def run(request: dict[str, Any], one_process: bool) -> dict[str, Any]:
     stored = STORED.findall(text)
     found["datastore"] = stored[-1] if stored else None
     found["distributions"] = sorted(set(DISTRIBUTION.findall(text)))
-    found["tasks"] = {}
-    for number, name in SENT.findall(text):
-        found["tasks"][name] = found["tasks"].get(name, 0) + int(number)
+    found["tasks"] = sorted(set(SENT.findall(text)) | _tasks(found["datastore"]))
     return found
+
+
+def _tasks(datastore: str | None) -> set[str]:
+    """The names of the tasks and subtasks that a datastore says were done."""
+    if datastore is None:
+        return set()
+    h5py: Any = importlib.import_module("h5py")
+    with h5py.File(datastore, "r") as file:
+        return {name.decode() for name in file["task_info"]["taskname"]} if "task_info" in file else set()
 
 
 def remove(datastores: list[str]) -> dict[str, Any]:

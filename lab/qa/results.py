@@ -24,7 +24,7 @@ class Result:
     :ivar different: how far apart the others are
     :ivar why: the reason for CLOSE, the error for REFUSED and FAILED
     :ivar seconds: on the cluster and with one process
-    :ivar tasks: how many of each name the cluster's log says that it sent
+    :ivar tasks: the names of the tasks that were done on the cluster
     """
 
     ini: str
@@ -33,7 +33,7 @@ class Result:
     different: dict[str, dict[str, Any]] = field(default_factory=dict)
     why: str = ""
     seconds: tuple[float, float] = (0.0, 0.0)
-    tasks: dict[str, int] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
 
     @property
     def largest(self) -> tuple[float, float] | None:

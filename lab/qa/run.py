@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import time
@@ -11,10 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from components import facts
-from lab.cluster import Lab, kept_engine
 from lab.host import LabError
-from lab.job import USER, make_user
 from lab.qa.jobs import EXPLAINED, Job
 from lab.qa.results import DIFFERENT, EQUAL, Result, Results, judge
 
@@ -26,28 +22,41 @@ LIMIT_SECONDS = 600
 """A job that takes longer is stopped, and has failed."""
 REFERENCE_RUNS = 3
 """A pool of one process connects anew for each task, and now and then one overtakes another: then it runs again."""
-HOME = f"/home/{USER}/qa"
 PROGRAMS = (Path(__file__).with_name("driver.py"), Path(__file__).parents[1] / "compare_datastores.py")
 CLUSTER, REFERENCE = "cluster", "reference"
 TREES = ("qa_tests_data", "demos")
 
 
 class Driver:
-    """A driver.py on the master, as the lab's user."""
+    """A process that runs driver.py.
 
-    def __init__(self, lab: Lab, kind: str, core: int) -> None:
-        # A core of its own: a processpool that the engine starts has one process then, here and on the cluster.
-        environment = "CI=1 " + ("OQ_DISTRIBUTE=processpool " if kind == REFERENCE else "")
-        line = (
-            f"cd {HOME} && exec env {environment} taskset --cpu-list {core}"
-            f" {facts.ENGINE_DIR}/bin/python driver.py {kind}"
-        )
-        command = lab.machine(lab.master().name).command(["runuser", "--login", USER, "--command", line])
+    :ivar kind: CLUSTER or REFERENCE
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        command: Sequence[str],
+        home: str,
+        log: Path,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        :param home: the directory in which it runs, with the TREES of both kinds
+        :param log: for what it prints
+        """
         self.kind = kind
-        self._log = lab.paths.state / "logs" / f"qa-{kind}.log"
-        with self._log.open("ab") as file:
+        self._home = home
+        self._log = log
+        with log.open("ab") as file:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env=environment,
             )
 
     def _ask(self, **request: Any) -> dict[str, Any]:
@@ -72,19 +81,21 @@ class Driver:
             parent = answers[job.parent]["datastore"] if job.parent else None
             if job.parent and parent is None:
                 error = f"{job.parent}, which it starts from, has failed"
-                answers[job.ini] = {"error": error, "seconds": 0.0, "datastore": None, "tasks": {}}
+                answers[job.ini] = {"error": error, "seconds": 0.0, "datastore": None, "tasks": []}
                 continue
             answers[job.ini] = self._ask(
-                ini=f"{HOME}/{self.kind}/{job.ini}",
+                ini=f"{self._home}/{self.kind}/{job.ini}",
                 parent=parent,
                 limit=LIMIT_SECONDS,
-                log=f"{HOME}/logs/{self.kind}/{job.ini}.{attempt}.log",
+                log=f"{self._home}/logs/{self.kind}/{job.ini}.{attempt}.log",
             )
         return answers
 
     def compare(self, job: Job, one: str, other: str) -> dict[str, Any]:
         """Compare two datastores of a job."""
-        return self._ask(compare=[one, other], limit=LIMIT_SECONDS, log=f"{HOME}/logs/{job.ini}.compared.log")
+        return self._ask(
+            compare=[one, other], limit=LIMIT_SECONDS, log=f"{self._home}/logs/{job.ini}.compared.log"
+        )
 
     def remove(self, answers: Answers) -> None:
         """Remove the calculations of a family."""
@@ -112,64 +123,21 @@ class _Side:
         self._pool.shutdown()
 
 
-def prepare(lab: Lab) -> list[str]:
-    """Copy the engine's jobs into the user's home, once for each side; the paths of all .ini files."""
-    make_user(lab)
-    master = lab.machine(lab.master().name)
-    copy = f"""
-        set -e
-        mkdir -p {HOME}/logs
-        cd {HOME}
-        for side in {CLUSTER} {REFERENCE}; do
-            test ! -e $side || continue
-            rm -rf $side.new
-            mkdir $side.new
-            cp -r {facts.ENGINE_DIR}/demos $side.new
-            cp -r {facts.ENGINE_DIR}/lib/python3*/site-packages/openquake/qa_tests_data $side.new
-            chmod -R u+w $side.new
-            mv $side.new $side
-        done
-        cd {CLUSTER}
-        find {" ".join(TREES)} -name '*.ini'
-        """
-    done = master.execute(["runuser", "--login", USER, "--command", copy], timeout=LIMIT_SECONDS)
-    if done.returncode:
-        raise LabError(f"copying the engine's jobs: {done.stderr.strip()}")
-    for program in PROGRAMS:
-        master.root_of(f"{HOME}/{program.name}").write_text(program.read_text())
-    return done.stdout.split()
+def run_all(
+    start_driver: Callable[[str], Driver], asked: Sequence[Sequence[Job]], results: Results, say: Say
+) -> None:
+    """Run families that have no results yet, both sides at the same time, and remember what became of each job.
 
-
-def versions(lab: Lab) -> dict[str, str]:
-    """What makes a result another one: the engine on the nodes with all that it needs, and this harness.
-
-    :return: ``engine``, ``oq_celery`` and ``python``: versions; ``image`` and ``harness``: hashes
+    :param start_driver: starts a driver of a kind
     """
-    program = (
-        "import json, platform\nfrom importlib.metadata import version\n"
-        "print(json.dumps({'engine': version('openquake.engine'), 'oq_celery': version('oq_celery'),"
-        " 'python': platform.python_version()}))"
-    )
-    command = [f"{facts.ENGINE_DIR}/bin/python", "-c", program]
-    answer = lab.machine(lab.master().name).execute(command, timeout=LIMIT_SECONDS)
-    if answer.returncode:
-        raise LabError(f"the engine's version: {answer.stderr.strip()}")
-    digest = hashlib.sha256(b"".join(program.read_bytes() for program in PROGRAMS)).hexdigest()
-    image = kept_engine(lab.paths, lab.plan).stem
-    return {**json.loads(answer.stdout), "image": image, "harness": digest[:16]}
-
-
-def run_all(lab: Lab, asked: Sequence[Sequence[Job]], results: Results, say: Say) -> None:
-    """Run families that have no results yet, both sides at the same time, and remember what became of each job."""
     todo = [family for family in asked if any(results.get(job.ini) is None for job in family)]
     number = sum(map(len, asked))
     done = number - sum(map(len, todo))
     say(f"{number} jobs, {done} of them with a result of these versions")
     if not todo:
         return
-    first, last = lab.master().cpus[0], lab.master().cpus[-1]
-    spare = Driver(lab, REFERENCE, last)
-    sides = [_Side(Driver(lab, kind, core), todo) for kind, core in ((CLUSTER, first), (REFERENCE, last))]
+    spare = start_driver(REFERENCE)
+    sides = [_Side(start_driver(kind), todo) for kind in (CLUSTER, REFERENCE)]
     begin, so_far = time.monotonic(), 0
     try:
         for family, *futures in zip(todo, *(side.answers for side in sides), strict=True):

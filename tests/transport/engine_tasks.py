@@ -66,12 +66,13 @@ def _read(package: Path) -> _Source:
         source.functions |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                for assigned in node.body:
-                    if isinstance(assigned, ast.Assign) and isinstance(assigned.value, ast.Name):
-                        if "core_task" in {
-                            target.id for target in assigned.targets if isinstance(target, ast.Name)
-                        }:
-                            source.core_tasks.add(assigned.value.id)
+                source.core_tasks |= {
+                    assigned.value.id
+                    for assigned in node.body
+                    if isinstance(assigned, ast.Assign)
+                    and isinstance(assigned.value, ast.Name)
+                    and _last_name(assigned.targets[0]) == "core_task"
+                }
             elif isinstance(node, ast.Call):
                 name = _last_name(node.func)
                 of_module = isinstance(node.func, ast.Attribute) and _last_name(node.func.value)
