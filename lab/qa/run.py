@@ -70,7 +70,8 @@ class Driver:
         except (OSError, ValueError):  # it has ended, or end() has closed its input
             line = ""
         if not line:
-            raise LabError(f"the driver of the {self.kind} has ended: {self._log}")
+            said = self._log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+            raise LabError(f"the driver of the {self.kind} has ended; it said: {said[-1]} ({self._log})")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

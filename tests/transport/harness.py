@@ -127,7 +127,7 @@ class Broker:
 
     def start(self) -> None:
         self._server = Process([RABBITMQ], self._directory / "server.log", self._env)
-        wait_until(self._answers, "RabbitMQ to listen", 60)
+        wait_until(self._answers, "RabbitMQ to listen")
 
     @property
     def pid(self) -> int:
