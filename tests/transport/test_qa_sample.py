@@ -25,9 +25,12 @@ from tests.transport.harness import Broker, Cluster
 PACKAGE = harness.QA_TESTS.parent
 POST_RISK = "event_based_risk/reinsurance_2/job_post.ini"
 """As `oq reaggregate` does it, and upstream's own test: the job of this folder once more, after itself."""
+SPLITTING = "classical/case_22/job_splitting.ini"
+"""The job of this folder with tasks that split themselves, as upstream's do by the clock after 10 s and more."""
 SAMPLE = (
     "classical/case_22/job.ini",
     "classical/case_65/job.ini",
+    SPLITTING,
     "classical_bcr/case_1/job_risk.ini",
     "classical_damage/case_1a/job_haz.ini",
     "classical_damage/case_1a/job_risk.ini",
@@ -40,6 +43,7 @@ SAMPLE = (
     "event_based_risk/case_1f/job_r.ini",
     "event_based_risk/reinsurance_2/job.ini",
     POST_RISK,
+    "event_based_risk/case_01/job.ini",
     "gmf_ebrisk/case_1/job_risk.ini",
     "logictree/case_05/job.ini",
     "logictree/case_13/job_gmv.ini",
@@ -50,8 +54,16 @@ SAMPLE = (
     "scenario_damage/case_1/job_risk.ini",
     "scenario_risk/case_1/job_risk.ini",
 )
+COMMAND = "of {}, which is no calculation"
 NOT_IN_SAMPLE = {
+    "check_complex_fault": "of a function that nothing in the engine calls",
     "export_csv": "of `oq postjobs`, which asks for a processpool itself",
+    "exposure_by_hex6": COMMAND.format("expo_to_hdf5"),
+    "gen_tasks": COMMAND.format("expo_to_hdf5"),
+    "make_hmap_png": "for maps of 1,000 sites and more: too long for a sample",
+    "read_crmodel": COMMAND.format("build_exposure_hdf5"),
+    "read_sm": COMMAND.format("`oq renumber_sm`"),
+    "reduce_sm": COMMAND.format("`oq reduce_sm`"),
     "save_rates": "for more than 100 MB of rates, and asks for a processpool itself",
 }
 """Functions that no job of the sample runs, and why."""
@@ -80,9 +92,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("home")
     for kind in (CLUSTER, REFERENCE):
         shutil.copytree(harness.QA_TESTS, made / kind / "qa_tests_data")
-        text = (made / kind / "qa_tests_data" / POST_RISK).with_name("job.ini").read_text()
+        trees = made / kind / "qa_tests_data"
+        text = (trees / POST_RISK).with_name("job.ini").read_text()
         changed = re.sub(r"(?m)^calculation_mode *=.*", "calculation_mode = post_risk", text)
-        (made / kind / "qa_tests_data" / POST_RISK).write_text(changed)
+        (trees / POST_RISK).write_text(changed)
+        text = (trees / SPLITTING).with_name("job.ini").read_text()
+        (trees / SPLITTING).write_text(f"{text}\nsplit_time = 0\n")
     for program in PROGRAMS:
         shutil.copy(program, made)
     (made / "tmp").mkdir()
