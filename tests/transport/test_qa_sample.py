@@ -24,13 +24,19 @@ from tests.transport.harness import Broker, Cluster
 
 PACKAGE = harness.QA_TESTS.parent
 POST_RISK = "event_based_risk/reinsurance_2/job_post.ini"
-"""As `oq reaggregate` does it, and upstream's own test: the job of this folder once more, after itself."""
-SPLITTING = "classical/case_22/job_splitting.ini"
-"""The job of this folder with tasks that split themselves, as upstream's do by the clock after 10 s and more."""
+CHANGED = {
+    # Tasks that split themselves, as upstream's do by the clock after 10 s and more.
+    "classical/case_22/job_splitting.ini": "split_time = 0",
+    # Ruptures are filtered by tasks where there are more sites than this.
+    "event_based_risk/case_01/job_filtering.ini": "max_sites_disagg = 1",
+    # As `oq reaggregate` does it, and upstream's own test: the job of this folder once more, after itself.
+    POST_RISK: "calculation_mode = post_risk",
+}
+"""The `job.ini` of a folder with another value of one key."""
 SAMPLE = (
+    *CHANGED,
     "classical/case_22/job.ini",
     "classical/case_65/job.ini",
-    SPLITTING,
     "classical_bcr/case_1/job_risk.ini",
     "classical_damage/case_1a/job_haz.ini",
     "classical_damage/case_1a/job_risk.ini",
@@ -42,7 +48,6 @@ SAMPLE = (
     "event_based_risk/case_1f/job_h.ini",
     "event_based_risk/case_1f/job_r.ini",
     "event_based_risk/reinsurance_2/job.ini",
-    POST_RISK,
     "event_based_risk/case_01/job.ini",
     "gmf_ebrisk/case_1/job_risk.ini",
     "logictree/case_05/job.ini",
@@ -92,12 +97,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("home")
     for kind in (CLUSTER, REFERENCE):
         shutil.copytree(harness.QA_TESTS, made / kind / "qa_tests_data")
-        trees = made / kind / "qa_tests_data"
-        text = (trees / POST_RISK).with_name("job.ini").read_text()
-        changed = re.sub(r"(?m)^calculation_mode *=.*", "calculation_mode = post_risk", text)
-        (trees / POST_RISK).write_text(changed)
-        text = (trees / SPLITTING).with_name("job.ini").read_text()
-        (trees / SPLITTING).write_text(f"{text}\nsplit_time = 0\n")
+        for ini, line in CHANGED.items():
+            file = made / kind / "qa_tests_data" / ini
+            key = line.partition(" ")[0]
+            text = re.sub(rf"(?m)^{key} *=.*", "", file.with_name("job.ini").read_text())
+            section = re.search(r"(?m)^\[\w+\]$", text)
+            assert section is not None
+            file.write_text(f"{text[: section.end()]}\n{line}\n{text[section.end() :]}")
     for program in PROGRAMS:
         shutil.copy(program, made)
     (made / "tmp").mkdir()
