@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-others transport-host explore lab bench faults check lock host-packages clean
+.PHONY: help demo test unit transport transport-faults transport-others transport-host explore lab bench faults qa check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ else
 	@status=0; $(VENV)/bin/python -m explorer --runs $(RUNS) --record docs/faults.json || status=1; \
 		$(VENV)/bin/python -m lab faults --runs $(LAB_RUNS) || status=1; exit $$status
 endif
+
+qa: $(VENV)/.done host-packages ## the engine's own jobs on the cluster and with one process: writes docs/qa.md (QA=classical: some)
+	$(VENV)/bin/python -m lab qa $(QA)
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from lab import cluster, demo, faults, job, matrix, scale_demo
 from lab.host import REPOSITORY, LabError, Paths, lab_paths, require_host
 from lab.plan import make_plan, read_config, record
+from lab.qa import command as qa
 
 
 def say(line: str) -> None:
@@ -133,6 +134,11 @@ def _faults(paths: Paths, arguments: argparse.Namespace) -> int:
     return 1 if any(result.entry().wrong for result in results) else 0
 
 
+def _qa(paths: Paths, arguments: argparse.Namespace) -> int:
+    good = qa.run(paths, arguments.stack, arguments.set, arguments.jobs, arguments.document, say)
+    return 0 if good else 1
+
+
 def _down(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     cluster.down(paths)
@@ -229,6 +235,12 @@ def _parser() -> argparse.ArgumentParser:
         default=REPOSITORY / "docs/faults.json",
         metavar="FILE",
         help="for the figures; the page is written beside it",
+    )
+    one = command("qa", _qa, "run the engine's own jobs on the cluster and with one process, and compare")
+    config(one)
+    one.add_argument("jobs", nargs="?", default="", metavar="JOBS", help="the beginning of folders' names")
+    one.add_argument(
+        "--document", type=Path, default=REPOSITORY / "docs/qa.md", metavar="FILE", help="for the figures"
     )
     command("down", _down, "remove all that belongs to the lab, after a crash too")
     return parser

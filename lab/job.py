@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from components import facts
 from lab.cluster import Lab
@@ -93,7 +94,7 @@ def run_job(
         raise LabError(f"{job_ini}: no such file")
     master = lab.machine(lab.master().name)
     directory = f"/home/{USER}/{job_ini.resolve().parent.name}-{time.time_ns()}"
-    _make_user(lab)
+    make_user(lab)
     _copy_in(lab, job_ini.resolve().parent, directory)
     environment = "OQ_DISTRIBUTE=processpool " if processpool else ""
     limited = "" if limit is None else f"timeout --signal=INT --kill-after=20 {limit:.0f} "
@@ -124,8 +125,8 @@ def run_job(
     return run
 
 
-def _make_user(lab: Lab) -> None:
-    """An ordinary user, in the group whose members may run calculations."""
+def make_user(lab: Lab) -> None:
+    """Make sure of an ordinary user on the master, in the group whose members may run calculations."""
     master = lab.machine(lab.master().name)
     if master.execute(["id", USER]).returncode != 0:
         add = ["useradd", "--create-home", "--shell", "/bin/bash", "--groups", facts.OPENQUAKE_USER, USER]
@@ -188,8 +189,8 @@ def work_done(lab: Lab, run: Run) -> dict[str, tuple[int, float]]:
 class Difference:
     """The largest differences between the results of two calculations.
 
-    :ivar datasets: how many datasets of numbers were compared
-    :ivar relative: largest ``|a - b| / |a|`` where a is not zero
+    :ivar datasets: how many datasets were compared
+    :ivar relative: a share of the larger number
     """
 
     datasets: int
@@ -200,7 +201,7 @@ class Difference:
 def compare(lab: Lab, first: Run, second: Run) -> Difference:
     """Compare two calculations of the lab's user, number by number, in their datastores.
 
-    :raises LabError: when they have different datasets or shapes
+    :raises LabError: when there is one that a difference says nothing of
     """
     program = (Path(__file__).parent / "compare_datastores.py").read_text()
     line = f"{facts.ENGINE_DIR}/bin/python - {shlex.quote(first.datastore)} {shlex.quote(second.datastore)}"
@@ -208,4 +209,13 @@ def compare(lab: Lab, first: Run, second: Run) -> Difference:
     done = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LabError(f"comparing calculations: {done.stderr.strip()[-2000:]}")
-    return Difference(**json.loads(done.stdout.splitlines()[-1]))
+    found = json.loads(done.stdout.splitlines()[-1])
+    different: dict[str, dict[str, Any]] = found["different"]
+    for name, one in different.items():
+        if "why" in one:
+            raise LabError(f"{name}: {one['why']}")
+    return Difference(
+        len(found["equal"]) + len(different),
+        max((one["absolute"] for one in different.values()), default=0.0),
+        max((one["relative"] for one in different.values()), default=0.0),
+    )

@@ -1,0 +1,74 @@
+"""The engine's own jobs on a lab's master, where its user runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from components import facts
+from lab.cluster import Lab, kept_engine
+from lab.host import LabError
+from lab.job import USER, make_user
+from lab.qa.run import CLUSTER, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
+
+HOME = f"/home/{USER}/qa"
+
+
+def start_driver(lab: Lab, kind: str) -> Driver:
+    """A driver on the master, as the lab's user, who may use one of its cores: a processpool has one process then."""
+    master = lab.master()
+    core = master.cpus[0] if kind == CLUSTER else master.cpus[-1]
+    environment = "CI=1 OQ_DISTRIBUTE=processpool" if kind == REFERENCE else "CI=1"
+    line = (
+        f"cd {HOME} && exec env {environment} taskset --cpu-list {core}"
+        f" {facts.ENGINE_DIR}/bin/python driver.py {kind}"
+    )
+    command = lab.machine(master.name).command(["runuser", "--login", USER, "--command", line])
+    return Driver(kind, command, HOME, lab.paths.state / "logs" / f"qa-{kind}.log")
+
+
+def prepare(lab: Lab) -> list[str]:
+    """Copy the engine's jobs into the user's home, once for each side; the paths of all .ini files."""
+    make_user(lab)
+    master = lab.machine(lab.master().name)
+    copy = f"""
+        set -e
+        mkdir -p {HOME}/logs
+        cd {HOME}
+        for side in {CLUSTER} {REFERENCE}; do
+            test ! -e $side || continue
+            rm -rf $side.new
+            mkdir $side.new
+            cp -r {facts.ENGINE_DIR}/demos $side.new
+            cp -r {facts.ENGINE_DIR}/lib/python3*/site-packages/openquake/qa_tests_data $side.new
+            chmod -R u+w $side.new
+            mv $side.new $side
+        done
+        cd {CLUSTER}
+        find {" ".join(TREES)} -name '*.ini'
+        """
+    done = master.execute(["runuser", "--login", USER, "--command", copy], timeout=LIMIT_SECONDS)
+    if done.returncode:
+        raise LabError(f"copying the engine's jobs: {done.stderr.strip()}")
+    for program in PROGRAMS:
+        master.root_of(f"{HOME}/{program.name}").write_text(program.read_text())
+    return done.stdout.split()
+
+
+def versions(lab: Lab) -> dict[str, str]:
+    """What makes a result another one: the engine on the nodes with all that it needs, and this harness.
+
+    :return: ``engine``, ``oq_celery`` and ``python``: versions; ``image`` and ``harness``: hashes
+    """
+    program = (
+        "import json, platform\nfrom importlib.metadata import version\n"
+        "print(json.dumps({'engine': version('openquake.engine'), 'oq_celery': version('oq_celery'),"
+        " 'python': platform.python_version()}))"
+    )
+    command = [f"{facts.ENGINE_DIR}/bin/python", "-c", program]
+    answer = lab.machine(lab.master().name).execute(command, timeout=LIMIT_SECONDS)
+    if answer.returncode:
+        raise LabError(f"the engine's version: {answer.stderr.strip()}")
+    digest = hashlib.sha256(b"".join(program.read_bytes() for program in PROGRAMS)).hexdigest()
+    image = kept_engine(lab.paths, lab.plan).stem
+    return {**json.loads(answer.stdout), "image": image, "harness": digest[:16]}
