@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-others transport-host explore lab bench faults qa check lock host-packages clean
+.PHONY: help demo test unit transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,14 +22,19 @@ unit: $(VENV)/.done ## the program under mocks: seconds, no root
 	$(VENV)/bin/python -m pytest tests/unit
 
 transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against a real RabbitMQ
-	@$(MAKE) --no-print-directory --jobs=3 transport-faults transport-others $(if $(filter 0,$(shell id -u)),transport-host)
+	@$(MAKE) --no-print-directory --jobs=4 transport-faults transport-jobs transport-others \
+		$(if $(filter 0,$(shell id -u)),transport-host)
 
 # Side by side, each with a RabbitMQ of its own, since they wait more than they compute: the nodes' RabbitMQ, and for the
 # faults this machine's, too, which delivers differently after them. The filter outlives a Ctrl-C.
-transport-faults: TESTS := tests/transport/test_faults.py
-transport-host: TESTS := --rabbitmq=host tests/transport/test_faults.py
-transport-others: TESTS := tests/transport --ignore=tests/transport/test_faults.py
-transport-faults transport-others transport-host: $(VENV)/.done $(ENGINE_VENV)/.done
+FAULTS_TESTS := tests/transport/test_faults.py
+# Those that run calculations of the engine.
+JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal,tests/transport/test_$(name).py)
+transport-faults: TESTS := $(FAULTS_TESTS)
+transport-host: TESTS := --rabbitmq=host $(FAULTS_TESTS)
+transport-jobs: TESTS := $(JOBS_TESTS)
+transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS),--ignore=$(path))
+transport-faults transport-jobs transport-others transport-host: $(VENV)/.done $(ENGINE_VENV)/.done
 	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
 explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the explorer of faults with fresh seeds
