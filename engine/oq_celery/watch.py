@@ -18,6 +18,8 @@ from oq_celery.protocol import CHANNEL_PREFIX, LEASE_SECONDS, Reply, Running, ru
 from oq_celery.settings import Settings
 
 WATCH_SECONDS: Final = 2.0
+# Processes that one look stops at most: a pool that has to start 100 in a second gives up (billiard's `restart_state`).
+STOPS_AT_ONCE: Final = 50
 SWEEP_SECONDS: Final = 30.0
 # How long a channel's files stay when its queue has gone: a master that comes back to the broker late, or to a broker
 # that has lost its data, sends its tasks again and needs them.
@@ -96,13 +98,15 @@ class Watch(Repeated):
         channels: dict[str, list[Work]] = defaultdict(list)
         for work in self._running():
             channels[work.channel].append(work)
+        unwanted: list[Work] = []
         for channel, works in channels.items():
             if has_ended(connection, channel, self._alone):
-                for work in works:
-                    log.warning("Stopping task %s: nobody waits for it", work.message)
-                    self._stop_work(work)
+                unwanted += works
             else:
                 self._report(connection, channel, works)
+        for work in unwanted[:STOPS_AT_ONCE]:
+            log.warning("Stopping task %s: nobody waits for it", work.message)
+            self._stop_work(work)
 
     def _report(self, connection: amqp.Connection, channel: str, works: list[Work]) -> None:
         rows = [Running(work.task_no, worker_name(work.pid), work.message) for work in works]

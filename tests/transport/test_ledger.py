@@ -159,3 +159,9 @@ def test_a_silent_worker_counts_against_the_task_and_one_that_was_heard_again_do
         ledger.answer(reply("asks", ONE, str(number)), LATER + 100 * number)
         ledger.answer(reply("asks", OTHER, f"copy {number}"), LATER + 100 * number + DEAD_SECONDS)
     assert list(ledger.verdicts(1)) != []
+
+
+def test_a_reply_without_a_body_is_read() -> None:
+    """Py-amqp gives an empty body as text."""
+    sent = reply("started", ONE)
+    assert Reply.parse(sent.headers(), "") == sent
