@@ -309,7 +309,7 @@ def broker_alarms() -> list[str]:
     return [
         f"{FACTS['rabbitmq_unit']} takes no messages: {alarm} "
         f"(make room in {FACTS['rabbitmq_dir']}, or give the master more memory)"
-        for alarm in json.loads(done.stdout)["local"]
+        for alarm in json.loads(done.stdout).get("local", [])  # not there where there is none
     ]
 
 
