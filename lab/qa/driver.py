@@ -87,6 +87,32 @@ def _ends(pid: int, seconds: float) -> bool:
     return bool(ready)
 
 
+def begin_pool_process() -> None:
+    """What the process of a pool begins with: it sends all results of a Starmap on one connection.
+
+    Upstream connects anew for each task, and ZeroMQ reads fairly from all connections on which something waits, which
+    need not be the order in which it was sent. Then sums and the rows of tables come out in another order, too.
+    """
+    parallel: Any = importlib.import_module("openquake.baselib.parallel")
+    upstream_call, upstream_socket = parallel.safely_call, parallel.Socket
+    connections: dict[str, Any] = {}
+
+    def call(func: Callable[..., Any], args: Any, task_no: int, monitor: Any) -> None:
+        if task_no == 0 and monitor.backurl in connections:  # of an earlier Starmap, which had the same port
+            connections.pop(monitor.backurl).__exit__(None, None, None)
+        upstream_call(func, args, task_no, monitor)
+
+    def connect(end_point: str, socket_type: int, mode: str, timeout: int = 60) -> Any:
+        if mode != "connect":
+            return upstream_socket(end_point, socket_type, mode, timeout)
+        if end_point not in connections:
+            connections[end_point] = upstream_socket(end_point, socket_type, mode, timeout).__enter__()
+        return contextlib.nullcontext(connections[end_point])
+
+    parallel.safely_call, parallel.Socket = call, connect
+    parallel.init_workers()
+
+
 def calculate(job_ini: Path, parent: str | None, one_process: bool) -> dict[str, Any]:
     """What ``oq engine --run`` does.
 
@@ -102,6 +128,7 @@ def calculate(job_ini: Path, parent: str | None, one_process: bool) -> dict[str,
         parallel.mp_context = multiprocessing.get_context("forkserver")
         # It runs, and is no child of this process, which it would otherwise be asked for.
         setattr(forkserver._forkserver, "ensure_running", lambda: None)  # noqa: B010
+        parallel.init_workers = begin_pool_process
         parallel.Starmap.init("processpool")
         if len(parallel.Starmap.pids) != 1:
             raise RuntimeError(f"a pool of {len(parallel.Starmap.pids)} processes")

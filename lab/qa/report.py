@@ -24,7 +24,8 @@ Compared are all datasets of the two datastores, to the bit, but these, which ca
 
 A job that starts from another one's calculation (`job_risk.ini` after `job_haz.ini`) runs with `--hc`, as in
 upstream's own tests. "Refused" is a job that ends with the same error on both sides: many are upstream's tests of
-error messages. Its pool of one process is upstream's own, but forked by a server that has imported the engine.
+error messages. The pool of one process is upstream's own, but forked by a server that has imported the engine, and it
+sends the results of all tasks on one connection, which keeps their order; upstream's connects anew for each task.
 
 | folder | jobs | equal to the bit | differ for a reason | refused by upstream | faults |
 |---|---:|---:|---:|---:|---:|

@@ -12,7 +12,7 @@ from typing import Any
 
 from lab.host import LabError
 from lab.qa.jobs import EXPLAINED, Job
-from lab.qa.results import DIFFERENT, EQUAL, Result, Results, judge
+from lab.qa.results import EQUAL, Result, Results, judge
 
 Say = Callable[[str], None]
 Answers = dict[str, dict[str, Any]]
@@ -20,8 +20,6 @@ Answers = dict[str, dict[str, Any]]
 
 LIMIT_SECONDS = 600
 """A job that takes longer is stopped, and has failed."""
-REFERENCE_RUNS = 3
-"""A pool of one process connects anew for each task, and now and then one overtakes another: then it runs again."""
 PROGRAMS = (Path(__file__).with_name("driver.py"), Path(__file__).parents[1] / "compare_datastores.py")
 CLUSTER, REFERENCE = "cluster", "reference"
 TREES = ("qa_tests_data", "demos")
@@ -75,7 +73,7 @@ class Driver:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def run_family(self, family: Sequence[Job], attempt: int = 0) -> Answers:
+    def run_family(self, family: Sequence[Job]) -> Answers:
         """Run a family's jobs."""
         answers: Answers = {}
         for job in family:
@@ -88,7 +86,7 @@ class Driver:
                 ini=f"{self._home}/{self.kind}/{job.ini}",
                 parent=parent,
                 limit=LIMIT_SECONDS,
-                log=f"{self._home}/logs/{self.kind}/{job.ini}.{attempt}.log",
+                log=f"{self._home}/logs/{self.kind}/{job.ini}.log",
             )
         return answers
 
@@ -156,17 +154,10 @@ def run_all(
 
 def _judge_family(spare: Driver, family: Sequence[Job], ours: Answers, theirs: Answers) -> Iterator[Result]:
     """What became of each job; then the calculations are removed."""
-    judged = {job.ini: _judge(spare, job, ours, theirs) for job in family}
-    for attempt in range(1, REFERENCE_RUNS):
-        unequal = [job for job in family if judged[job.ini].outcome == DIFFERENT]
-        if not unequal:
-            break
-        again = spare.run_family(family, attempt)
-        judged |= {job.ini: _judge(spare, job, ours, again) for job in unequal}
-        spare.remove(again)
+    judged = [_judge(spare, job, ours, theirs) for job in family]
     spare.remove(ours)
     spare.remove(theirs)
-    yield from judged.values()
+    yield from judged
 
 
 def _judge(spare: Driver, job: Job, ours: Answers, theirs: Answers) -> Result:

@@ -25,14 +25,14 @@ from tests.transport.harness import Broker, Cluster
 PACKAGE = harness.QA_TESTS.parent
 POST_RISK = "event_based_risk/reinsurance_2/job_post.ini"
 CHANGED = {
-    # Tasks that split themselves, as upstream's do by the clock after 10 s and more.
-    "classical/case_22/job_splitting.ini": "split_time = 0",
+    # Tasks that split themselves, as upstream's do by the clock after 10 s and more; only one with two sources can.
+    "classical/case_22/job_splitting.ini": "split_sources = true\nsplit_time = 0",
     # Ruptures are filtered by tasks where there are more sites than this.
     "event_based_risk/case_01/job_filtering.ini": "max_sites_disagg = 1",
     # As `oq reaggregate` does it, and upstream's own test: the job of this folder once more, after itself.
     POST_RISK: "calculation_mode = post_risk",
 }
-"""The `job.ini` of a folder with another value of one key."""
+"""The `job.ini` of a folder with other values of some keys."""
 SAMPLE = (
     *CHANGED,
     "classical/case_22/job.ini",
@@ -97,13 +97,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("home")
     for kind in (CLUSTER, REFERENCE):
         shutil.copytree(harness.QA_TESTS, made / kind / "qa_tests_data")
-        for ini, line in CHANGED.items():
+        for ini, lines in CHANGED.items():
             file = made / kind / "qa_tests_data" / ini
-            key = line.partition(" ")[0]
-            text = re.sub(rf"(?m)^{key} *=.*", "", file.with_name("job.ini").read_text())
+            keys = "|".join(line.partition(" ")[0] for line in lines.splitlines())
+            text = re.sub(rf"(?m)^({keys}) *=.*", "", file.with_name("job.ini").read_text())
             section = re.search(r"(?m)^\[\w+\]$", text)
             assert section is not None
-            file.write_text(f"{text[: section.end()]}\n{line}\n{text[section.end() :]}")
+            file.write_text(f"{text[: section.end()]}\n{lines}\n{text[section.end() :]}")
     for program in PROGRAMS:
         shutil.copy(program, made)
     (made / "tmp").mkdir()
