@@ -22,8 +22,8 @@ USER = "seismologist"
 """The ordinary user of the lab, made on the master when first needed."""
 CALCULATION = re.compile(r"^\[[^\]]* #(\d+) ", re.MULTILINE)
 """How the engine's log names the calculation: ``[2026-01-31 12:00:00 #7 INFO] …``."""
-CUT = "source_data/"
-"""Datasets about the tasks that a job was cut into, which follow from the number of cores, and not of its results."""
+CUT = ("source_data/", "rup/")
+"""Datasets about the tasks that a job was cut into, or in the order of these: they follow from the number of cores."""
 STORED = re.compile(r"Stored .* on (/\S+\.hdf5) in ")
 """Where the engine's log says that it has put the results."""
 SUCCEEDED = re.compile(r"Task .* succeeded in ([0-9.e+-]+)s")
