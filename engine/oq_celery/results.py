@@ -67,6 +67,7 @@ class ResultQueue(threading.Thread):
         )
         self._received = self._taken = 0  # bytes that came into the inbox, and that left it
         self._unacknowledged: list[amqp.Message] = []
+        self._full = False  # so much waits in the inbox that the broker sends no more
         self._error: TransportError | None = None  # for which the thread has ended
         self._ready = threading.Event()
         self._ended = False
@@ -241,7 +242,13 @@ class ResultQueue(threading.Thread):
 
     def _acknowledge(self) -> None:
         """Let the broker send more, unless too much waits for the engine."""
-        if self._unacknowledged and self._received - self._taken < INBOX_LIMIT:
+        if self._received - self._taken >= INBOX_LIMIT:
+            self._full = True
+            return
+        if self._full:  # so what the workers said meanwhile was not heard
+            self._full = False
+            self._ledger.connected(time.monotonic())
+        if self._unacknowledged:
             last = self._unacknowledged[-1]
             last.channel.basic_ack(last.delivery_tag, multiple=True)
             self._unacknowledged.clear()
