@@ -252,7 +252,8 @@ def test_a_worker_that_lost_its_connection_does_not_do_again_what_it_has_done(
         hold.unlink()
         assert result(master) == EXPECTED
         assert len(reached(moments, BETWEEN)) == 1
-        assert worker.output().count("was done here already") == 1
+        # At least once: the acknowledgement of a copy may be lost with a connection, too.
+        assert "was done here already" in worker.output()
 
 
 BREAKS_AGAIN = """
