@@ -35,7 +35,7 @@ def held(cluster: Cluster, queue: str) -> Iterator[None]:
 
 
 def workers(cluster: Cluster) -> list[str]:
-    """The names of those that answer to commands."""
+    """The names of those that answer to commands, also of other clusters on the same broker."""
     status = harness.run([harness.ENGINE / "bin/oq-celery", "status", "--json"], cluster.env, check=True)
     return [worker["name"] for worker in json.loads(status.stdout)["workers"]]
 
@@ -45,7 +45,7 @@ def test_a_worker_starts_while_its_old_connection_is_known_still(tmp_path: Path,
         with held(cluster, "openquake@back.celery.pidbox"):
             worker = cluster.worker("back")
             # Who does not answer in a second is not listed: on a busy machine it is asked again.
-            wait_until(lambda: workers(cluster) == ["openquake@back"], "the worker to answer")
+            wait_until(lambda: "openquake@back" in workers(cluster), "the worker to answer")
         assert "RESOURCE_LOCKED" not in worker.output()
 
 
