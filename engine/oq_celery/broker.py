@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -257,7 +258,8 @@ class Publisher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._line: _Line | None = None
-        self._answers: list[bytes] | None = None  # of masters, when this connection may get some
+        # Of masters, by the question, when this connection may get some: one may come too late for its question.
+        self._answers: dict[str, bytes | str] | None = None
         self._warned = False  # that the broker is away
 
     def publish(
@@ -303,18 +305,20 @@ class Publisher:
         try:
             line = self._open()
             if self._answers is None:
-                self._answers = answers = []
+                self._answers = answers = {}
                 line.channel.basic_consume(
-                    REPLY_TO, no_ack=True, callback=lambda message: answers.append(message.body)
+                    REPLY_TO,
+                    no_ack=True,
+                    callback=lambda message: answers.update({message.correlation_id: message.body}),
                 )
             self._answers.clear()
-            line.publish(
-                queue, Envelope(b"", headers, {"reply_to": REPLY_TO}), persistent=False, mandatory=False
-            )
+            question = uuid.uuid4().hex
+            properties = {"reply_to": REPLY_TO, "correlation_id": question}
+            line.publish(queue, Envelope(b"", headers, properties), persistent=False, mandatory=False)
             end = time.monotonic() + timeout
-            while not self._answers and (left := end - time.monotonic()) > 0:
+            while question not in self._answers and (left := end - time.monotonic()) > 0:
                 line.poll(left)
-            answer = self._answers[0] if self._answers else None
+            answer = self._answers.get(question)
         except ERRORS as error:
             self._pause(error)
             return None

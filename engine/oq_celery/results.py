@@ -62,9 +62,8 @@ class ResultQueue(threading.Thread):
         self._queue = name
         self._ledger = ledger
         self._inbox: queue.SimpleQueue[Reply | Back | Note] = queue.SimpleQueue()
-        self._answers: amqp.Connection | None = (
-            None  # not the one of the lease: an alarm blocks those that publish
-        )
+        # Not the connection of the lease: an alarm blocks those that publish.
+        self._answers: amqp.Connection | None = None
         self._received = self._taken = 0  # bytes that came into the inbox, and that left it
         self._unacknowledged: list[amqp.Message] = []
         self._full = False  # so much waits in the inbox that the broker sends no more
@@ -222,20 +221,21 @@ class ResultQueue(threading.Thread):
         now = time.monotonic()
         self._ledger.heard(reply, now)
         if reply.kind == "asks":
-            self._answer(self._ledger.answer(reply, now), message.properties["reply_to"])
+            self._answer(self._ledger.answer(reply, now), message)
         elif reply.kind not in ("started", "alive"):
             self._received += len(reply.body)
             self._inbox.put(reply)
         self._unacknowledged.append(message)
         self._acknowledge()
 
-    def _answer(self, answer: str, reply_to: str) -> None:
+    def _answer(self, answer: str, question: amqp.Message) -> None:
         """Tell a worker what to do; it asks again when no answer comes."""
         try:
             if self._answers is None:
                 seconds = broker.ANSWER_TIMEOUT
                 self._answers = broker.connect(self._settings, read_timeout=seconds, write_timeout=seconds)
-            self._answers.channel(1).basic_publish(amqp.Message(answer), routing_key=reply_to)
+            message = amqp.Message(answer, correlation_id=question.correlation_id)
+            self._answers.channel(1).basic_publish(message, routing_key=question.reply_to)
         except broker.ERRORS:
             broker.close(self._answers)
             self._answers = None
