@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import configparser
 import grp
-import inspect
 import io
 import json
 import os
@@ -249,9 +248,15 @@ def mount_problems(*directories: str) -> list[str]:
 
 
 def main(
-    role: str, bootstrap: Callable[[], None], problems: Callable[[], list[str]], **others: Callable[[], None]
+    role: str,
+    bootstrap: Callable[[], None],
+    problems: Callable[[], list[str]],
+    others: Mapping[str, tuple[str, Callable[[], None]]],
 ) -> None:
-    """The command line: `oq-node bootstrap` once per instance, `oq-node status` whenever asked, other commands."""
+    """The command line: `oq-node bootstrap` once per instance, `oq-node status` whenever asked, other commands.
+
+    `others` are by name what each does, for the usage, and the function that does it.
+    """
     command = sys.argv[1] if len(sys.argv) == 2 else ""
     if command == "bootstrap":
         started = time.monotonic()
@@ -269,7 +274,7 @@ def main(
         raise SystemExit(1 if found else 0)
     elif command in others:
         try:
-            others[command]()
+            others[command][1]()
         except (NodeError, OSError) as error:
             say(f"{command} failed: {error}")
             raise SystemExit(1) from error
@@ -278,6 +283,6 @@ def main(
             f"usage: oq-node {' | '.join(['bootstrap', 'status', *others])}\n",
             "  bootstrap  make this node (cloud-init calls it)",
             "  status     one JSON object: ready, role, problems; exit code 0 when ready",
-            *(f"  {name:<9}  {inspect.getdoc(function)}" for name, function in others.items()),
+            *(f"  {name:<9}  {text}" for name, (text, _) in others.items()),
         ]
         raise SystemExit("\n".join(usage))

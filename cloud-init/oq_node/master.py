@@ -267,11 +267,16 @@ def fleet_cores() -> str:
 
 
 def refresh() -> None:
-    """let num_cores in openquake.cfg follow the fleet's size (a timer calls it)"""
+    """Let num_cores in openquake.cfg follow the fleet's size; a timer calls it."""
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
     if new != old:
         write_configuration({"distribution": {"num_cores": new}})
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
+
+
+OTHER_COMMANDS = {
+    "refresh": ("let num_cores in openquake.cfg follow the fleet's size (a timer calls it)", refresh)
+}
 
 
 def services() -> dict[str, int]:
@@ -314,4 +319,4 @@ def broker_alarms() -> list[str]:
 
 
 if __name__ == "__main__":
-    main("master", bootstrap, problems, refresh=refresh)
+    main("master", bootstrap, problems, OTHER_COMMANDS)

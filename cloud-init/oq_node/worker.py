@@ -88,4 +88,4 @@ def problems() -> list[str]:
 
 
 if __name__ == "__main__":
-    main("worker", bootstrap, problems)
+    main("worker", bootstrap, problems, {})

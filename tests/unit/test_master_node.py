@@ -74,7 +74,7 @@ def test_a_tag_that_is_no_number_changes_nothing_and_says_so(
     master.tag = tag
     monkeypatch.setattr("sys.argv", ["oq-node", "refresh"])
     with pytest.raises(SystemExit, match="1"):
-        master.module.main("master", lambda: None, list, refresh=master.module.refresh)
+        master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
     assert facts.NUM_CORES_TAG in "".join(master.said)
     assert master.num_cores() == "16"
 
@@ -134,4 +134,4 @@ def test_a_master_whose_broker_has_no_alarm_is_ready_and_one_that_does_not_say_i
 def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["oq-node", "--help"])
     with pytest.raises(SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    let num_cores"):
-        master.module.main("master", lambda: None, list, refresh=master.module.refresh)
+        master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)

@@ -5,6 +5,7 @@ That a node boots from it is shown by the lab's tests, not here.
 
 from __future__ import annotations
 
+import ast
 import base64
 import configparser
 import hashlib
@@ -52,6 +53,18 @@ def openquake_cfg(config: dict[str, Any]) -> configparser.ConfigParser:
 def test_user_data_is_small_enough_with_room_to_spare(each_mode: Recording) -> None:
     for role, data in encoded(each_mode).items():
         assert len(base64.b64decode(data)) <= ROOM * facts.USER_DATA_LIMIT, role
+
+
+def test_what_only_readers_of_the_repository_need_is_not_in_it(each_mode: Recording) -> None:
+    for role, config in configs(each_mode).items():
+        written = files(config)
+        for path, content in written.items():
+            comments = [line for line in content.splitlines() if re.match(r" *#(?!!)", line)]
+            assert comments == [], f"{role}: {path}"
+        programs = [text for path, text in written.items() if path.endswith(".py")]
+        # That a class without a body keeps its docstring is what every_program_and_script_in_it_parses looks at.
+        documented = [ast.get_docstring(ast.parse(text)) for text in programs]
+        assert documented == [None] * len(programs)
 
 
 def test_user_data_is_compressed_to_the_same_bytes_by_every_python_on_every_machine() -> None:
