@@ -241,7 +241,7 @@ class _Role:
 def _role(node: Node) -> _Role:
     if isinstance(node, MasterNode):
         return _Role(
-            modules=("master", "metrics"),
+            modules=("master", "accounts", "metrics"),
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,
@@ -320,7 +320,7 @@ def _volumes_script(node: MasterNode) -> str:
 
 
 def _read(name: str) -> str:
-    """A file of cloud-init/ as nodes get it: for people who read the repository it has words that have no room there."""
+    """A file of cloud-init/ as nodes get it, without the words for those who read the repository."""
     return _DOCSTRING.sub("", _COMMENT.sub("", (CLOUD_INIT_DIR / name).read_text()))
 
 

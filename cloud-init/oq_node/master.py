@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pwd
 import secrets
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+from oq_node import accounts
 from oq_node.common import (
     FACTS,
     NodeError,
@@ -98,28 +98,6 @@ def installed(package: str) -> bool:
     """Whether dpkg has this package installed."""
     query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package]
     return subprocess.run(query, capture_output=True, text=True).stdout == "installed"
-
-
-def adopt_users() -> None:
-    """Give the home directories of a volume that outlived its machine their users back.
-
-    An account is a line in the image's /etc/passwd, so it is gone with the old master; the directory and its owner's
-    number are on the data volume. Everybody who has a home directory may run calculations.
-    """
-    for home in sorted(Path("/home").iterdir()):
-        number = home.stat().st_uid
-        if number < 1000 or not home.is_dir():
-            continue
-        try:
-            name = pwd.getpwuid(number).pw_name
-        except KeyError:
-            name = home.name
-            run(
-                "useradd", "--uid", str(number), "--user-group", "--no-create-home", "--home-dir", str(home),
-                "--shell", "/bin/bash", name,
-            )  # fmt: skip
-            say(f"user {name} ({number}) is back: {home} is theirs")
-        run("usermod", "--append", "--groups", FACTS["openquake_user"], name)
 
 
 def share_directories() -> None:
@@ -235,7 +213,8 @@ def bootstrap() -> None:
     with step("users"):
         ensure_user(FACTS["openquake_user"], FACTS["openquake_id"], FACTS["dbserver_dir"])
         ensure_user(FACTS["rabbitmq_user"], FACTS["rabbitmq_id"], FACTS["rabbitmq_dir"])
-        adopt_users()
+        accounts.adopt()
+        accounts.keep()
     with step("Session Manager agent"):
         install_ssm_agent()
     with step("Debian packages"):
@@ -267,7 +246,8 @@ def fleet_cores() -> str:
 
 
 def refresh() -> None:
-    """Let num_cores in openquake.cfg follow the fleet's size; a timer calls it."""
+    """Write people's accounts down, and let num_cores in openquake.cfg follow the fleet's size; a timer calls it."""
+    accounts.keep()
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
     if new != old:
         write_configuration({"distribution": {"num_cores": new}})
@@ -275,7 +255,7 @@ def refresh() -> None:
 
 
 OTHER_COMMANDS = {
-    "refresh": ("let num_cores in openquake.cfg follow the fleet's size (a timer calls it)", refresh)
+    "refresh": ("write accounts down, and the fleet's size into openquake.cfg (a timer calls it)", refresh)
 }
 
 

@@ -343,14 +343,30 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
     calculated = calculations(nfs_cluster)
     celery = f"systemctl show --property=MainPID {facts.CELERY_UNIT}"
     workers = {node.name: on(nfs_cluster, node.name, celery) for node in nfs_cluster.workers()}
-    account = on(nfs_cluster, "master", f"id {USER}")
+    people(nfs_cluster, "bob", "ssm-user")
+    on(
+        nfs_cluster,
+        "master",
+        "echo 'ssm-user ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/ssm-agent-users && "
+        f"usermod --append --groups sudo bob && systemctl start {facts.REFRESH_SERVICE} && "
+        # Nobody's homes: a directory that is visited before its owner's, one that no account can be named
+        # after, a system user's name.
+        "mkdir /home/a-archive '/home/Data 2026' /home/backup && "
+        "chown bob: /home/a-archive '/home/Data 2026' && chown 1999 /home/backup && "
+        "useradd --create-home --user-group late",  # of whom nothing is written down yet
+    )
+    ids = f"for name in {USER} bob ssm-user; do id --user $name; id --groups --name $name | xargs -n 1 | sort; done"
+    ids += "; id --user late"
+    accounts = on(nfs_cluster, "master", ids)
     machine = on(nfs_cluster, "master", "cat /etc/machine-id")
 
     cluster.replace_master(nfs_cluster)
     cluster.wait_until_ready(nfs_cluster, print, timeout=300)
 
     assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
-    assert on(nfs_cluster, "master", f"id {USER}") == account
+    assert on(nfs_cluster, "master", ids) == accounts
+    root = on(nfs_cluster, "master", "runuser --user ssm-user -- sudo --non-interactive id --user")
+    assert root.strip() == "0"
     assert calculations(nfs_cluster) == calculated
     export = f"oq engine --export-outputs {first.calculation} /home/{USER}/after >&2 && cd /home/{USER}/after"
     line = f"{export} && sha256sum *.csv"

@@ -133,5 +133,7 @@ def test_a_master_whose_broker_has_no_alarm_is_ready_and_one_that_does_not_say_i
 
 def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["oq-node", "--help"])
-    with pytest.raises(SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    let num_cores"):
+    with pytest.raises(
+        SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    write accounts down"
+    ):
         master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
