@@ -35,6 +35,9 @@ DBSERVER_DIR: Final = "/var/lib/openquake"
 RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
+BOOTSTRAP_DONE: Final = (
+    "/etc/openquake/bootstrap-done"  # a file that is there once a machine has become a node
+)
 
 # Where the master's three data volumes are mounted (OpenQuake's cluster manual: partitions of their own).
 HOME_MOUNT: Final = "/home"
@@ -45,10 +48,16 @@ VOLUME_MOUNTS: Final = (HOME_MOUNT, VAR_MOUNT, RABBITMQ_DIR)
 # https://docs.aws.amazon.com/ebs/latest/userguide/identify-nvme-ebs-device.html
 EBS_DEVICE_PREFIX: Final = "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_"
 
+# rsize and wsize of the shared file system, in bytes: the most that NFS takes, and AWS's advice.
+# https://docs.aws.amazon.com/efs/latest/ug/mounting-fs-nfs-mount-settings.html
+NFS_BLOCK: Final = 1024**2
+
 # --- systemd units ----------------------------------------------------------------------------------------------------
 RABBITMQ_UNIT: Final = "rabbitmq-server.service"
 DBSERVER_UNIT: Final = "openquake-dbserver.service"
 WEBUI_UNIT: Final = "openquake-webui.service"
+BOOTSTRAP_UNIT: Final = "openquake-bootstrap.service"
+MOUNTS_UNIT: Final = "openquake-mounts.service"
 CELERY_UNIT: Final = "openquake-celery.service"
 METRICS_UNIT: Final = "openquake-metrics.service"
 REFRESH_SERVICE: Final = "openquake-refresh.service"
@@ -56,6 +65,10 @@ REFRESH_TIMER: Final = "openquake-refresh.timer"
 REAP_SERVICE: Final = "openquake-reap.service"
 REAP_TIMER: Final = "openquake-reap.timer"
 DRAIN_UNIT: Final = "openquake-drain.service"
+
+# What the nodes say in the journal, by identifier.
+NODE_LOG: Final = "oq-node"
+VOLUMES_LOG: Final = "openquake-volumes"
 
 # --- RabbitMQ and Celery ----------------------------------------------------------------------------------------------
 AMQP_USER: Final = "openquake"

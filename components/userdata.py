@@ -28,13 +28,16 @@ CLOUD_INIT_DIR: Final = Path(__file__).resolve().parent.parent / "cloud-init"
 LIBRARY_PARENT: Final = "/usr/local/lib"
 LIBRARY_DIR: Final = f"{LIBRARY_PARENT}/oq_node"
 _COMMON: Final = ("common", "secret")  # modules of both kinds of node
-VOLUME_DEADLINE_SECONDS: Final = 300
+# How long a boot waits for the data volumes, which are attached after the first power-on and before later ones. Then it
+# goes on, to where people can log in, and the volumes come when they come.
+FIRST_VOLUMES_SECONDS: Final = 120
+LATER_VOLUMES_SECONDS: Final = 20
 _COMPRESSION: Final = 12  # the best of libdeflate's levels
 _COMMENT: Final = re.compile(
     r"^ *#(?!!).*\n", re.MULTILINE
 )  # a line of its own, and not the first of a script
 # Not where it is all that there is of a block.
-_DOCSTRING: Final = re.compile(r'^( *)""".*?"""\n(?=\n*\1\S)', re.MULTILINE | re.DOTALL)
+_DOCSTRING: Final = re.compile(r'^( *)"""(?:(?!""").)*"""\n(?=\n*\1\S)', re.MULTILINE | re.DOTALL)
 _FACT: Final = re.compile(r"""FACTS\[["'](\w+)["']\]""")
 
 # Debian packages that the master needs and the official image has not. A custom image may carry them already; with
@@ -45,6 +48,11 @@ MASTER_PACKAGES: Final = (
     "python3-venv",  # builds the engine
     "python3-boto3",  # the bundle from S3 and the secret, before there is an engine
 )
+
+# Between two attempts of a bootstrap that fails, in seconds, and how often a worker tries: 10 minutes at least, for
+# somebody to look. Then it powers off and its autoscaling group replaces it, to which a machine that runs is healthy.
+BOOTSTRAP_RETRY_SECONDS: Final = 30
+WORKER_ATTEMPTS: Final = 20
 
 # What the image starts and a node must not: the SSH server, since people come by Session Manager and nothing should
 # listen that need not; Debian's own upgrades, which would restart the broker in the middle of a calculation (nodes are
@@ -122,6 +130,11 @@ def ebs_device(volume_id: str) -> str:
     return facts.EBS_DEVICE_PREFIX + volume_id.replace("-", "")
 
 
+def volume_unit(mount: str) -> str:
+    """The systemd unit that mounts a data volume; systemd writes a path's slashes as dashes."""
+    return f"openquake-volume@{mount.strip('/').replace('/', '-')}.service"
+
+
 def values(node: Node) -> dict[str, Any]:
     """All that files of a node may name: the node's values, and the facts that this program and the nodes share."""
     shared = {name.lower(): value for name, value in vars(facts).items() if name.isupper()}
@@ -129,9 +142,19 @@ def values(node: Node) -> dict[str, Any]:
         "engine_id": engine_id(node.bundle_sha256),
         "cpu_environment": CPU_ENVIRONMENT[node.architecture],
         "ca_bundle": "/etc/ssl/certs/ca-certificates.crt",
+        "bootstrap_retry_seconds": BOOTSTRAP_RETRY_SECONDS,
+        "read_ahead_kb": 15 * facts.NFS_BLOCK // 1024,  # as aws/efs-utils sets it
+        "bootstrap_limit": "StartLimitIntervalSec=0",
     }
     if isinstance(node, MasterNode):
         extra["packages"] = MASTER_PACKAGES
+        extra["home_unit"], extra["var_unit"], extra["rabbitmq_volume_unit"] = map(
+            volume_unit, (facts.HOME_MOUNT, facts.VAR_MOUNT, facts.RABBITMQ_DIR)
+        )
+    if isinstance(node, WorkerNode):
+        extra["bootstrap_limit"] = (
+            f"StartLimitIntervalSec=infinity\nStartLimitBurst={WORKER_ATTEMPTS}\nStartLimitAction=poweroff"
+        )
     return shared | extra | dataclasses.asdict(node)
 
 
@@ -256,12 +279,12 @@ def _role(node: Node) -> _Role:
                 "/etc/rabbitmq/rabbitmq.conf": "etc/rabbitmq.conf",
                 "/etc/rabbitmq/rabbitmq-env.conf": "etc/rabbitmq-env.conf",
             },
-            # An image with RabbitMQ baked in would start it before its users and its volume are there. At the first
-            # boot only: the bootstrap starts it, and later boots find all in place.
+            # RabbitMQ, of the image or installed before a reboot in the middle, must not start before its users and its
+            # volume are there: the bootstrap starts it, and later boots find all in place.
             boot=(
                 _mask(*MASKED_UNITS),
-                f"cloud-init-per instance broker {_mask('--runtime', facts.RABBITMQ_UNIT)}",
-                _volumes_script(node),
+                f"[ -e {facts.BOOTSTRAP_DONE} ] || {_mask('--runtime', facts.RABBITMQ_UNIT)}",
+                _volumes(node),
             ),
         )
     if not isinstance(node, WorkerNode):
@@ -302,9 +325,16 @@ def cloud_config(node: Node) -> dict[str, Any]:
             ),
             _file(facts.NODE_PROGRAM, program, "0755"),
             *(_template(node, path, name) for path, name in role.templates.items()),
-            *(_template(node, f"/etc/systemd/system/{unit}", f"units/{unit}") for unit in role.units),
+            *(
+                _template(node, f"/etc/systemd/system/{unit}", f"units/{unit}")
+                for unit in (facts.BOOTSTRAP_UNIT, facts.MOUNTS_UNIT, *role.units)
+            ),
         ],
-        "runcmd": [[facts.NODE_PROGRAM, "bootstrap"]],
+        # Once per instance, whatever the image's own machine has been.
+        "runcmd": [
+            ["rm", "-f", facts.BOOTSTRAP_DONE],
+            ["systemctl", "enable", "--now", "--no-block", facts.BOOTSTRAP_UNIT],
+        ],
     }
 
 
@@ -312,11 +342,40 @@ def _mask(*units: str) -> str:
     return f"systemctl mask --quiet --now --no-block {' '.join(units)}"
 
 
-def _volumes_script(node: MasterNode) -> str:
-    # /var first: the mount point of RabbitMQ's volume lies below it.
-    ordered = sorted(node.volumes, key=lambda mount: (mount != facts.VAR_MOUNT, mount))
-    volumes = " ".join(f"{mount}={ebs_device(node.volumes[mount])}" for mount in ordered)
-    return f"VOLUMES='{volumes}'\nDEADLINE={VOLUME_DEADLINE_SECONDS}\n" + _read("boot/volumes.sh")
+def _volumes(node: MasterNode) -> str:
+    """bootcmd's part of the data volumes: write their units, which write_files could do only after it, and start them.
+
+    The units run at later boots even where bootcmd does not, because the metadata service is away.
+    """
+    devices = " ".join(f"{mount}={ebs_device(volume)}" for mount, volume in sorted(node.volumes.items()))
+    script = _read("boot/volumes.sh").replace("\n", f"\nVOLUMES='{devices}'\n", 1)
+    units = " ".join(volume_unit(mount) for mount in sorted(node.volumes))
+    written = [
+        _file("/usr/local/sbin/openquake-volume", script, "0755"),
+        _template(node, "/etc/systemd/system/openquake-volume@.service", "units/openquake-volume@.service"),
+        _template(
+            node,
+            "/etc/systemd/system/systemd-journal-flush.service.d/openquake.conf",
+            "units/systemd-journal-flush.conf",
+        ),
+    ]
+    return (
+        "".join(_here(**file) for file in written)
+        + f"systemctl enable --quiet {units}\n"
+        + f"wait={FIRST_VOLUMES_SECONDS}\n"
+        + f"[ ! -e {facts.BOOTSTRAP_DONE} ] || wait={LATER_VOLUMES_SECONDS}\n"
+        + f"timeout $wait systemctl start {units} || echo 'the boot goes on without all data volumes'\n"
+    )
+
+
+def _here(path: str, content: str, permissions: str) -> str:
+    """The lines of shell that write a file."""
+    end = "END-OF-FILE"
+    return (
+        f"mkdir -p {path.rpartition('/')[0]}\n"
+        f"cat > {path} << '{end}'\n{content}{end}\n"
+        f"chmod {permissions} {path}\n"
+    )
 
 
 def _read(name: str) -> str:

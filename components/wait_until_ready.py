@@ -4,7 +4,7 @@ component.
     python -m components.wait_until_ready --region eu-central-1 --minutes 30 i-0123456789abcdef0
 
 Credentials are boto3's usual ones. Exits 0 when the node is ready; otherwise 1, with the node's last problems
-and the end of its cloud-init log on standard error.
+and the end of its log on standard error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from components import facts
 
-_CLOUD_INIT_LOG: Final = "/var/log/cloud-init-output.log"
-_LOG_LINES: Final = 60
+_LOG: Final = (
+    f"journalctl --no-pager --lines=60 --identifier={facts.NODE_LOG} --identifier={facts.VOLUMES_LOG}"
+)
 _POLL_SECONDS: Final = 10
 _ANSWER_POLL_SECONDS: Final = 1
 # SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
@@ -119,14 +120,14 @@ def _state(answer: Answer | None) -> str:
 
 
 def _explanation(node: Node, minutes: float, state: str) -> str:
-    log = node.run(f"tail -n {_LOG_LINES} {_CLOUD_INIT_LOG}")
+    log = node.run(_LOG)
     if log is None:
         end = (
             "its log cannot be read through SSM; see the console: "
             f"aws ec2 get-console-output --latest --output text --instance-id {node.instance_id}"
         )
     else:
-        end = f"the end of {_CLOUD_INIT_LOG}:\n{log.output.rstrip()}"
+        end = f"the end of its log:\n{log.output.rstrip()}"
     return f"{node.instance_id} was not ready after {minutes:g} minutes: {state}\n{end}"
 
 

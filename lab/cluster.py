@@ -206,7 +206,7 @@ def _gateway(lab: Lab, subnet_id: str) -> IPv4Address:
     return network.router_address(lab.plan.subnets[subnet_id].cidr)
 
 
-def _launch_instance(lab: Lab, instance: Instance) -> None:
+def _launch_instance(lab: Lab, instance: Instance, attach: bool = True) -> None:
     node = Node(
         instance.name, instance.id, None, instance.subnet, instance.address, instance.template, tuple(cores())
     )
@@ -214,20 +214,29 @@ def _launch_instance(lab: Lab, instance: Instance) -> None:
         volumes.create(lab.paths, volume.id, volume.size)
     _launch(lab, node)
     # After power-on, as on AWS, where an attachment needs an instance that runs.
+    if attach:
+        attach_volumes(lab)
+
+
+def attach_volumes(lab: Lab) -> None:
+    """Attach the master's volumes to it."""
+    (instance,) = [one for one in lab.plan.instances if one.name == lab.master().name]
     for volume in instance.volumes:
-        volumes.attach(lab.paths, volume.id, lab.machine(node.name).by_id)
+        volumes.attach(lab.paths, volume.id, lab.machine(instance.name).by_id)
 
 
-def replace_master(lab: Lab) -> None:
+def replace_master(lab: Lab, attach: bool = True) -> None:
     """Terminate the master and boot another machine with its address and volumes; it is booting when this returns.
 
     AWS does this when the master's user data change. The new one has another id and a blank disk.
+
+    :param attach: whether the volumes are attached now; else :func:`attach_volumes` does it
     """
     old = lab.master()
     lab.machine(old.name).power_off()
     _terminate(lab, old)
     (instance,) = [one for one in lab.plan.instances if one.name == old.name]
-    _launch_instance(lab, replace(instance, id=f"i-{secrets.token_hex(9)[:17]}"))
+    _launch_instance(lab, replace(instance, id=f"i-{secrets.token_hex(9)[:17]}"), attach)
     lab.nodes = {old.name: lab.nodes.pop(old.name), **lab.nodes}
     lab.save()
 
@@ -340,11 +349,6 @@ class State:
     ready: bool
     problems: tuple[str, ...]
 
-    @property
-    def hopeless(self) -> bool:
-        """Whether waiting will not help."""
-        return OFF in self.problems or any("failed" in problem for problem in self.problems)
-
 
 OFF = "off"
 
@@ -362,8 +366,12 @@ def state(lab: Lab, node: Node) -> State:
 
 
 def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None:
-    """Wait until every node says that it is ready; LabError with the failed step when a bootstrap fails."""
+    """Wait until every node says that it is ready; LabError with its problems for one that is off, or not in time.
+
+    :param say: told when a node is ready, and why its bootstrap fails: it is tried again
+    """
     begin = time.monotonic()
+    failed: set[str] = set()
     waiting = [node for node in lab.nodes.values() if node.ready_after is None]
     while waiting:
         for node in list(waiting):
@@ -374,12 +382,16 @@ def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None
                 lab.save()
                 waiting.remove(node)
                 say(f"{node.name} is ready {node.ready_after:.1f} s after power-on")
-            elif answer.hopeless or time.monotonic() > begin + timeout:
+            elif OFF in answer.problems or time.monotonic() > begin + timeout:
                 seconds = time.time() - node.powered_on
                 raise LabError(
                     f"{node.name} is not ready {seconds:.0f} s after power-on: {problems}\n"
                     f"{console_tail(lab, node)}"
                 )
+            for problem in answer.problems:
+                if " has failed at " in problem and (line := f"{node.name}: {problem}") not in failed:
+                    failed.add(line)
+                    say(line)
         # Asking costs a node a fraction of a second of its core, which a long first boot has better use for.
         time.sleep(0.5 + (time.monotonic() - begin) / 40)
 

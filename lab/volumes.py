@@ -40,10 +40,16 @@ def create(paths: Paths, volume_id: str, size_gb: int) -> None:
             disk.truncate(size_gb * 1024**3)
 
 
+def device_of(paths: Paths, volume_id: str) -> Path | None:
+    """The loop device of a volume; None where it is not attached."""
+    file = _file(paths, volume_id)
+    return next((device for device, back in loops(paths).items() if back == file), None)
+
+
 def attach(paths: Paths, volume_id: str, by_id: Path) -> None:
     """Attach a volume: a loop device, and its name in an instance's /dev/disk/by-id directory."""
     file = _file(paths, volume_id)
-    device = next((device for device, back in loops(paths).items() if back == file), None)
+    device = device_of(paths, volume_id)
     if device is None:
         device = Path(run(["losetup", "--find", "--show", file]).strip())
     if int(device.name.removeprefix("loop")) >= LOOP_NODES:

@@ -25,7 +25,7 @@ from typing import Any
 FACTS: dict[str, Any] = json.loads(Path("/etc/openquake/node.json").read_text())
 STATE = Path("/run/openquake/bootstrap.json")
 IMDS = "http://169.254.169.254/latest"
-MOUNT_ATTEMPTS_SECONDS = 120
+MOUNT_ATTEMPTS_SECONDS = 30
 
 
 class NodeError(Exception):
@@ -33,9 +33,8 @@ class NodeError(Exception):
 
 
 def say(message: str) -> None:
-    """Print one line, for cloud-init's output log, and send it to the journal under the name of this program."""
-    print(f"oq-node: {message}", flush=True)
-    subprocess.run(["logger", "-t", "oq-node", message], check=False)
+    """Print one line; the units of this program send it to the journal."""
+    print(message, flush=True)
 
 
 def run(*command: str, **kwargs: Any) -> str:
@@ -49,22 +48,28 @@ def run(*command: str, **kwargs: Any) -> str:
 
 
 def record(**state: Any) -> None:
-    """Write down how far the bootstrap is, for `oq-node status`."""
+    """Write down how far the bootstrap is, for `oq-node status`, beside what is written there already."""
     STATE.parent.mkdir(parents=True, exist_ok=True)
-    STATE.write_text(json.dumps(state))
+    STATE.write_text(json.dumps(recorded() | state))
+
+
+def recorded() -> dict[str, Any]:
+    """What this boot's bootstrap has written down: `step`, where it is, and `failed`, where and why it last failed."""
+    return dict(json.loads(STATE.read_text())) if STATE.exists() else {}
 
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """One step of the bootstrap: named in the log with its duration, named again when it fails."""
+    """One step of the bootstrap: named in the log with its duration, named again when it fails, for whatever reason."""
     started = time.monotonic()
     record(step=name)
     say(f"{name} …")
     try:
         yield
-    except (NodeError, OSError, subprocess.SubprocessError) as error:
-        record(step=name, error=str(error))
-        say(f"FAILED at {name}: {error}")
+    except Exception as error:
+        failed = f"{name}: {_words(error)}"
+        record(step="", failed=failed)
+        say(f"FAILED at {failed}")
         raise SystemExit(1) from error
     say(f"{name}: {time.monotonic() - started:.1f} s")
 
@@ -78,8 +83,8 @@ def until(what: str, seconds: float, check: Callable[[], Any], every: float = 1.
         try:
             if value := check():
                 return value
-        except (NodeError, OSError) as error:
-            last_error = f" ({error})"
+        except Exception as error:
+            last_error = f" ({_words(error)})"
         now = time.monotonic()
         if now - started > seconds:
             raise NodeError(f"{what}: not so after {seconds:.0f} s{last_error}")
@@ -87,6 +92,11 @@ def until(what: str, seconds: float, check: Callable[[], Any], every: float = 1.
             say(f"waiting: {what}, {now - started:.0f} s{last_error}")
             said = now
         time.sleep(every)
+
+
+def _words(error: Exception) -> str:
+    """What an error says; what nobody thought of says little without its type."""
+    return str(error) if isinstance(error, (NodeError, OSError, subprocess.SubprocessError)) else repr(error)
 
 
 def metadata(path: str) -> str:
@@ -134,9 +144,9 @@ def write(path: str, text: str, mode: int = 0o644, group: str = "root") -> None:
     new.replace(target)
 
 
-def start(*units: str) -> None:
-    """Enable units at boot and start them now, all at once; with the end of its journal when one does not start."""
-    run("systemctl", "enable", *units)  # which reloads the unit files, too
+def start(*units: str, boot: bool = True) -> None:
+    """Start units, all at once, and enable them at boot; with the end of its journal when one does not start."""
+    run("systemctl", *(["enable", *units] if boot else ["daemon-reload"]))  # both read the unit files anew
     run("systemctl", "start", "--no-block", *units)
     for unit in units:
         try:
@@ -151,7 +161,7 @@ def start(*units: str) -> None:
 
 
 def mount_unit(what: str, where: str, kind: str, options: str) -> None:
-    """Write, enable and start a systemd mount unit, so that the mount is there again after a reboot."""
+    """Write and start a systemd mount unit. At later boots the mounts' own service starts it, until it succeeds."""
     name = where.strip("/").replace("/", "-") + ".mount"
     Path(where).mkdir(parents=True, exist_ok=True)
     requires = f"RequiresMountsFor={what}\n" if what.startswith("/") else ""
@@ -159,17 +169,18 @@ def mount_unit(what: str, where: str, kind: str, options: str) -> None:
         f"/etc/systemd/system/{name}",
         f"[Unit]\nDescription=OpenQuake: {where}\nWants=network-online.target\nAfter=network-online.target\n"
         f"{requires}\n"
-        f"[Mount]\nWhat={what}\nWhere={where}\nType={kind}\nOptions={options}\n\n"
-        "[Install]\nWantedBy=multi-user.target\n",
+        f"[Mount]\nWhat={what}\nWhere={where}\nType={kind}\nOptions={options}\n",
     )
-    start(name)
+    start(name, boot=False)
 
 
 def mount_shared() -> None:
     """Mount the shared file system by the address of its mount target in this zone.
 
     Debian's image has no mount.nfs4, and the kernel needs none: `addr=` is what the helper would have looked up. The
-    other options are AWS's advice for EFS (https://docs.aws.amazon.com/efs/latest/ug/mounting-fs-nfs-mount-settings.html).
+    other options are AWS's advice for EFS (https://docs.aws.amazon.com/efs/latest/ug/mounting-fs-nfs-mount-settings.html),
+    but for lookupcache: what was not there is asked for again each time, not only after a minute (nfs(5)), since nodes
+    wait for each other's files.
     """
     zone = metadata("placement/availability-zone")
     try:
@@ -177,7 +188,8 @@ def mount_shared() -> None:
     except KeyError:
         raise NodeError(f"no mount target in zone {zone}: there are {FACTS['nfs_addresses']}") from None
     options = (
-        f"vers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,noatime,addr={address}"
+        f"vers=4.1,rsize={FACTS['nfs_block']},wsize={FACTS['nfs_block']},hard,timeo=600,retrans=2,noresvport,"
+        f"lookupcache=positive,noatime,addr={address}"
     )
 
     def mount() -> bool:
@@ -193,8 +205,12 @@ def engine_image() -> Path:
 
 
 def mount_engine() -> None:
-    """Mount the engine's image read-only."""
-    mount_unit(str(engine_image()), FACTS["engine_dir"], "squashfs", "loop,ro,nodev,nosuid")
+    """Mount the engine's image read-only, and see to it that all is mounted at later boots.
+
+    _netdev: or systemd would take it for a local file system, for which everything at boot waits.
+    """
+    mount_unit(str(engine_image()), FACTS["engine_dir"], "squashfs", "loop,ro,nodev,nosuid,_netdev")
+    start(FACTS["mounts_unit"])
 
 
 def passwords(secret: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -230,6 +246,15 @@ def answers(host: str, port: int) -> bool:
         return False
 
 
+def bootstrap_problems() -> list[str]:
+    """A line while this machine has not become a node: where that is, and why it is tried again."""
+    if Path(FACTS["bootstrap_done"]).exists():
+        return []
+    state = recorded()
+    found = f"bootstrap is at {state['step']}" if state.get("step") else "bootstrap waits for its turn"
+    return [found + (f"; it has failed at {state['failed']}" if "failed" in state else "")]
+
+
 def unit_problems(*units: str) -> list[str]:
     """A line for each unit that is not active."""
     problems = []
@@ -253,7 +278,7 @@ def main(
     problems: Callable[[], list[str]],
     others: Mapping[str, tuple[str, Callable[[], None]]],
 ) -> None:
-    """The command line: `oq-node bootstrap` once per instance, `oq-node status` whenever asked, other commands.
+    """The command line: `bootstrap` until it has succeeded once, `status` whenever asked, other commands.
 
     `others` are by name what each does, for the usage, and the function that does it.
     """
@@ -261,15 +286,10 @@ def main(
     if command == "bootstrap":
         started = time.monotonic()
         bootstrap()
-        record(done=True)
-        say(f"the {role} is ready, {time.monotonic() - started:.1f} s after cloud-init handed over")
+        Path(FACTS["bootstrap_done"]).touch()
+        say(f"the {role} is ready, after {time.monotonic() - started:.1f} s")
     elif command == "status":
-        state = json.loads(STATE.read_text()) if STATE.exists() else {}
-        found = problems()
-        if "error" in state:
-            found.insert(0, f"bootstrap failed at {state['step']}: {state['error']}")
-        elif "step" in state:
-            found.insert(0, f"bootstrap is at {state['step']}")
+        found = bootstrap_problems() + problems()
         print(json.dumps({"ready": not found, "role": role, "problems": found}))
         raise SystemExit(1 if found else 0)
     elif command in others:
@@ -281,7 +301,7 @@ def main(
     else:
         usage = [
             f"usage: oq-node {' | '.join(['bootstrap', 'status', *others])}\n",
-            "  bootstrap  make this node (cloud-init calls it)",
+            "  bootstrap  make this node (openquake-bootstrap.service calls it until it succeeds)",
             "  status     one JSON object: ready, role, problems; exit code 0 when ready",
             *(f"  {name:<9}  {text}" for name, (text, _) in others.items()),
         ]

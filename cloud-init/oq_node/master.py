@@ -40,7 +40,9 @@ from oq_node.common import (
     write_configuration,
 )
 
-AGENT_DEADLINE_SECONDS = 120
+AGENT = "amazon-ssm-agent"
+AGENT_DEADLINE_SECONDS = 30
+VOLUMES_DEADLINE_SECONDS = 30
 SECRET_DEADLINE_SECONDS = 120
 METADATA_DEADLINE_SECONDS = 60
 ALARMS_SECONDS = 60
@@ -50,15 +52,16 @@ ENVIRONMENT = {**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"], "DEBIAN_FRONTE
 def install_ssm_agent() -> None:
     """Install the Session Manager agent from AWS's regional bucket; Debian's image has none.
 
-    Where there is no such bucket (the lab) or no way to it, this says so and goes on: the agent is how people reach
-    the node, not how it computes.
+    Where there is no such bucket (the lab), this says so and goes on: the agent is how people reach the node, not how
+    it computes. NodeError where the bucket does not answer.
     """
-    if subprocess.run(["systemctl", "cat", "amazon-ssm-agent"], capture_output=True).returncode == 0:
+    if installed(AGENT):
+        start(f"{AGENT}.service")
         return
     region, machine = FACTS["region"], {"x86_64": "amd64", "arm64": "arm64"}[FACTS["architecture"]]
     host = f"s3.{region}.amazonaws.com"
-    url = f"https://{host}/amazon-ssm-{region}/latest/debian_{machine}/amazon-ssm-agent.deb"
-    package = Path("/run/openquake/amazon-ssm-agent.deb")
+    url = f"https://{host}/amazon-ssm-{region}/latest/debian_{machine}/{AGENT}.deb"
+    package = Path(f"/run/openquake/{AGENT}.deb")
 
     def download() -> str:
         """How it ended; OSError when it may end otherwise next time."""
@@ -71,14 +74,12 @@ def install_ssm_agent() -> None:
             return str(error)
         return "downloaded"
 
-    try:
-        ended = until(url, AGENT_DEADLINE_SECONDS, download, every=10)
-        if ended != "downloaded":
-            raise NodeError(ended)
-        run("dpkg", "--install", str(package))
-        start("amazon-ssm-agent.service")
-    except (OSError, NodeError) as error:
-        say(f"no Session Manager on this node: {url}: {error}")
+    ended = until(url, AGENT_DEADLINE_SECONDS, download, every=10)
+    if ended != "downloaded":
+        say(f"no Session Manager on this node: {url}: {ended}")
+        return
+    run("dpkg", "--install", str(package))
+    start(f"{AGENT}.service")
 
 
 def install_packages() -> None:
@@ -86,6 +87,7 @@ def install_packages() -> None:
     missing = [name for name in FACTS["packages"] if not installed(name)]
     if not missing:
         return
+    run("dpkg", "--force-confold", "--configure", "--pending", env=ENVIRONMENT)  # a reboot has interrupted it
     until("apt-get update", 120, lambda: run("apt-get", "--quiet", "update", env=ENVIRONMENT), every=10)
     run(
         "apt-get", "--quiet", "--yes", "--no-install-recommends", "--option", "Dpkg::Options::=--force-confold",
@@ -206,17 +208,26 @@ def build_engine() -> None:
 
 
 def bootstrap() -> None:
-    """Make this machine the master."""
+    """Make this machine the master.
+
+    The way in comes first, so that somebody can see why the rest fails; without it the rest goes on all the same.
+    """
+    with step("Session Manager agent"):
+        try:
+            install_ssm_agent()
+        except (NodeError, OSError) as error:
+            say(f"no Session Manager yet: {error}")
     with step("data volumes"):
-        if found := mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"]):
-            raise NodeError("; ".join(found) + ": see openquake-volumes above")
+        until(
+            f"all are mounted (journalctl -t {FACTS['volumes_log']})",
+            VOLUMES_DEADLINE_SECONDS,
+            volumes_mounted,
+        )
     with step("users"):
         ensure_user(FACTS["openquake_user"], FACTS["openquake_id"], FACTS["dbserver_dir"])
         ensure_user(FACTS["rabbitmq_user"], FACTS["rabbitmq_id"], FACTS["rabbitmq_dir"])
         accounts.adopt()
         accounts.keep()
-    with step("Session Manager agent"):
-        install_ssm_agent()
     with step("Debian packages"):
         install_packages()
     with step("configuration"):
@@ -233,6 +244,15 @@ def bootstrap() -> None:
         mount_engine()
     with step("services"):
         start(*services(), *background())
+    with step("Session Manager agent, if it could not be had before"):
+        install_ssm_agent()
+
+
+def volumes_mounted() -> bool:
+    """Whether the data volumes are where they belong; NodeError that names those which are not."""
+    if found := mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"]):
+        raise NodeError("; ".join(found))
+    return True
 
 
 def fleet_cores() -> str:

@@ -18,7 +18,6 @@ from oq_node.common import (
     mount_shared,
     passwords,
     run,
-    say,
     start,
     step,
     unit_problems,
@@ -26,10 +25,10 @@ from oq_node.common import (
     write_configuration,
 )
 
-# A worker boots together with the master, whose first boot builds the engine: minutes, on a small machine many.
+# A worker boots together with the master, whose first boot makes the secret and builds the engine: minutes, on a small
+# machine many.
 ENGINE_DEADLINE_SECONDS = 3600
 SECRET_DEADLINE_SECONDS = 300
-POWER_OFF_SECONDS = 600  # for somebody to look; then the autoscaling group replaces what is off
 
 
 def secret() -> dict[str, str]:
@@ -47,17 +46,7 @@ def secret() -> dict[str, str]:
 
 
 def bootstrap() -> None:
-    """Make this machine a worker; one that cannot be made one is switched off, for the group to start another."""
-    try:
-        make_worker()
-    except SystemExit:
-        say(f"this worker is of no use: it powers off in {POWER_OFF_SECONDS} s, and its group replaces it")
-        run("systemd-run", f"--on-active={POWER_OFF_SECONDS}", "systemctl", "poweroff")
-        raise
-
-
-def make_worker() -> None:
-    """The steps of the bootstrap."""
+    """Make this machine a worker."""
     with step("system user"):
         ensure_user(FACTS["openquake_user"], FACTS["openquake_id"], FACTS["dbserver_dir"])
         Path(FACTS["dbserver_dir"]).mkdir(parents=True, exist_ok=True)

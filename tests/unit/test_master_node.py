@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,54 @@ def test_a_tag_that_is_no_number_changes_nothing_and_says_so(
         master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
     assert facts.NUM_CORES_TAG in "".join(master.said)
     assert master.num_cores() == "16"
+
+
+@pytest.fixture
+def steps(master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], list[str]]:
+    """What a bootstrap says whose work is made up."""
+    for name in (
+        "install_ssm_agent", "volumes_mounted", "ensure_user", "install_packages", "ensure_secret", "fleet_cores",
+        "write_configuration", "passwords", "configure_broker", "mount_shared", "share_directories", "build_engine",
+        "mount_engine", "start",
+    ):  # fmt: skip
+        monkeypatch.setattr(master.module, name, lambda *_arguments: {"amqp_password": ""})
+    for name in ("adopt", "keep"):
+        monkeypatch.setattr(master.module.accounts, name, lambda: None)
+    monkeypatch.setattr("oq_node.common.STATE", tmp_path / "state.json")
+    monkeypatch.setattr("oq_node.common.time.sleep", lambda _seconds: None)
+
+    def run() -> list[str]:
+        with contextlib.suppress(SystemExit):
+            master.module.bootstrap()
+        return master.said
+
+    return run
+
+
+def test_the_way_in_comes_before_everything_that_may_fail(
+    master: Master, steps: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> bool:
+        raise master.module.NodeError("/home is not mounted")
+
+    monkeypatch.setattr(master.module, "volumes_mounted", missing)
+    monkeypatch.setattr(master.module, "VOLUMES_DEADLINE_SECONDS", 0)
+    said = steps()
+    assert said[:2] == ["Session Manager agent …", "Session Manager agent: 0.0 s"]
+    assert said[-1].startswith("FAILED at data volumes: ")
+    assert "/home is not mounted" in said[-1]
+
+
+def test_a_master_without_its_agent_serves_and_tries_again_to_get_it(
+    master: Master, steps: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        raise master.module.NodeError("the bucket does not answer")
+
+    monkeypatch.setattr(master.module, "install_ssm_agent", away)
+    said = steps()
+    assert "services: 0.0 s" in said
+    assert said[-1].startswith("FAILED at Session Manager agent")
 
 
 @pytest.fixture

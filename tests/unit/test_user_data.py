@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,10 +62,21 @@ def test_what_only_readers_of_the_repository_need_is_not_in_it(each_mode: Record
         for path, content in written.items():
             comments = [line for line in content.splitlines() if re.match(r" *#(?!!)", line)]
             assert comments == [], f"{role}: {path}"
-        programs = [text for path, text in written.items() if path.endswith(".py")]
-        # That a class without a body keeps its docstring is what every_program_and_script_in_it_parses looks at.
-        documented = [ast.get_docstring(ast.parse(text)) for text in programs]
-        assert documented == [None] * len(programs)
+        programs = {Path(path): text for path, text in written.items() if path.endswith(".py")}
+        assert programs
+        for program, text in programs.items():
+            source = (userdata.CLOUD_INIT_DIR / "oq_node" / program.name).read_text()
+            assert ast.dump(ast.parse(text)) == ast.dump(_Undocumented().visit(ast.parse(source))), program
+
+
+class _Undocumented(ast.NodeTransformer):
+    """The same program without docstrings, where there is more in a block."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            node.body = node.body[1:] or node.body
+        return node
 
 
 def test_user_data_is_compressed_to_the_same_bytes_by_every_python_on_every_machine() -> None:
@@ -158,6 +170,28 @@ def test_the_master_finds_its_volumes_by_their_ids(each_mode: Recording) -> None
     assert "/dev/sd" not in script
 
 
+def test_the_boot_waits_for_the_volumes_but_not_for_ever(each_mode: Recording) -> None:
+    """A unit waits without end; who cannot log in cannot attach what is missing."""
+    (script,) = [step for step in configs(each_mode)["master"]["bootcmd"] if "VOLUMES=" in step]
+    units = " ".join(userdata.volume_unit(mount) for mount in sorted(facts.VOLUME_MOUNTS))
+    assert f"timeout $wait systemctl start {units} || " in script
+    # The unit that the boot starts is the one that the script writes.
+    assert "/etc/systemd/system/openquake-volume@.service" in script
+
+
+def test_no_service_fails_for_good_because_a_mount_comes_late(each_mode: Recording) -> None:
+    """RequiresMountsFor would make it depend on a mount unit, which is tried once and fails what depends on it."""
+    for role, config in configs(each_mode).items():
+        units = {
+            path: text for path, text in files(config).items() if path.startswith("/etc/systemd/system/")
+        }
+        assert not [path for path, text in units.items() if "RequiresMountsFor" in text], role
+        for path, text in units.items():
+            if re.search(rf"^ExecStart=(/usr/local/bin/oq|{facts.ENGINE_DIR}/)", text, re.MULTILINE):
+                assert re.search(rf"^Requires={facts.MOUNTS_UNIT}\b", text, re.MULTILINE), path
+                assert re.search(rf"^After={facts.MOUNTS_UNIT}\b", text, re.MULTILINE), path
+
+
 def test_every_node_mounts_the_file_system_in_its_own_zone(each_mode: Recording) -> None:
     targets = {
         each_mode.by_id(one.inputs["subnetId"]).inputs["availabilityZone"]: one.inputs["ipAddress"]
@@ -206,5 +240,11 @@ def test_every_program_and_script_in_it_parses(each_mode: Recording) -> None:
                 subprocess.run(["sh", "-n"], input=content, text=True, check=True)
                 parsed += 1
         for step in config["bootcmd"]:
-            subprocess.run(["sh", "-n"], input=step, text=True, check=True)
+            # A script within it, too, which is but text to its shell.
+            for text in (
+                step,
+                *re.findall(r"<< '(\S+)'\n(#!/bin/sh\n.*?)^\1$", step, re.DOTALL | re.MULTILINE),
+            ):
+                script = text if isinstance(text, str) else text[1]
+                subprocess.run(["sh", "-n"], input=script, text=True, check=True)
     assert parsed >= 6

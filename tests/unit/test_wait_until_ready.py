@@ -120,7 +120,7 @@ def test_a_command_that_never_reached_the_node_is_sent_again(ssm: Ssm) -> None:
 def test_at_the_deadline_it_fails_with_the_problems_and_the_end_of_the_log(ssm: Ssm) -> None:
     ssm.runs(1, status("cloud-init failed"))
     ssm.runs(1, status("/var is not mounted"))
-    ssm.runs(0, "line 1\nvolumes: no such device\n", f"tail -n 60 {wait_until_ready._CLOUD_INIT_LOG}")
+    ssm.runs(0, "line 1\nvolumes: no such device\n", wait_until_ready._LOG)
     with pytest.raises(NotReady) as error:
         wait(ssm.node, 0.1, lambda _line: None)
     assert f"{INSTANCE} was not ready after 0.1 minutes: not ready: /var is not mounted" in str(error.value)

@@ -1,40 +1,40 @@
-"""A worker's bootstrap, with its steps made up; that the steps themselves work is shown by the lab's boots."""
+"""A worker that cannot become one; that the steps of its bootstrap work is shown by the lab's boots."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import configparser
 
-import pytest
+from components import facts
+from lab.recorder import Recording
+from tests.unit.node import node_files
 
-from tests.unit.conftest import Record
-from tests.unit.node import node_facts, node_module
-
-
-@pytest.fixture
-def worker(record: Record) -> Iterator[Any]:
-    with node_module("worker", node_facts(record(), "worker")) as module:
-        yield module
+LOOK_SECONDS = 600  # for somebody to look at a worker that is of no use
 
 
-@pytest.fixture
-def commands(worker: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the bootstrap runs, in order."""
-    done: list[str] = []
-    monkeypatch.setattr(worker, "run", lambda *words: done.append(" ".join(words)))
-    monkeypatch.setattr(worker, "say", lambda _line: None)
-    return done
+def unit(recording: Recording, role: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(node_files(recording, role)[f"/etc/systemd/system/{facts.BOOTSTRAP_UNIT}"])
+    return parser
 
 
-def test_a_worker_whose_bootstrap_fails_powers_off_and_still_reports_the_failure(
-    worker: Any, commands: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_is_tried_again_on_a_master_for_ever(each_mode: Recording) -> None:
+    master = unit(each_mode, "master")
+    assert master["Service"]["Restart"] == "on-failure"
+    assert master["Unit"]["StartLimitIntervalSec"] == "0"
+    assert "StartLimitAction" not in master["Unit"]
+
+
+def test_a_worker_that_does_not_become_one_in_ten_minutes_powers_off(each_mode: Recording) -> None:
     """An autoscaling group replaces a machine that is off, and keeps one that runs, of whatever use it is."""
+    worker = unit(each_mode, "worker")
+    assert worker["Service"]["Restart"] == "on-failure"
+    assert worker["Unit"]["StartLimitAction"] == "poweroff"
+    assert worker["Unit"]["StartLimitIntervalSec"] == "infinity"
+    attempts = int(worker["Unit"]["StartLimitBurst"]), float(worker["Service"]["RestartSec"])
+    assert attempts[0] * attempts[1] >= LOOK_SECONDS
 
-    def fail() -> None:
-        raise SystemExit(1)
 
-    monkeypatch.setattr(worker, "make_worker", fail)
-    with pytest.raises(SystemExit):
-        worker.bootstrap()
-    assert commands == [f"systemd-run --on-active={worker.POWER_OFF_SECONDS} systemctl poweroff"]
+def test_a_machine_that_has_become_a_node_is_not_made_one_again(each_mode: Recording) -> None:
+    for role in ("master", "worker"):
+        assert unit(each_mode, role)["Unit"]["ConditionPathExists"] == f"!{facts.BOOTSTRAP_DONE}"

@@ -1,0 +1,105 @@
+"""The bootstrap's steps and what a node says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.conftest import Record
+from tests.unit.node import node_facts, node_module
+
+
+@pytest.fixture
+def common(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    known = node_facts(record(), "worker") | {"bootstrap_done": str(tmp_path / "done")}
+    with node_module("common", known) as module:
+        monkeypatch.setattr(module, "STATE", tmp_path / "run" / "state.json")
+        yield module
+
+
+def status(common: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The problems of a node where all else is well."""
+    monkeypatch.setattr("sys.argv", ["oq-node", "status"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        common.main("worker", lambda: None, list, {})
+    answer = json.loads(capsys.readouterr().out)
+    assert (end.value.code == 0) == answer["ready"] == (not answer["problems"])
+    found: list[str] = answer["problems"]
+    return found
+
+
+def test_a_node_is_ready_when_its_bootstrap_has_succeeded_once(
+    common: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(common, monkeypatch, capsys) == ["bootstrap waits for its turn"]
+    with common.step("engine"):
+        assert status(common, monkeypatch, capsys) == ["bootstrap is at engine"]
+    monkeypatch.setattr("sys.argv", ["oq-node", "bootstrap"])
+    common.main("worker", lambda: None, list, {})
+    assert status(common, monkeypatch, capsys) == []
+    common.STATE.unlink()  # a reboot
+    assert status(common, monkeypatch, capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no route"), "no route"),
+        (ValueError("not JSON"), "ValueError('not JSON')"),
+        (KeyError("zone"), "KeyError('zone')"),
+    ],
+)
+def test_whatever_goes_wrong_in_a_step_is_said_and_still_known_when_it_is_tried_again(
+    common: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    words: str,
+) -> None:
+    with pytest.raises(SystemExit, match="1"), common.step("engine"):
+        raise error
+    failed = f"it has failed at engine: {words}"
+    assert status(common, monkeypatch, capsys) == [f"bootstrap waits for its turn; {failed}"]
+    with common.step("system user"):
+        assert status(common, monkeypatch, capsys) == [f"bootstrap is at system user; {failed}"]
+
+
+def test_the_shared_file_system_is_mounted_by_the_address_in_this_zone_and_asks_again_for_what_was_not_there(
+    common: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted: dict[str, tuple[str, ...]] = {}
+    monkeypatch.setattr(common, "mount_unit", lambda what, where, *how: mounted.update({where: (what, *how)}))
+    zone, address = next(iter(common.FACTS["nfs_addresses"].items()))
+    monkeypatch.setattr(common, "metadata", {"placement/availability-zone": zone}.get)
+    common.mount_shared()
+    what, kind, options = mounted[common.FACTS["nfs_dir"]]
+    assert (what, kind) == (f"{address}:/", "nfs4")
+    assert {f"addr={address}", "vers=4.1", "hard", "lookupcache=positive"} <= set(options.split(","))
+
+
+def test_the_engine_is_a_mount_for_which_no_boot_waits(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted: dict[str, tuple[str, ...]] = {}
+    started: list[str] = []
+    monkeypatch.setattr(common, "mount_unit", lambda what, where, *how: mounted.update({where: (what, *how)}))
+    monkeypatch.setattr(common, "start", started.append)
+    common.mount_engine()
+    assert {"ro", "_netdev"} <= set(mounted[common.FACTS["engine_dir"]][-1].split(","))
+    assert started == [common.FACTS["mounts_unit"]]
+
+
+def test_whatever_a_check_raises_is_waited_out(common: Any) -> None:
+    outcomes = iter([ValueError("half an answer"), KeyError("x"), None])
+
+    def check() -> bool:
+        if error := next(outcomes):
+            raise error
+        return True
+
+    assert common.until("the secret", 10, check, every=0)
+    with pytest.raises(common.NodeError, match="JSONDecodeError"):
+        common.until("the secret", 0, lambda: json.loads("half an answer"), every=0)
