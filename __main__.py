@@ -25,7 +25,8 @@ settings = read_settings()
 region = look_up(settings)
 subnets = share_out(settings.vpc_cidr, region.zones)
 master_zone = region.zones[0]
-processes = fleet_processes(settings.worker_max, region.worker_types)
+reserved_mb = facts.DISKLESS_MB if settings.worker_storage == "diskless" else 0
+processes = fleet_processes(settings.worker_max, region.worker_types, reserved_mb)
 
 # --- the engine's sources and the cluster's secret ---
 bundle = BundleStore("engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine")))
@@ -135,7 +136,7 @@ if settings.worker_min < settings.worker_max:
             group_name=workers.group_name,
             minimum=settings.worker_min,
             maximum=settings.worker_max,
-            processes=least_processes(region.worker_types),
+            processes=least_processes(region.worker_types, reserved_mb),
             warmup_seconds=WARMUP_SECONDS,
         ),
     )

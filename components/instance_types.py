@@ -61,24 +61,28 @@ def architecture(instance_type: str) -> Architecture:
     return "arm64" if "g" in form["attributes"] or form["family"] == "a1" else "x86_64"
 
 
-def processes(instance_type: InstanceType) -> int:
-    """The worker processes on one machine: one per virtual CPU that has its memory, and at least one."""
-    return max(1, min(instance_type.vcpus, instance_type.memory_mb // facts.MEMORY_PER_PROCESS_MB))
+def processes(instance_type: InstanceType, reserved_mb: int = 0) -> int:
+    """The worker processes on one machine: one per virtual CPU that has its memory, and at least one.
+
+    `reserved_mb` of memory (MiB) are for something else.
+    """
+    memory_mb = instance_type.memory_mb - reserved_mb
+    return max(1, min(instance_type.vcpus, memory_mb // facts.MEMORY_PER_PROCESS_MB))
 
 
-def least_processes(types: Iterable[InstanceType]) -> int:
+def least_processes(types: Iterable[InstanceType], reserved_mb: int = 0) -> int:
     """The worker processes on any machine of these types: those of the smallest.
 
     Scaling counts with these: too few workers would leave tasks waiting for another boot, too many share the
     work and end it sooner.
     """
-    return min(processes(instance_type) for instance_type in types)
+    return min(processes(instance_type, reserved_mb) for instance_type in types)
 
 
-def fleet_processes(workers: int, types: Iterable[InstanceType]) -> int:
+def fleet_processes(workers: int, types: Iterable[InstanceType], reserved_mb: int = 0) -> int:
     """The worker processes of a full fleet: `workers` machines of the largest type.
 
     The engine keeps twice this many tasks in flight, so too large a number costs little and too small a
     number leaves late workers idle; hence the largest type.
     """
-    return workers * max(processes(instance_type) for instance_type in types)
+    return workers * max(processes(instance_type, reserved_mb) for instance_type in types)

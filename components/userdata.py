@@ -66,6 +66,8 @@ MASKED_UNITS: Final = (
     "apt-daily-upgrade.timer",
     "epmd.service",  # the broker starts its own, on loopback
     "epmd.socket",
+    "sshd-unix-local.socket",  # systemd makes these two wherever there is an SSH server
+    "sshd-vsock.socket",
 )
 
 # One level of x86-64 for the whole fleet, AVX2, which every Nitro type has: the engine's compiled code (numba, numpy,
@@ -111,7 +113,7 @@ class MasterNode(Node):
 
 @dataclasses.dataclass(frozen=True)
 class WorkerNode(Node):
-    """A worker: storage is `nfs` (a root disk, engine and data on NFS) or `diskless` (nothing is written to a disk).
+    """A worker: storage is `nfs` (a root disk, engine and data on NFS) or `diskless` (its boot alone writes to a disk).
 
     drain_seconds is what its running tasks may take when the autoscaling group ends it.
     """
@@ -276,12 +278,14 @@ def _role(node: Node) -> _Role:
             ),
             templates={
                 f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf": "units/rabbitmq-server.conf",
+                "/etc/systemd/system/amazon-ssm-agent.service.d/openquake.conf": "units/amazon-ssm-agent.conf",
                 "/etc/rabbitmq/rabbitmq.conf": "etc/rabbitmq.conf",
                 "/etc/rabbitmq/rabbitmq-env.conf": "etc/rabbitmq-env.conf",
             },
             # RabbitMQ, of the image or installed before a reboot in the middle, must not start before its users and its
             # volume are there: the bootstrap starts it, and later boots find all in place.
             boot=(
+                _read("boot/kernel.sh"),
                 _mask(*MASKED_UNITS),
                 f"[ -e {facts.BOOTSTRAP_DONE} ] || {_mask('--runtime', facts.RABBITMQ_UNIT)}",
                 _volumes(node),
@@ -298,7 +302,11 @@ def _role(node: Node) -> _Role:
             *(["openquake-readonly-root.service"] if diskless else []),
         ),
         templates={},
-        boot=(*([_read("boot/diskless.sh")] if diskless else []), _mask(*MASKED_UNITS, facts.RABBITMQ_UNIT)),
+        boot=(
+            *([_read("boot/diskless.sh")] if diskless else []),
+            _read("boot/kernel.sh"),
+            _mask(*MASKED_UNITS, facts.RABBITMQ_UNIT),
+        ),
     )
 
 

@@ -22,6 +22,7 @@ PACKAGES = (
     # installing it.
     "systemd", "systemd-sysv", "dbus", "udev", "cloud-init", "iproute2", "netbase", "procps", "util-linux",
     "kmod", "e2fsprogs", "python3", "ca-certificates", "sudo", "netcat-openbsd", "openssh-server",
+    "systemd-resolved",
 )  # fmt: skip
 TREE = Path(__file__).parent / "image"
 """Files that the lab adds to an image; each says why."""

@@ -39,6 +39,18 @@ def test_a_diskless_worker_cannot_write_its_root_disk(diskless_cluster: Lab) -> 
         assert not (machine.directory / "upper" / directory[1:] / "written").exists()
 
 
+def test_directories_in_memory_are_no_more_open_than_those_of_the_image(diskless_cluster: Lab) -> None:
+    modes = "stat --format '%n %a' etc home opt root srv usr/local var"
+    image = "mkdir -p /run/image && mount --bind / /run/image"
+    of_image = on(diskless_cluster, "worker-1", f"{image} && cd /run/image && {modes}")
+    assert on(diskless_cluster, "worker-1", f"umount /run/image; cd / && {modes}") == of_image
+    room = on(
+        diskless_cluster, "worker-1", "df --output=size /run/openquake/diskless /tmp | tail -n 2"
+    ).split()
+    memory = int(on(diskless_cluster, "worker-1", "awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    assert all(int(size) <= memory // 4 for size in room)
+
+
 def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cluster: Lab) -> None:
     assert listening(diskless_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
     for node in diskless_cluster.workers():

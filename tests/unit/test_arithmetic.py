@@ -139,6 +139,7 @@ def test_a_full_fleet_is_counted_with_its_largest_type_and_a_single_worker_with_
     types = [InstanceType("small", 2, 4096), InstanceType("large", 8, 32768), InstanceType("lean", 16, 8192)]
     assert fleet_processes(5, types) == 40
     assert least_processes(types) == 2
+    assert least_processes(types, reserved_mb=2048) == 1
 
 
 PROCESSES = st.integers(1, 192)

@@ -192,6 +192,13 @@ def test_no_service_fails_for_good_because_a_mount_comes_late(each_mode: Recordi
                 assert re.search(rf"^After={facts.MOUNTS_UNIT}\b", text, re.MULTILINE), path
 
 
+def test_every_node_reboots_after_a_panic_and_gives_huge_pages_to_those_who_ask(each_mode: Recording) -> None:
+    for role, config in configs(each_mode).items():
+        script = "\n".join(config["bootcmd"])
+        assert "kernel.panic=10" in script, role
+        assert "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled" in script, role
+
+
 def test_every_node_mounts_the_file_system_in_its_own_zone(each_mode: Recording) -> None:
     targets = {
         each_mode.by_id(one.inputs["subnetId"]).inputs["availabilityZone"]: one.inputs["ipAddress"]

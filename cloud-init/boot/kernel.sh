@@ -1,0 +1,11 @@
+# What a node wants of the kernel and the resolver of Debian's image; at every boot. Where it runs in a container, as in
+# the lab, the kernel is not its own.
+#
+# A panic is a reboot, after 10 s: the master's instance is replaced by nobody.
+sysctl --quiet --write kernel.panic=10 || true
+# Debian's cloud kernel gives every process huge pages, asked for or not: more memory than a worker's process counts with.
+echo madvise > /sys/kernel/mm/transparent_hugepage/enabled || true
+# Answers to neighbours' questions for names, on all interfaces: nobody in a VPC asks.
+mkdir -p /run/systemd/resolved.conf.d
+printf '[Resolve]\nLLMNR=no\nMulticastDNS=no\n' > /run/systemd/resolved.conf.d/openquake.conf
+systemctl try-restart --no-block systemd-resolved.service
