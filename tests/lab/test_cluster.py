@@ -463,7 +463,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
     machine = on(nfs_cluster, "master", "cat /etc/machine-id")
 
     replace_in_bad_hours(nfs_cluster)
-    cluster.wait_until_ready(nfs_cluster, print, timeout=300)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=450)
     cluster.scale(nfs_cluster, matrix.WORKERS)
 
     assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
