@@ -8,6 +8,7 @@ import pulumi
 
 from components import facts
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
+from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
 from components.master import Master, MasterArgs
@@ -84,6 +85,10 @@ storage = Storage(
 )
 
 # --- the machines ---
+image = NodeImage(
+    "image",
+    NodeImageArgs(image=region.image, named=bool(settings.ami_id), architecture=settings.architecture),
+).image
 surroundings = [network, security, endpoints, storage, bundle]
 master = Master(
     "master",
@@ -91,8 +96,7 @@ master = Master(
         region=region.name,
         architecture=settings.architecture,
         instance_type=settings.master_instance_type,
-        image=region.image,
-        image_pinned=bool(settings.ami_id),
+        image=image,
         webui=settings.webui,
         address=subnets.master_address,
         subnet_id=network.master_subnet_id,
@@ -111,8 +115,7 @@ workers = Workers(
         region=region.name,
         architecture=settings.architecture,
         instance_types=settings.worker_instance_types,
-        image=region.image,
-        image_pinned=bool(settings.ami_id),
+        image=image,
         minimum=settings.worker_min,
         desired=settings.worker_desired,
         maximum=settings.worker_max,

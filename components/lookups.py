@@ -12,7 +12,7 @@ import pulumi_aws as aws
 from pulumi.runtime.config import CONFIG, get_config_env
 
 from components import subnets
-from components.instance_types import InstanceType
+from components.instance_types import Architecture, InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
 # Ways to be somebody for the provider that boto3 does not learn of.
@@ -34,8 +34,9 @@ class Image:
 class Region:
     """The AWS region of the stack, as far as the program has to know it.
 
-    The master and its disks live in the first of `zones`, workers in all of them. `worker_types` are the
-    settings' worker instance types with their sizes.
+    The master and its disks live in the first of `zones`, workers in all of them. `image` is the one that the
+    settings name, or else Debian's newest. `worker_types` are the settings' worker instance types with their
+    sizes.
     """
 
     name: str
@@ -92,15 +93,10 @@ def look_up(settings: Settings) -> Region:
         if settings.architecture not in answer.supported_architectures
     ]
     try:
-        image, architecture = _image(settings)
-    except Exception as error:  # a failed invoke raises no narrower type
-        problems.append(Problem("amiId", settings.ami_id, f"name an image that exists in {name}: {error}"))
-    else:
-        if architecture != settings.architecture:
-            remedy = (
-                f"choose an image for {settings.architecture}, like the instance types; it is {architecture}"
-            )
-            problems.append(Problem("amiId", settings.ami_id, remedy))
+        newest = "" if settings.ami_id else aws.ssm.get_parameter(name=DEBIAN_IMAGE["x86_64"]).insecure_value
+        image = describe_image(settings.ami_id or newest, settings.architecture)
+    except ValueError as error:
+        problems.append(Problem("amiId", settings.ami_id, str(error)))
     if problems:
         raise pulumi.RunError(str(SettingsError(problems)))
     return Region(
@@ -159,18 +155,22 @@ def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
     return problems
 
 
-def _image(settings: Settings) -> tuple[Image, str]:
-    """The image of all nodes and its architecture."""
-    image_id = settings.ami_id
-    if not image_id:
-        image_id = aws.ssm.get_parameter(name=DEBIAN_IMAGE["x86_64"]).insecure_value
-    answer = aws.ec2.get_ami(
-        filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
-        include_deprecated=True,  # an old image that was asked for is still the one that was asked for
-    )
+def describe_image(image_id: str, architecture: Architecture) -> Image:
+    """What AWS says of an image; ValueError with the remedy if there is none, or one of another architecture."""
+    try:
+        answer = aws.ec2.get_ami(
+            filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
+            include_deprecated=True,  # an old image that was asked for is still the one that was asked for
+        )
+    except Exception as error:  # a failed invoke raises no narrower type
+        raise ValueError(f"name an image that exists in this region; {image_id}: {error}") from None
+    if answer.architecture != architecture:
+        raise ValueError(
+            f"choose an image for {architecture}, like the instance types; {image_id} is for {answer.architecture}"
+        )
     sizes = [
         int(mapping.ebs["volume_size"])
         for mapping in answer.block_device_mappings
         if mapping.device_name == answer.root_device_name
     ]
-    return Image(answer.id, answer.root_device_name, max(sizes, default=0)), answer.architecture
+    return Image(answer.id, answer.root_device_name, max(sizes, default=0))

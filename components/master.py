@@ -47,16 +47,14 @@ _DEVICES: Final = ("/dev/sdf", "/dev/sdg", "/dev/sdh")
 class MasterArgs:
     """What the master is made from.
 
-    `image_pinned` says whether the user chose the image: then the machine follows it, otherwise it keeps the
-    image it was born with. `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes`
-    is the number of worker processes of the full fleet. The machine starts after everything in `after`.
+    `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
+    processes of the full fleet. The machine starts after everything in `after`.
     """
 
     region: str
     architecture: Architecture
     instance_type: str
-    image: Image
-    image_pinned: bool
+    image: pulumi.Output[Image]
     webui: bool
     address: IPv4Address
     subnet_id: pulumi.Input[str]
@@ -115,7 +113,7 @@ class Master(Component):
         self.user_data = self._user_data(args)
         instance = aws.ec2.Instance(
             self.named("instance"),
-            ami=args.image.id,
+            ami=args.image.apply(lambda image: image.id),
             instance_type=args.instance_type,
             primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
                 network_interface_id=interface.id
@@ -129,7 +127,7 @@ class Master(Component):
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
-                volume_size=max(_ROOT_GB, args.image.root_gb),
+                volume_size=args.image.apply(lambda image: max(_ROOT_GB, image.root_gb)),
                 encrypted=True,
                 delete_on_termination=True,
                 tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags
@@ -139,7 +137,6 @@ class Master(Component):
             tags={**self.tags("instance"), facts.NUM_CORES_TAG: str(args.fleet_processes)},
             opts=self.child(
                 delete_before_replace=True,
-                ignore_changes=[] if args.image_pinned else ["ami"],
                 depends_on=[*role.policies, *args.after],
             ),
         )

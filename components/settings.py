@@ -294,7 +294,7 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         architecture = instance_types.architecture(master)
         if architecture != "x86_64" and parsed.get("amiId") == "":
             # Debian's image of the other architecture would be easy to find for a new cluster. In one that is there
-            # the machines keep the image they were born with: AWS would refuse the new master, with the old one gone.
+            # all nodes keep the image of its first day: AWS would refuse the new master, with the old one gone.
             remedy = (
                 f"name an image for {architecture} types such as {master}; the id of Debian's: "
                 f"aws ssm get-parameter --name {DEBIAN_IMAGE[architecture]} --query Parameter.Value"

@@ -30,15 +30,14 @@ WARMUP_SECONDS: Final = 120
 class WorkersArgs:
     """What the fleet is made from.
 
-    `instance_types` come in order of preference; `image_pinned` is as for the master; `nfs_addresses` is
-    keyed by zone. Workers start after everything in `after`.
+    `instance_types` come in order of preference; `nfs_addresses` is keyed by zone. Workers start after
+    everything in `after`.
     """
 
     region: str
     architecture: Architecture
     instance_types: Sequence[str]
-    image: Image
-    image_pinned: bool
+    image: pulumi.Output[Image]
     minimum: int
     desired: int
     maximum: int
@@ -135,7 +134,7 @@ class Workers(Component):
     def _template(self, args: WorkersArgs, role: NodeRole) -> aws.ec2.LaunchTemplate:
         return aws.ec2.LaunchTemplate(
             self.named("template"),
-            image_id=args.image.id,
+            image_id=args.image.apply(lambda image: image.id),
             iam_instance_profile=aws.ec2.LaunchTemplateIamInstanceProfileArgs(arn=role.profile_arn),
             network_interfaces=[
                 aws.ec2.LaunchTemplateNetworkInterfaceArgs(
@@ -153,10 +152,10 @@ class Workers(Component):
             ),
             block_device_mappings=[
                 aws.ec2.LaunchTemplateBlockDeviceMappingArgs(
-                    device_name=args.image.root_device,
+                    device_name=args.image.apply(lambda image: image.root_device),
                     ebs=aws.ec2.LaunchTemplateBlockDeviceMappingEbsArgs(
                         volume_type="gp3",
-                        volume_size=max(_ROOT_GB, args.image.root_gb),
+                        volume_size=args.image.apply(lambda image: max(_ROOT_GB, image.root_gb)),
                         encrypted="true",
                         delete_on_termination="true",
                     ),
@@ -169,7 +168,7 @@ class Workers(Component):
             ],
             update_default_version=True,
             tags=self.tags("template"),
-            opts=self.child(ignore_changes=[] if args.image_pinned else ["image_id"]),
+            opts=self.child(),
         )
 
 

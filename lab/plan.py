@@ -108,6 +108,8 @@ ARGUMENTS: Mapping[str, str] = {
     "aws:iam/role:Role": "assumeRolePolicy",
     "aws:iam/rolePolicy:RolePolicy": "role policy",
     "aws:iam/instanceProfile:InstanceProfile": "role",
+    # Keeps the image's id from one update to the next; a lab is made once.
+    "pulumi:index:Stash": "input",
     # It waits for the master through SSM; the lab waits for all nodes itself.
     "command:local:Command": "interpreter create dir environment triggers",
 }

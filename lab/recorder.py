@@ -108,20 +108,21 @@ def run_program(
     *,
     preview: bool = False,
     invokes: Invokes | None = None,
+    stashed: Mapping[str, Any] | None = None,
     stack: str = "test",
     program: Path = PROGRAM,
 ) -> Recording:
     """Run the program with this configuration and return what it registered.
 
     Keys without a namespace are the project's own; values are text, structured ones JSON, as Pulumi hands
-    them over. `invokes` adds to or replaces the answers in INVOKES. Whatever the program raises is raised
-    here.
+    them over. `invokes` adds to or replaces the answers in INVOKES; `stashed` maps the name of a Stash to what
+    it has kept since an earlier run. Whatever the program raises is raised here.
 
     Each run has its own thread and its own context variables, where Pulumi keeps all its state; so runs
     neither see nor disturb each other or the caller's event loop.
     """
     recording = Recording()
-    monitor = _Monitor(recording, {**INVOKES, **(invokes or {})}, preview)
+    monitor = _Monitor(recording, {**INVOKES, **(invokes or {})}, stashed or {}, preview)
     full = {key if ":" in key else f"{facts.PROJECT}:{key}": value for key, value in config.items()}
     failure: list[BaseException] = []
 
@@ -157,8 +158,10 @@ def run_program(
 class _Monitor(mocks.MockMonitor):
     """Pulumi's mock of its resource monitor, which also keeps what the program asked for."""
 
-    def __init__(self, recording: Recording, invokes: Invokes, preview: bool) -> None:
-        super().__init__(_Mocks(recording, invokes, preview))
+    def __init__(
+        self, recording: Recording, invokes: Invokes, stashed: Mapping[str, Any], preview: bool
+    ) -> None:
+        super().__init__(_Mocks(recording, invokes, stashed, preview))
         self._recording = recording
         self._lock = threading.Lock()
 
@@ -219,14 +222,20 @@ class _Engine(mocks.MockEngine):
 class _Mocks(mocks.Mocks):
     """Makes up the outputs of resources and answers invokes."""
 
-    def __init__(self, recording: Recording, invokes: Invokes, preview: bool) -> None:
+    def __init__(
+        self, recording: Recording, invokes: Invokes, stashed: Mapping[str, Any], preview: bool
+    ) -> None:
         self._recording = recording
         self._invokes = invokes
+        self._stashed = stashed
         self._preview = preview
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         if not args.custom:
             return "", {}
+        if args.typ == "pulumi:index:Stash":  # Pulumi's own, which answers in a preview, too
+            kept = self._stashed.get(args.name, args.inputs["input"])
+            return "" if self._preview else args.name, {**args.inputs, "output": kept}
         if self._preview:  # AWS has made nothing yet: no id, and no output but the inputs
             return "", dict(args.inputs)
         id_ = _made_up_id(args.typ, args.name, args.inputs)

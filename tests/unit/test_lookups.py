@@ -14,6 +14,7 @@ OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"
 ZONES = "aws:index/getAvailabilityZones:getAvailabilityZones"
 AMI = "aws:ec2/getAmi:getAmi"
+KEPT = "ami-0fedcba9876543210"  # the image of a cluster that is there
 
 
 def _offer(**zones_of: list[str]) -> Mapping[str, Any]:
@@ -94,6 +95,31 @@ def test_a_root_disk_has_room_for_its_image(image_gb: int, disk_gb: int) -> None
     assert recording.one("aws:ec2/instance:Instance").inputs["rootBlockDevice"]["volumeSize"] == disk_gb
     (mapping,) = recording.one("aws:ec2/launchTemplate:LaunchTemplate").inputs["blockDeviceMappings"]
     assert mapping["ebs"]["volumeSize"] == disk_gb
+
+
+def test_the_root_disks_are_those_of_the_image_that_is_kept_not_of_debians_newest() -> None:
+    def images(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        (asked,) = args["filters"][0]["values"]
+        kept = {"root_device": "/dev/sda1", "root_gb": 40} if asked == KEPT else {"root_gb": 64}
+        return ami_answer(asked, **kept)
+
+    recording = run_program({}, invokes={AMI: images}, stashed={"image-debian": KEPT})
+    assert recording.one("aws:ec2/instance:Instance").inputs["rootBlockDevice"]["volumeSize"] == 40
+    (mapping,) = recording.one("aws:ec2/launchTemplate:LaunchTemplate").inputs["blockDeviceMappings"]
+    assert (mapping["deviceName"], mapping["ebs"]["volumeSize"]) == ("/dev/sda1", 40)
+
+
+def test_a_kept_image_that_is_gone_is_said_before_a_machine_is_touched() -> None:
+    """A master is taken down before its replacement starts; without an image there would be none."""
+
+    def images(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        (asked,) = args["filters"][0]["values"]
+        if asked == KEPT:
+            raise Refused("Your query returned no results")
+        return ami_answer(asked)
+
+    with pytest.raises(pulumi.RunError, match=rf'amiId = "": name an image .*{KEPT}: .*no results'):
+        run_program({}, invokes={AMI: images}, stashed={"image-debian": KEPT})
 
 
 def test_another_partition_than_aws_is_refused() -> None:

@@ -48,6 +48,7 @@ EIP = "aws:ec2/eip:Eip"
 ROLE_POLICY = "aws:iam/rolePolicy:RolePolicy"
 SECRET = "aws:secretsmanager/secret:Secret"
 COMMAND = "command:local:Command"
+STASH = "pulumi:index:Stash"
 HOOK = "aws:autoscaling/lifecycleHook:LifecycleHook"
 SCALING_POLICY = "aws:autoscaling/policy:Policy"
 ALARM = "aws:cloudwatch/metricAlarm:MetricAlarm"
@@ -597,13 +598,34 @@ def test_the_masters_address_is_fixed_and_belongs_to_an_interface_of_its_own(eac
     assert each_mode.one(INSTANCE).urn not in interface.dependencies
 
 
-def test_debians_image_is_taken_once_and_an_image_that_is_asked_for_is_followed(record: Record) -> None:
-    first = record()
-    assert first.one(INSTANCE).ignore_changes == ("ami",)
-    assert first.one(TEMPLATE).ignore_changes == ("imageId",)
-    asked = record(**MODES[ENDPOINTS])
-    assert asked.one(INSTANCE).ignore_changes == asked.one(TEMPLATE).ignore_changes == ()
-    assert asked.one(INSTANCE).inputs["ami"] == asked.one(TEMPLATE).inputs["imageId"] == AMI
+def _images(recording: Recording) -> tuple[str, str]:
+    """The images of the master and of the workers."""
+    return recording.one(INSTANCE).inputs["ami"], recording.one(TEMPLATE).inputs["imageId"]
+
+
+def test_a_new_cluster_gets_debians_newest_image_and_keeps_its_id_in_the_state(record: Record) -> None:
+    recording = record()
+    newest = recording.one(STASH).inputs["input"]
+    assert newest == "ami-0d3b1a4a7e0c5f6b8"
+    assert _images(recording) == (newest, newest)
+    assert record(preview=True).one(INSTANCE).inputs["ami"] == newest  # a preview shows it
+
+
+def test_all_nodes_keep_the_image_that_the_state_holds_whatever_debian_publishes(record: Record) -> None:
+    recording = run_program({}, stashed={"image-debian": AMI})
+    assert _images(recording) == (AMI, AMI)
+    stash = recording.one(STASH)
+    assert stash.inputs == record().one(STASH).inputs  # the newest one
+    assert (stash.ignore_changes, stash.replace_on_changes) == (("input",), ())
+    # Pulumi takes the inputs of a replacement from the program, whatever ignore_changes says.
+    for type_ in (INSTANCE, TEMPLATE):
+        assert recording.one(type_).ignore_changes == ()
+
+
+def test_an_image_that_is_asked_for_is_that_of_all_nodes_and_nothing_else_is_kept(record: Record) -> None:
+    recording = record(**MODES[ENDPOINTS])
+    assert _images(recording) == (AMI, AMI)
+    assert recording.of_type(STASH) == []
 
 
 def test_the_group_starts_with_the_settings_numbers_and_leaves_the_desired_one_to_the_scaler(

@@ -81,6 +81,15 @@ def test_exports_are_plain_values_and_unknown_in_a_preview(program: Path) -> Non
     }
 
 
+def test_a_stash_gives_what_it_has_kept_and_the_new_value_only_the_first_time(program: Path) -> None:
+    write(program, "pulumi.export('kept', pulumi.Stash('s', input='new').output)")
+    assert run_program({}, program=program).exports == {"kept": "new"}
+    for preview in (False, True):  # Pulumi's engine keeps it, so that a preview knows it
+        kept = run_program({}, preview=preview, stashed={"s": "old"}, program=program)
+        assert kept.exports == {"kept": "old"}
+        assert kept.one("pulumi:index:Stash").inputs == {"input": "new"}
+
+
 def test_configuration_reaches_the_program_and_only_that_of_this_run(program: Path) -> None:
     write(
         program,
