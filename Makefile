@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa check lock host-packages clean
+.PHONY: help demo test unit transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa docs check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ endif
 
 qa: $(VENV)/.done host-packages ## the engine's own jobs on the cluster and with one process: writes docs/qa.md (QA=classical: some)
 	$(VENV)/bin/python -m lab qa $(QA)
+
+docs: $(VENV)/.done ## write the tables of README.md and docs/ anew that repeat the code
+	$(VENV)/bin/python -m docs.tables
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any, Final, Literal, NamedTuple
 
 from components import capacity, instance_types, subnets
+from components.changes import Change
 
 Egress = Literal["nat", "endpoints"]
 WorkerStorage = Literal["nfs", "diskless"]
@@ -170,10 +171,13 @@ def _image(value: object) -> str:
 
 
 class Key(NamedTuple):
-    """A configuration key: its default, as written in Pulumi.yaml, and the parser of its value."""
+    """A configuration key: its default, as written in Pulumi.yaml, the parser of its value, and what a change of it
+    does to a cluster that exists. `docs/operations.md` shows `changes`; a test compares them with Pulumi's engine.
+    """
 
     default: object
     parse: Parser
+    changes: Set[Change]
 
 
 _WORKERS: Final = _integer(0, 1000)
@@ -181,28 +185,32 @@ _WORKERS: Final = _integer(0, 1000)
 _LARGEST_VOLUME_GB: Final = 65536
 
 KEYS: Final[Mapping[str, Key]] = {
-    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr),
-    "clientCidrs": Key([], _list_of(_client_cidr)),
-    "egress": Key("nat", _one_of("nat", "endpoints")),
-    "masterInstanceType": Key("m7i.large", _instance_type),
-    "amiId": Key("", _image),
+    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr, {Change.NEW_CLUSTER}),
+    "clientCidrs": Key([], _list_of(_client_cidr), {Change.RULES}),
+    "egress": Key("nat", _one_of("nat", "endpoints"), {Change.WAY_OUT}),
+    "masterInstanceType": Key("m7i.large", _instance_type, {Change.MASTER_RESIZED}),
+    "amiId": Key("", _image, {Change.MASTER_REPLACED, Change.WORKERS_ROLLED}),
     "workerInstanceTypes": Key(
-        ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"], _non_empty(_list_of(_instance_type))
+        ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"],
+        _non_empty(_list_of(_instance_type)),
+        {Change.WORKERS_ROLLED, Change.NUM_CORES},
     ),
-    "workerMin": Key(0, _WORKERS),
-    "workerDesired": Key(2, _WORKERS),
-    "workerMax": Key(8, _integer(1, 1000)),
-    "workerSpot": Key(False, _boolean),
-    "workerStorage": Key("nfs", _one_of("nfs", "diskless")),
-    "drainMinutes": Key(10, _integer(1, capacity.LONGEST_DRAIN_MINUTES)),
-    "homeVolumeGb": Key(100, _integer(1, _LARGEST_VOLUME_GB)),
+    "workerMin": Key(0, _WORKERS, {Change.FLEET_SIZE}),
+    "workerDesired": Key(2, _WORKERS, set()),
+    "workerMax": Key(8, _integer(1, 1000), {Change.FLEET_SIZE, Change.NUM_CORES}),
+    "workerSpot": Key(False, _boolean, {Change.WORKERS_ROLLED}),
+    "workerStorage": Key("nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED}),
+    "drainMinutes": Key(
+        10, _integer(1, capacity.LONGEST_DRAIN_MINUTES), {Change.HOOK, Change.WORKERS_ROLLED}
+    ),
+    "homeVolumeGb": Key(100, _integer(1, _LARGEST_VOLUME_GB), {Change.VOLUME_GROWN}),
     # The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
-    "varVolumeGb": Key(50, _integer(4, _LARGEST_VOLUME_GB)),
-    "rabbitmqVolumeGb": Key(20, _integer(4, _LARGEST_VOLUME_GB)),
-    "keepDataOnDestroy": Key(True, _boolean),
-    "webui": Key(True, _boolean),
-    "waitForReady": Key(True, _boolean),
-    "readyTimeoutMinutes": Key(30, _integer(1, 240)),
+    "varVolumeGb": Key(50, _integer(4, _LARGEST_VOLUME_GB), {Change.VOLUME_GROWN}),
+    "rabbitmqVolumeGb": Key(20, _integer(4, _LARGEST_VOLUME_GB), {Change.VOLUME_GROWN}),
+    "keepDataOnDestroy": Key(True, _boolean, {Change.KEPT_IN_STATE}),
+    "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
+    "waitForReady": Key(True, _boolean, {Change.WAIT}),
+    "readyTimeoutMinutes": Key(30, _integer(1, 240), {Change.WAIT}),
 }
 
 
