@@ -148,6 +148,7 @@ if settings.wait_for_ready:
         ReadinessArgs(
             region=region.name,
             instance_id=master.instance_id,
+            instance_type=settings.master_instance_type,
             user_data=master.user_data,
             minutes=settings.ready_timeout_minutes,
             after=master.attachments,

@@ -11,12 +11,19 @@ import pulumi
 import pulumi_aws as aws
 from pulumi.runtime.config import CONFIG, get_config_env
 
-from components import subnets
+from components import subnets, tags
 from components.instance_types import Architecture, InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
-# Ways to be somebody for the provider that boto3 does not learn of.
-_STRANGE_TO_BOTO3: Final = frozenset({"aws:accessKey", "aws:assumeRoles", "aws:assumeRoleWithWebIdentity"})
+# Ways for the provider to be somebody, or to get to AWS, that boto3 does not learn of.
+_STRANGE_TO_BOTO3: Final = frozenset(
+    f"aws:{name}"
+    for name in (
+        *("accessKey", "secretKey", "token", "assumeRoles", "assumeRoleWithWebIdentity"),
+        *("sharedConfigFiles", "sharedCredentialsFiles"),
+        *("customCaBundle", "endpoints", "httpProxy", "httpsProxy", "insecure", "noProxy"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -50,20 +57,40 @@ def read_settings() -> Settings:
     wrong.
     """
     config = pulumi.Config()
-    # Pulumi offers no list of the keys that are set, and a misspelt one would be ignored in silence.
+    # Pulumi documents no list of the keys that are set, and a misspelt one would be ignored in silence.
     keys = {*get_config_env(), *CONFIG.get()}
     named = {key.removeprefix(f"{config.name}:") for key in keys if key.startswith(f"{config.name}:")}
+    problems = _hidden_default_tags()
     try:
         settings = Settings.parse({key: config.get(key) for key in sorted(named | set(KEYS))})
     except SettingsError as error:
-        raise pulumi.RunError(str(error)) from None
+        raise pulumi.RunError(str(SettingsError([*error.problems, *problems]))) from None
     if settings.wait_for_ready and (strange := sorted(_STRANGE_TO_BOTO3 & keys)):
         remedy = (
             f"set it to false, or give {', '.join(strange)} by the environment or a profile (aws:profile): the wait "
-            "asks AWS by boto3, which would look in another account"
+            "asks AWS by boto3, which does not learn of them and would look in another account or find no way"
         )
-        raise pulumi.RunError(str(SettingsError([Problem("waitForReady", True, remedy)])))
+        problems.append(Problem("waitForReady", True, remedy))
+    if problems:
+        raise pulumi.RunError(str(SettingsError(problems)))
     return settings
+
+
+def _hidden_default_tags() -> list[Problem]:
+    """The provider's default tags that would stop the master, whose metadata show its tags.
+
+    The provider gives them to the instance; EC2 refuses the launch, after network and storage were made.
+    """
+    default = pulumi.Config("aws").get_object("defaultTags") or {}
+    remedy = (
+        "rename it: the master reads its own tags in the instance metadata, where keys have no other characters "
+        f"than letters, digits and {' '.join(tags.OTHERS_IN_METADATA)}"
+    )
+    return [
+        Problem("aws:defaultTags", key, remedy)
+        for key in sorted(default.get("tags") or {})
+        if not tags.shown_in_metadata(key)
+    ]
 
 
 def look_up(settings: Settings) -> Region:

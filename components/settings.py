@@ -93,15 +93,13 @@ def _client_cidr(value: object) -> IPv4Network:
 def _list_of(parse: Parser) -> Parser:
     def parse_list(value: object) -> tuple[Any, ...]:
         items = value
-        if isinstance(
-            value, str
-        ):  # Pulumi hands over a structured value as JSON; a command line may hold a,b
+        if isinstance(value, str):  # Pulumi hands over a structured value as JSON
             try:
                 items = json.loads(value)
             except json.JSONDecodeError:
-                items = [item.strip() for item in value.split(",") if item.strip()]
+                items = None
         if not isinstance(items, list | tuple):
-            raise ValueError("write a list")
+            raise ValueError("write a list: pulumi config set --path 'KEY[0]' …, or in YAML")
         parsed = []
         for item in items:
             try:
@@ -121,6 +119,16 @@ def _non_empty(parse: Parser) -> Parser:
         return items
 
     return parse_non_empty
+
+
+def _at_most(number: int, parse: Parser, remedy: str) -> Parser:
+    def parse_at_most(value: object) -> tuple[Any, ...]:
+        items: tuple[Any, ...] = parse(value)
+        if len(items) > number:
+            raise ValueError(remedy)
+        return items
+
+    return parse_at_most
 
 
 def _instance_type(value: object) -> str:
@@ -184,9 +192,22 @@ _WORKERS: Final = _integer(0, 1000)
 # gp3's limit in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
 _LARGEST_VOLUME_GB: Final = 65536
 
+# A security group takes 60 rules for what comes in; two of the master's are RabbitMQ's and the DbServer's.
+# https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
+_MOST_CLIENT_CIDRS: Final = 60 - 2
+
 KEYS: Final[Mapping[str, Key]] = {
     "vpcCidr": Key("10.20.0.0/16", _vpc_cidr, {Change.NEW_CLUSTER}),
-    "clientCidrs": Key([], _list_of(_client_cidr), {Change.RULES}),
+    "clientCidrs": Key(
+        [],
+        _at_most(
+            _MOST_CLIENT_CIDRS,
+            _list_of(_client_cidr),
+            f"name {_MOST_CLIENT_CIDRS} networks at most, since AWS takes no more rules in a security group: join "
+            "neighbours to larger ones",
+        ),
+        {Change.RULES},
+    ),
     "egress": Key("nat", _one_of("nat", "endpoints"), {Change.WAY_OUT}),
     "masterInstanceType": Key("m7i.large", _instance_type, {Change.MASTER_RESIZED}),
     "amiId": Key("", _image, {Change.MASTER_REPLACED, Change.WORKERS_ROLLED}),

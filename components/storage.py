@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Final
 
 import pulumi
 import pulumi_aws as aws
 
 from components import facts
 from components.component import Component
+
+# The provider counts the final snapshot to the deletion, for which it has ten minutes; then `pulumi destroy` fails, and
+# each further one makes another snapshot. A snapshot copies all that has changed since the one before, the first one
+# everything, which "can take several hours".
+# https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/ec2/ebs_volume.go
+# https://docs.aws.amazon.com/ebs/latest/userguide/ebs-creating-snapshot.html
+_FINAL_SNAPSHOT: Final = pulumi.CustomTimeouts(delete="12h")
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Storage(Component):
             encrypted=True,
             final_snapshot=True,
             tags=self.tags(child),
-            opts=self.child(retain_on_delete=args.keep),
+            opts=self.child(retain_on_delete=args.keep, custom_timeouts=_FINAL_SNAPSHOT),
         )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from components import facts
+
+OTHERS_IN_METADATA: Final = "+-=.,_:@"
 
 
 def cluster_name(stack: str) -> str:
@@ -22,3 +27,11 @@ def tags(stack: str, name: str) -> dict[str, str]:
         "Stack": stack,
         "ManagedBy": "pulumi",
     }
+
+
+def shown_in_metadata(key: str) -> bool:
+    """Whether a tag of an instance whose metadata show its tags may have this key; EC2 launches no other.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
+    """
+    return bool(re.fullmatch(rf"[a-zA-Z0-9{re.escape(OTHERS_IN_METADATA)}]{{1,255}}", key))

@@ -24,6 +24,10 @@ _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's ma
 # From an instance's being in service to its first task, with room; meanwhile the group does not scale in either, and
 # the alarm that asks for that needs a minute or two to notice a job that begins.
 WARMUP_SECONDS: Final = 120
+# Deleting the group waits until its machines are gone; the provider's ten minutes are fewer than a worker may take that
+# still computes: its shutdown waits for the running tasks, until systemd's poweroff.target ends it by force after
+# JobTimeoutSec=30min. https://github.com/systemd/systemd/blob/main/units/poweroff.target
+_GROUP_GONE: Final = pulumi.CustomTimeouts(delete="45m")
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ class Workers(Component):
                 aws.autoscaling.GroupTagArgs(key=key, value=value, propagate_at_launch=True)
                 for key, value in self.tags("worker").items()
             ],
-            opts=self.child(ignore_changes=["desired_capacity"], depends_on=[*role.policies, *args.after]),
+            opts=self.child(
+                ignore_changes=["desired_capacity"],
+                custom_timeouts=_GROUP_GONE,
+                depends_on=[*role.policies, *args.after],
+            ),
         )
         self.group_name = group.name
         self._drain(args, role, group)

@@ -50,7 +50,8 @@ class UnknownInvoke(LookupError):
 class Recorded:
     """One registered resource: what the program said of it, and the outputs it was given.
 
-    `parent`, `dependencies` and `property_dependencies` hold URNs. In a preview, unknown values are UNKNOWN.
+    `parent`, `dependencies` and `property_dependencies` hold URNs; `timeouts` maps create, update and delete
+    to texts such as 10m, where the program sets them. In a preview, unknown values are UNKNOWN.
     """
 
     type: str
@@ -66,6 +67,7 @@ class Recorded:
     delete_before_replace: bool
     ignore_changes: tuple[str, ...]
     replace_on_changes: tuple[str, ...]
+    timeouts: dict[str, str]
     dependencies: frozenset[str]
     property_dependencies: dict[str, frozenset[str]]
 
@@ -195,6 +197,7 @@ class _Monitor(mocks.MockMonitor):
             delete_before_replace=request.deleteBeforeReplace,
             ignore_changes=tuple(request.ignoreChanges),
             replace_on_changes=tuple(request.replaceOnChanges),
+            timeouts={field.name: value for field, value in request.customTimeouts.ListFields()},
             dependencies=frozenset(request.dependencies),
             property_dependencies={
                 key: frozenset(value.urns) for key, value in request.propertyDependencies.items()

@@ -128,9 +128,31 @@ def test_another_partition_than_aws_is_refused() -> None:
         run_program({}, invokes={"aws:index/getPartition:getPartition": china})
 
 
-def test_the_wait_is_refused_where_it_would_look_in_another_account() -> None:
-    """boto3 learns nothing of how the provider becomes somebody else: it would wait for half an hour, and mislead."""
-    roles = '[{"roleArn": "arn:aws:iam::123456789012:role/deployer"}]'
-    with pytest.raises(pulumi.RunError, match=r"waitForReady = true: .*aws:assumeRoles"):
-        run_program({"aws:assumeRoles": roles})
-    run_program({"aws:assumeRoles": roles, "waitForReady": "false"})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("aws:assumeRoles", '[{"roleArn": "arn:aws:iam::123456789012:role/deployer"}]'),
+        ("aws:sharedConfigFiles", '["/etc/aws/config"]'),
+        ("aws:sharedCredentialsFiles", '["/etc/aws/credentials"]'),
+        ("aws:customCaBundle", "/etc/ssl/proxy.pem"),
+        ("aws:httpsProxy", "http://proxy:3128"),
+    ],
+)
+def test_the_wait_is_refused_where_it_would_not_find_the_providers_way_to_aws(key: str, value: str) -> None:
+    """boto3 learns nothing of these: it would fail, or wait for half an hour in another account, and mislead."""
+    with pytest.raises(pulumi.RunError, match=rf"waitForReady = true: .*{key}"):
+        run_program({key: value})
+    run_program({key: value, "waitForReady": "false"})
+
+
+def test_default_tags_that_the_metadata_cannot_show_are_refused_with_all_that_is_wrong() -> None:
+    """EC2 refuses to launch a machine whose metadata should show them, when network and storage are made."""
+    tags = '{"tags": {"Cost Center": "7", "Team": "hazard", "a/b": "c", "Owner:e-mail@home": "x"}}'
+    with pytest.raises(pulumi.RunError) as error:
+        run_program({"aws:defaultTags": tags, "workerMax": "0"})
+    assert str(error.value).startswith("wrong settings: 3\n  workerMax = 0: ")
+    for key in ("Cost Center", "a/b"):
+        assert f"\n  aws:defaultTags = {key}: rename it" in str(error.value)
+    with pytest.raises(pulumi.RunError, match="wrong settings: 2"):
+        run_program({"aws:defaultTags": tags})
+    run_program({"aws:defaultTags": '{"tags": {"Team": "hazard"}}'})

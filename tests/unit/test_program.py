@@ -6,6 +6,7 @@ That AWS accepts the arguments is not shown here; that the SDK knows them is.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from components import facts, userdata
 from components.capacity import steps_out
+from components.tags import shown_in_metadata
 from lab.recorder import REGION, UNKNOWN, Recorded, Recording, run_program
 from tests.unit.conftest import (
     AMI,
@@ -287,15 +289,38 @@ def test_no_endpoint_takes_the_masters_address(each_mode: Recording) -> None:
     )  # S3's has none, the master has one
 
 
-def test_through_s3_only_the_engine_bundle_and_the_ssm_agent_can_be_read(each_mode: Recording) -> None:
-    (s3,) = [one for one in each_mode.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Gateway"]
+def _s3_statement(recording: Recording) -> dict[str, Any]:
+    """The one statement of the policy of the gateway endpoint."""
+    (s3,) = [one for one in recording.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Gateway"]
     (statement,) = statements(s3.inputs["policy"])
+    assert (statement["Effect"], statement["Principal"]) == ("Allow", "*")
+    return statement
+
+
+@pytest.mark.parametrize("mode", [ENDPOINTS, ENDPOINTS_DISKLESS])
+def test_without_a_way_out_only_the_engine_bundle_and_the_ssm_agent_can_be_read_from_s3(
+    record: Record, mode: str
+) -> None:
+    recording = record(**MODES[mode])
+    statement = _s3_statement(recording)
     assert statement["Action"] == "s3:GetObject"
-    bucket = each_mode.one("aws:s3/bucket:Bucket")
+    bucket = recording.one("aws:s3/bucket:Bucket")
     assert statement["Resource"] == [
         f"arn:aws:s3:::{bucket.id}/*",
         f"arn:aws:s3:::amazon-ssm-{REGION}/*",
     ]
+
+
+@pytest.mark.parametrize("mode", [NAT, NAT_DISKLESS, SMALL])
+def test_with_nat_the_endpoint_of_s3_stands_in_the_way_of_nobodys_data(record: Record, mode: str) -> None:
+    # AWS sends all of the region's S3 traffic through it. Without a policy an existing cluster would keep its old one.
+    statement = _s3_statement(record(**MODES[mode]))
+    assert (statement["Action"], statement["Resource"]) == ("*", "*")
+
+
+def test_the_largest_number_of_client_networks_fits_into_a_security_group(record: Record) -> None:
+    cidrs = json.dumps([f"10.1.{number}.0/24" for number in range(58)])
+    assert len(_rules(record(clientCidrs=cidrs), "Ingress")["master"]) == 60  # AWS's default quota
 
 
 # --- security groups ----------------------------------------------------------------------------------------
@@ -415,7 +440,10 @@ def test_every_disk_is_encrypted(each_mode: Recording) -> None:
     (rule,) = each_mode.one(
         "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration"
     ).inputs["rules"]
-    assert rule["applyServerSideEncryptionByDefault"] == {"sseAlgorithm": "AES256"}
+    assert rule == {
+        "applyServerSideEncryptionByDefault": {"sseAlgorithm": "AES256"},
+        "blockedEncryptionTypes": ["SSE-C"],
+    }
     for one in each_mode.resources:  # and there is no other disk
         assert not {"ebsBlockDevices", "ephemeralBlockDevices"} & one.inputs.keys()
 
@@ -441,6 +469,10 @@ def test_data_is_kept_on_destroy_only_when_asked_for_and_nothing_stands_in_its_w
     assert [one.retain_on_delete for one in data] == [keep] * 4
     assert not [one.name for one in recording.resources if one.protect]
     assert not [one.name for one in recording.resources if one.retain_on_delete and one not in data]
+
+
+def test_a_deletion_is_given_the_time_that_a_final_snapshot_takes(each_mode: Recording) -> None:
+    assert [one.timeouts for one in each_mode.of_type(VOLUME)] == [{"delete": "12h"}] * 3
 
 
 def test_each_volume_is_attached_once_and_the_machine_stops_before_it_is_detached(
@@ -546,6 +578,16 @@ def test_the_bucket_is_private_and_refuses_plain_http(each_mode: Recording) -> N
     assert each_mode.one("aws:s3/bucket:Bucket").inputs["forceDestroy"] is True
 
 
+def test_the_bucket_is_changed_by_one_thing_at_a_time(each_mode: Recording) -> None:
+    chain = [
+        each_mode.one(f"aws:s3/bucket{name}:Bucket{name}")
+        for name in ("PublicAccessBlock", "OwnershipControls", "ServerSideEncryptionConfiguration", "Policy")
+    ]
+    chain.append(each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2"))
+    for first, second in itertools.pairwise(chain):
+        assert first.urn in second.dependencies
+
+
 # --- machines -----------------------------------------------------------------------------------------------
 
 
@@ -560,12 +602,11 @@ def test_imdsv2_is_required_one_hop_away_and_nobody_has_a_key(each_mode: Recordi
 
 
 def test_the_machines_tags_have_only_keys_that_the_metadata_can_show(each_mode: Recording) -> None:
-    # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html: others stop the launch
     template, group = each_mode.one(TEMPLATE).inputs, each_mode.one(GROUP).inputs
     keys = {key for one in template["tagSpecifications"] for key in one["tags"]}
     keys |= {tag["key"] for tag in group["tags"]} | each_mode.one(INSTANCE).inputs["tags"].keys()
     assert keys
-    assert all(re.fullmatch(r"[a-zA-Z0-9+\-=.,_:@]+", key) for key in keys)
+    assert all(shown_in_metadata(key) for key in keys)
 
 
 def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> None:
@@ -682,6 +723,11 @@ def test_a_worker_that_has_to_go_is_waited_for(record: Record) -> None:
     assert "initialLifecycleHooks" not in recording.one(GROUP).inputs
 
 
+def test_a_group_is_given_the_time_that_the_shutdown_of_a_busy_worker_takes(each_mode: Recording) -> None:
+    # systemd ends it by force after 30 minutes, a quarter of an hour before this
+    assert each_mode.one(GROUP).timeouts == {"delete": "45m"}
+
+
 def test_every_cluster_has_the_hook(each_mode: Recording) -> None:
     assert each_mode.one(HOOK).inputs["autoscalingGroupName"] == each_mode.one(GROUP).outputs["name"]
 
@@ -796,6 +842,14 @@ def test_the_wait_asks_for_the_master_again_when_the_machine_or_its_user_data_ch
     assert other.one(INSTANCE).inputs["userDataBase64"] != instance.inputs["userDataBase64"]
     assert other.one(COMMAND).inputs["triggers"] != wait.inputs["triggers"]
     assert {one.urn for one in recording.of_type(ATTACHMENT)} <= wait.dependencies
+
+
+def test_the_wait_asks_again_when_the_master_has_another_type(record: Record) -> None:
+    """It was stopped and started for that, as the same machine."""
+    recording, other = record(), record(masterInstanceType="m7i.xlarge")
+    assert other.one(INSTANCE).id == recording.one(INSTANCE).id
+    before, after = (one.one(COMMAND).inputs["triggers"] for one in (recording, other))
+    assert (before[:2], before[2], after[2]) == (after[:2], "m7i.large", "m7i.xlarge")
 
 
 def test_the_wait_lasts_as_long_and_has_the_aws_profile_as_the_stack_says(record: Record) -> None:

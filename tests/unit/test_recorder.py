@@ -31,6 +31,7 @@ def test_options_that_pulumis_mocks_drop_are_kept(program: Path) -> None:
         aws.ec2.Vpc("second", cidr_block="10.1.0.0/16", opts=pulumi.ResourceOptions(
             parent=first, protect=True, retain_on_delete=True, delete_before_replace=True,
             ignore_changes=["cidr_block"], replace_on_changes=["tags"], depends_on=[first],
+            custom_timeouts=pulumi.CustomTimeouts(create="3m", delete="2h"),
         ))
         """,
     )
@@ -38,6 +39,7 @@ def test_options_that_pulumis_mocks_drop_are_kept(program: Path) -> None:
     first, second = recording.of_type("aws:ec2/vpc:Vpc")
     assert (second.protect, second.retain_on_delete, second.delete_before_replace) == (True, True, True)
     assert (second.ignore_changes, second.replace_on_changes) == (("cidrBlock",), ("tags",))
+    assert (second.timeouts, first.timeouts) == ({"create": "3m", "delete": "2h"}, {})
     assert second.parent == first.urn
     assert second.dependencies == {first.urn}
     assert (first.protect, first.retain_on_delete, first.delete_before_replace) == (False, False, False)

@@ -129,10 +129,16 @@ def test_the_remedy_for_a_public_client_network_is_port_forwarding() -> None:
     assert "webUiPortForward" in problems({"clientCidrs": ["0.0.0.0/0"]})["clientCidrs"].remedy
 
 
-@pytest.mark.parametrize("text", ['["10.1.0.0/16", "100.64.0.0/10"]', "10.1.0.0/16, 100.64.0.0/10"])
-def test_a_list_is_json_or_separated_by_commas(text: str) -> None:
+def test_a_list_is_json_as_pulumi_hands_it_over() -> None:
     networks = tuple(IPv4Network(cidr) for cidr in ("10.1.0.0/16", "100.64.0.0/10"))
-    assert Settings.parse({"clientCidrs": text}).client_cidrs == networks
+    assert Settings.parse({"clientCidrs": '["10.1.0.0/16", "100.64.0.0/10"]'}).client_cidrs == networks
+    assert "--path" in problems({"clientCidrs": "10.1.0.0/16,100.64.0.0/10"})["clientCidrs"].remedy
+
+
+def test_the_client_networks_are_no_more_than_a_security_group_has_rules_for() -> None:
+    cidrs = [f"10.1.{number}.0/24" for number in range(59)]
+    assert len(Settings.parse({"clientCidrs": cidrs[:58]}).client_cidrs) == 58
+    assert "58 networks at most" in problems({"clientCidrs": cidrs})["clientCidrs"].remedy
 
 
 def test_a_list_names_each_value_once() -> None:
