@@ -25,6 +25,12 @@ _STRANGE_TO_BOTO3: Final = frozenset(
     )
 )
 
+# Zones that lack, for some accounts or all, subnets, NAT gateways, mount targets of EFS or current instance types, so
+# that no cluster of ours comes up there. By their ids, which are the same in all accounts, where names are not.
+# https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html (no Kubernetes there either), and for apne1-az3
+# https://github.com/sysdiglabs/terraform-aws-secure-for-cloud/pull/52
+_LIMITED_ZONE_IDS: Final = frozenset({"use1-az3", "usw1-az2", "cac1-az3", "apne1-az3"})
+
 
 @dataclass(frozen=True)
 class Image:
@@ -104,8 +110,8 @@ def look_up(settings: Settings) -> Region:
         raise pulumi.RunError(
             f"{name} is in the partition {partition}: only regions of the partition aws are supported"
         )
-    zones = _zones()
-    problems = _not_offered(settings, zones)
+    zones, problems = _zones(settings)
+    problems += _not_offered(settings, zones)
     if problems:  # AWS would refuse to describe a type that does not exist
         raise pulumi.RunError(str(SettingsError(problems)))
     types = {
@@ -137,8 +143,8 @@ def look_up(settings: Settings) -> Region:
     )
 
 
-def _zones() -> tuple[str, ...]:
-    """The first zones of the region by name.
+def _zones(settings: Settings) -> tuple[tuple[str, ...], list[Problem]]:
+    """The zones that the settings name, or else the first ones of the region by name; and what is wrong with them.
 
     Neither a zone's momentary state nor what it offers chooses the zones: a zone that drops out of the list
     for an hour, or another worker type, would move the master and replace its disks.
@@ -150,12 +156,19 @@ def _zones() -> tuple[str, ...]:
             aws.GetAvailabilityZonesFilterArgs(name="zone-type", values=["availability-zone"]),
         ],
     )
-    zones = tuple(sorted(answer.names)[: subnets.ZONES])
+    if settings.zones:
+        remedy = f"choose from {', '.join(sorted(answer.names))}"
+        strangers = [zone for zone in settings.zones if zone not in answer.names]
+        return settings.zones, [Problem("zones", zone, remedy) for zone in strangers]
+    fit = [
+        name for name, id_ in zip(answer.names, answer.zone_ids, strict=True) if id_ not in _LIMITED_ZONE_IDS
+    ]
+    zones = tuple(sorted(fit)[: subnets.ZONES])
     if len(zones) < subnets.ZONES:
         raise pulumi.RunError(
             f"the cluster needs a region with {subnets.ZONES} zones; this one has {list(zones)}"
         )
-    return zones
+    return zones, []
 
 
 def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
@@ -173,11 +186,11 @@ def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
     offers = set(zip(answer.instance_types, answer.locations, strict=True))
     problems = []
     if (settings.master_instance_type, zones[0]) not in offers:
-        remedy = f"choose a type that AWS offers in {zones[0]}, where the master and its disks live"
+        remedy = f"choose a type that AWS offers in {zones[0]}, where the master and its disks live, or other zones"
         problems.append(Problem("masterInstanceType", settings.master_instance_type, remedy))
     for worker in settings.worker_instance_types:
         if not any((worker, zone) in offers for zone in zones):
-            remedy = f"choose types that AWS offers in {' or '.join(zones)}"
+            remedy = f"choose types that AWS offers in {' or '.join(zones)}, or other zones"
             problems.append(Problem("workerInstanceTypes", worker, remedy))
     return problems
 

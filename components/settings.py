@@ -131,6 +131,19 @@ def _at_most(number: int, parse: Parser, remedy: str) -> Parser:
     return parse_at_most
 
 
+def _zone(value: object) -> str:
+    if not re.fullmatch(r"[a-z]+(-[a-z]+)+-\d[a-z]", str(value), re.ASCII):
+        raise ValueError("write a zone's name such as eu-central-1a")
+    return str(value)
+
+
+def _zones(value: object) -> tuple[str, ...]:
+    zones: tuple[str, ...] = _list_of(_zone)(value)
+    if zones and len(zones) != subnets.ZONES:
+        raise ValueError(f"name {subnets.ZONES} different zones, the master's first, or none")
+    return zones
+
+
 def _instance_type(value: object) -> str:
     name = str(value)
     instance_types.check(name)
@@ -198,6 +211,7 @@ _MOST_CLIENT_CIDRS: Final = 60 - 2
 
 KEYS: Final[Mapping[str, Key]] = {
     "vpcCidr": Key("10.20.0.0/16", _vpc_cidr, {Change.NEW_CLUSTER}),
+    "zones": Key([], _zones, {Change.NEW_CLUSTER}),
     "clientCidrs": Key(
         [],
         _at_most(
@@ -237,11 +251,12 @@ KEYS: Final[Mapping[str, Key]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty, `ami_id` "" means
-    Debian's.
+    """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
+    lookups.py chooses, `ami_id` "" Debian's image.
     """
 
     vpc_cidr: IPv4Network
+    zones: tuple[str, ...]
     client_cidrs: tuple[IPv4Network, ...]
     egress: Egress
     master_instance_type: str

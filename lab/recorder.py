@@ -492,6 +492,7 @@ INVOKES: Final[Invokes] = {
     "aws:index/getAvailabilityZones:getAvailabilityZones": {
         "id": REGION,
         "names": [f"{REGION}{letter}" for letter in "abc"],
+        "zoneIds": ["euc1-az2", "euc1-az3", "euc1-az1"],
     },
     "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": _offerings,
     "aws:ec2/getInstanceType:getInstanceType": _instance_type,

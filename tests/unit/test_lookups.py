@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pulumi
 import pytest
 
-from lab.recorder import REGION, Refused, ami_answer, instance_type_answer, run_program
+from lab.recorder import REGION, Recording, Refused, ami_answer, instance_type_answer, run_program
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"
@@ -62,13 +63,48 @@ def test_the_masters_type_must_be_offered_in_the_masters_zone_and_a_workers_type
     run_program(config, invokes={OFFERINGS: _offer(m7i_large=["a"], c7i_large=["b"], c6i_large=["a"])})
 
 
+def _zones(recording: Recording) -> list[str]:
+    """The zones of the master and of the workers' subnets, in this order."""
+    master = recording.by_id(
+        recording.one("aws:ec2/networkInterface:NetworkInterface").inputs["subnetId"]
+    ).inputs["availabilityZone"]
+    workers = recording.one("aws:autoscaling/group:Group").inputs["vpcZoneIdentifiers"]
+    return [master, *(recording.by_id(subnet).inputs["availabilityZone"] for subnet in workers)]
+
+
+def _zones_answer(**ids: str) -> Mapping[str, Any]:
+    """AWS's answer with these letters of zones and their ids, in this order."""
+    return {"id": REGION, "names": [f"{REGION}{letter}" for letter in ids], "zoneIds": list(ids.values())}
+
+
 def test_the_zones_are_the_first_two_by_name_whatever_order_aws_lists_them_in() -> None:
-    zones = {"id": REGION, "names": [f"{REGION}{letter}" for letter in "cab"]}
-    group = run_program({}, invokes={ZONES: zones}).one("aws:autoscaling/group:Group")
-    assert (
-        group.inputs["vpcZoneIdentifiers"]
-        == run_program({}).one("aws:autoscaling/group:Group").inputs["vpcZoneIdentifiers"]
-    )
+    answer = _zones_answer(c="euc1-az1", a="euc1-az2", b="euc1-az3")
+    assert _zones(run_program({}, invokes={ZONES: answer})) == _zones(run_program({}))
+    assert _zones(run_program({})) == [f"{REGION}a", f"{REGION}a", f"{REGION}b"]
+
+
+@pytest.mark.parametrize("id_", ["use1-az3", "usw1-az2", "cac1-az3", "apne1-az3"])
+def test_a_zone_that_lacks_what_the_cluster_needs_is_not_chosen(id_: str) -> None:
+    answer = _zones_answer(a=id_, b="euc1-az3", c="euc1-az1")
+    assert _zones(run_program({}, invokes={ZONES: answer})) == [f"{REGION}b", f"{REGION}b", f"{REGION}c"]
+    with pytest.raises(pulumi.RunError, match="region with 2 zones"):
+        run_program({}, invokes={ZONES: _zones_answer(a=id_, b="euc1-az3")})
+
+
+def test_the_zones_that_the_settings_name_are_taken_the_first_for_the_master() -> None:
+    answer = _zones_answer(a="use1-az3", b="use1-az1", c="use1-az2")
+    for zones in ("cb", "ba"):  # one that would not be chosen, too
+        named = [f"{REGION}{letter}" for letter in zones]
+        recording = run_program({"zones": json.dumps(named)}, invokes={ZONES: answer})
+        assert _zones(recording) == [named[0], *named]
+
+
+def test_a_zone_that_the_region_has_not_is_refused_with_the_types_that_are_offered_nowhere() -> None:
+    with pytest.raises(pulumi.RunError) as error:
+        run_program({"zones": f'["{REGION}x", "{REGION}b"]'}, invokes={OFFERINGS: _offer(c7i_2xlarge=["b"])})
+    lines = str(error.value).splitlines()
+    assert f"  zones = {REGION}x: choose from {REGION}a, {REGION}b, {REGION}c" in lines
+    assert any(line.startswith("  masterInstanceType = m7i.large: ") for line in lines)
 
 
 def test_the_zones_do_not_depend_on_which_ones_are_well_at_the_moment() -> None:
@@ -79,7 +115,7 @@ def test_the_zones_do_not_depend_on_which_ones_are_well_at_the_moment() -> None:
 
 def test_a_region_with_one_zone_is_refused() -> None:
     with pytest.raises(pulumi.RunError, match="region with 2 zones"):
-        run_program({}, invokes={ZONES: {"id": REGION, "names": [f"{REGION}a"]}})
+        run_program({}, invokes={ZONES: _zones_answer(a="euc1-az2")})
 
 
 def test_the_root_disk_of_a_worker_has_the_device_name_of_its_image() -> None:

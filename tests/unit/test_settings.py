@@ -125,6 +125,23 @@ def test_a_public_client_network_is_refused(cidr: str) -> None:
     assert cidr in problems({"clientCidrs": [cidr]})["clientCidrs"].remedy
 
 
+@pytest.mark.parametrize(
+    "zones", [["eu-central-1a"], ["eu-central-1a"] * 2, ["eu-central-1a", "eu-central-1b", "eu-central-1c"]]
+)
+def test_two_zones_are_named_or_none(zones: list[str]) -> None:
+    assert "2 different zones" in problems({"zones": zones})["zones"].remedy
+    assert Settings.parse({"zones": ["eu-central-1b", "eu-central-1a"]}).zones == (
+        "eu-central-1b",
+        "eu-central-1a",
+    )
+    assert Settings.parse({"zones": []}).zones == ()
+
+
+@pytest.mark.parametrize("zone", ["a", "eu-central-1", "euc1-az2", "eu-central-1A"])
+def test_what_is_no_name_of_a_zone_is_refused(zone: str) -> None:
+    assert f"{zone}: write a zone's name" in problems({"zones": [zone, "eu-central-1a"]})["zones"].remedy
+
+
 def test_the_remedy_for_a_public_client_network_is_port_forwarding() -> None:
     assert "webUiPortForward" in problems({"clientCidrs": ["0.0.0.0/0"]})["clientCidrs"].remedy
 
