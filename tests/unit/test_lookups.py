@@ -9,7 +9,9 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.recorder import REGION, Recording, Refused, ami_answer, instance_type_answer, run_program
+from lab.aws.answers import Refused, ami_answer, instance_type_answer
+from lab.aws.resources import REGION
+from lab.recorder import Recording, run_program
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"

@@ -9,7 +9,8 @@ from textwrap import dedent
 
 import pytest
 
-from lab.recorder import UNKNOWN, Refused, UnknownInvoke, run_program
+from lab.aws.answers import Refused, UnknownInvoke
+from lab.recorder import UNKNOWN, run_program
 
 
 @pytest.fixture
