@@ -17,7 +17,8 @@ from components.readiness import Readiness, ReadinessArgs
 from components.scaling import Scaling, ScalingArgs
 from components.secrets import Secrets
 from components.security import Security, SecurityArgs
-from components.storage import Storage, StorageArgs
+from components.snapshots import Snapshots, SnapshotsArgs
+from components.storage import Storage, StorageArgs, take_data_back
 from components.subnets import share_out
 from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
@@ -68,15 +69,16 @@ endpoints = Endpoints(
 )
 
 # --- what outlives the machines ---
+snapshots = Snapshots("snapshots", SnapshotsArgs(settings.backup_days)) if settings.backup_days else None
 storage = Storage(
     "storage",
     StorageArgs(
         master_zone=master_zone,
-        volume_gb={
-            facts.HOME_MOUNT: settings.home_volume_gb,
-            facts.VAR_MOUNT: settings.var_volume_gb,
-            facts.RABBITMQ_DIR: settings.rabbitmq_volume_gb,
-        },
+        volume_gb=settings.volume_gb,
+        volume_sources=settings.volume_sources,
+        volume_tags=snapshots.volume_tags if snapshots else {},
+        file_system_id=settings.file_system_id,
+        back_up=bool(settings.backup_days),
         nfs_addresses=subnets.nfs_addresses,
         worker_subnet_ids=network.worker_subnet_ids,
         nfs_group_id=security.nfs.id,
@@ -103,6 +105,7 @@ master = Master(
         security_group_id=security.master.id,
         volume_ids=storage.volume_ids,
         nfs_addresses=subnets.nfs_addresses,
+        file_system_id=storage.file_system_id,
         fleet_processes=processes,
         secrets=secrets,
         bundle=bundle,
@@ -126,6 +129,7 @@ workers = Workers(
         security_group_id=security.workers.id,
         master_address=subnets.master_address,
         nfs_addresses=subnets.nfs_addresses,
+        file_system_id=storage.file_system_id,
         bundle_sha256=bundle.sha256,
         secrets=secrets,
         after=surroundings,
@@ -170,5 +174,9 @@ if settings.webui:
     pulumi.export("webUiPortForward", pulumi.Output.concat(session, forward))
 pulumi.export("volumeIds", dict(storage.volume_ids))
 pulumi.export("efsId", storage.file_system_id)
+if settings.keep_data_on_destroy:
+    pulumi.export(
+        "takeDataBack", take_data_back(region.name, region.zones, storage.volume_ids, storage.file_system_id)
+    )
 pulumi.export("workerGroupName", workers.group_name)
 pulumi.export("secretName", secrets.name)

@@ -61,6 +61,7 @@ class MasterArgs:
     security_group_id: pulumi.Input[str]
     volume_ids: Mapping[str, pulumi.Input[str]]
     nfs_addresses: Mapping[str, IPv4Address]
+    file_system_id: pulumi.Input[str]
     fleet_processes: int
     secrets: Secrets
     bundle: BundleStore
@@ -174,5 +175,6 @@ class Master(Component):
         return pulumi.Output.all(
             secret_id=args.secrets.arn,
             bundle_bucket=args.bundle.bucket,
+            file_system_id=args.file_system_id,
             volumes=pulumi.Output.all(**args.volume_ids),
         ).apply(render)

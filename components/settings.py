@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any, Final, Literal, NamedTuple
 
-from components import capacity, instance_types, subnets
+from components import capacity, facts, instance_types, subnets
 from components.changes import Change
 
 Egress = Literal["nat", "endpoints"]
@@ -88,6 +88,25 @@ def _client_cidr(value: object) -> IPv4Network:
             "your VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
         )
     return network
+
+
+def _existing(example: str, *prefixes: str) -> Parser:
+    """Ids of what exists on AWS, or none."""
+
+    def parse(value: object) -> str:
+        if value != "" and not re.fullmatch(
+            rf"({'|'.join(prefixes)})-([0-9a-f]{{8}}|[0-9a-f]{{17}})", str(value), re.ASCII
+        ):
+            raise ValueError(f"write {example}, or leave it out for a new one")
+        return str(value)
+
+    return parse
+
+
+_VOLUME: Final = _existing(
+    "the id of a volume such as vol-0123456789abcdef0, or of a snapshot, snap-…", "vol", "snap"
+)
+_FILE_SYSTEM: Final = _existing("the id of a file system of EFS such as fs-0123456789abcdef0", "fs")
 
 
 def _list_of(parse: Parser) -> Parser:
@@ -204,6 +223,15 @@ class Key(NamedTuple):
 _WORKERS: Final = _integer(0, 1000)
 # gp3's limit in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
 _LARGEST_VOLUME_GB: Final = 65536
+# The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
+LEAST_VOLUME_GB: Final[Mapping[str, int]] = {facts.HOME_MOUNT: 1, facts.VAR_MOUNT: 4, facts.RABBITMQ_DIR: 4}
+
+
+def _volume_gb(mount: str) -> Parser:
+    return _integer(LEAST_VOLUME_GB[mount], _LARGEST_VOLUME_GB)
+
+
+_OTHER_VOLUME: Final = {Change.DATA_EXCHANGED, Change.MASTER_REPLACED}
 
 # A security group takes 60 rules for what comes in; two of the master's are RabbitMQ's and the DbServer's.
 # https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
@@ -238,11 +266,17 @@ KEYS: Final[Mapping[str, Key]] = {
     "drainMinutes": Key(
         10, _integer(1, capacity.LONGEST_DRAIN_MINUTES), {Change.HOOK, Change.WORKERS_ROLLED}
     ),
-    "homeVolumeGb": Key(100, _integer(1, _LARGEST_VOLUME_GB), {Change.VOLUME_GROWN}),
-    # The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
-    "varVolumeGb": Key(50, _integer(4, _LARGEST_VOLUME_GB), {Change.VOLUME_GROWN}),
-    "rabbitmqVolumeGb": Key(20, _integer(4, _LARGEST_VOLUME_GB), {Change.VOLUME_GROWN}),
+    "homeVolumeGb": Key(100, _volume_gb(facts.HOME_MOUNT), {Change.VOLUME_GROWN}),
+    "varVolumeGb": Key(50, _volume_gb(facts.VAR_MOUNT), {Change.VOLUME_GROWN}),
+    "rabbitmqVolumeGb": Key(20, _volume_gb(facts.RABBITMQ_DIR), {Change.VOLUME_GROWN}),
+    "homeVolumeId": Key("", _VOLUME, _OTHER_VOLUME),
+    "varVolumeId": Key("", _VOLUME, _OTHER_VOLUME),
+    "rabbitmqVolumeId": Key("", _VOLUME, _OTHER_VOLUME),
+    "fileSystemId": Key(
+        "", _FILE_SYSTEM, {Change.DATA_EXCHANGED, Change.MASTER_REPLACED, Change.WORKERS_ROLLED}
+    ),
     "keepDataOnDestroy": Key(True, _boolean, {Change.KEPT_IN_STATE}),
+    "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
     "waitForReady": Key(True, _boolean, {Change.WAIT}),
     "readyTimeoutMinutes": Key(30, _integer(1, 240), {Change.WAIT}),
@@ -252,7 +286,7 @@ KEYS: Final[Mapping[str, Key]] = {
 @dataclass(frozen=True)
 class Settings:
     """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
-    lookups.py chooses, `ami_id` "" Debian's image.
+    lookups.py chooses, `ami_id` "" Debian's image, `backup_days` 0 no backups.
     """
 
     vpc_cidr: IPv4Network
@@ -271,7 +305,12 @@ class Settings:
     home_volume_gb: int
     var_volume_gb: int
     rabbitmq_volume_gb: int
+    home_volume_id: str
+    var_volume_id: str
+    rabbitmq_volume_id: str
+    file_system_id: str
     keep_data_on_destroy: bool
+    backup_days: int
     webui: bool
     wait_for_ready: bool
     ready_timeout_minutes: int
@@ -280,6 +319,18 @@ class Settings:
     def architecture(self) -> instance_types.Architecture:
         """The one architecture of all nodes."""
         return instance_types.architecture(self.master_instance_type)
+
+    @property
+    def volume_gb(self) -> dict[str, int]:
+        """The size of the volume for each mount point."""
+        sizes = (self.home_volume_gb, self.var_volume_gb, self.rabbitmq_volume_gb)
+        return dict(zip(facts.VOLUME_MOUNTS, sizes, strict=True))
+
+    @property
+    def volume_sources(self) -> dict[str, str]:
+        """The existing volume (vol-…) or snapshot (snap-…) for each mount point; "" is a new volume."""
+        sources = (self.home_volume_id, self.var_volume_id, self.rabbitmq_volume_id)
+        return dict(zip(facts.VOLUME_MOUNTS, sources, strict=True))
 
     @classmethod
     def parse(cls, raw: Mapping[str, object]) -> Settings:
@@ -327,6 +378,14 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
+    volumes: dict[str, str] = {}
+    for key in ("homeVolumeId", "varVolumeId", "rabbitmqVolumeId"):
+        source = parsed.get(key, "")
+        if source.startswith("vol-"):
+            if source in volumes:
+                remedy = f"name another one, since {volumes[source]} has it"
+                problems.append(Problem(key, source, remedy))
+            volumes.setdefault(source, key)
     if parsed.get("egress") == "endpoints" and parsed.get("amiId") == "":
         remedy = (
             "name an image with everything baked in (docs/operations.md says how), since egress = endpoints lets "

@@ -21,12 +21,12 @@ def tags(stack: str, name: str) -> dict[str, str]:
     Passed explicitly to everything, since a provider's default tags reach neither the instances and disks of
     a launch template nor those of an autoscaling group.
     """
-    return {
-        "Name": f"{cluster_name(stack)}-{name}",
-        "Project": facts.PROJECT,
-        "Stack": stack,
-        "ManagedBy": "pulumi",
-    }
+    return {"Name": f"{cluster_name(stack)}-{name}", **of_stack(stack), "ManagedBy": "pulumi"}
+
+
+def of_stack(stack: str) -> dict[str, str]:
+    """The tags by which the resources of `stack` are found."""
+    return {"Project": facts.PROJECT, "Stack": stack}
 
 
 def shown_in_metadata(key: str) -> bool:

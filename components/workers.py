@@ -52,6 +52,7 @@ class WorkersArgs:
     security_group_id: pulumi.Input[str]
     master_address: IPv4Address
     nfs_addresses: Mapping[str, IPv4Address]
+    file_system_id: pulumi.Input[str]
     bundle_sha256: str
     secrets: Secrets
     after: Sequence[pulumi.Resource]
@@ -169,7 +170,9 @@ class Workers(Component):
                     ),
                 )
             ],
-            user_data=args.secrets.arn.apply(lambda secret_id: _user_data(args, secret_id)),
+            user_data=pulumi.Output.all(secret_id=args.secrets.arn, file_system_id=args.file_system_id).apply(
+                lambda known: _user_data(args, known)
+            ),
             tag_specifications=[
                 aws.ec2.LaunchTemplateTagSpecificationArgs(resource_type=kind, tags=self.tags("worker"))
                 for kind in ("instance", "volume", "network-interface")
@@ -180,18 +183,18 @@ class Workers(Component):
         )
 
 
-def _user_data(args: WorkersArgs, secret_id: str) -> str:
+def _user_data(args: WorkersArgs, known: Mapping[str, str]) -> str:
     return userdata.user_data(
         userdata.WorkerNode(
             region=args.region,
             architecture=args.architecture,
             master_address=str(args.master_address),
-            secret_id=secret_id,
             bundle_sha256=args.bundle_sha256,
             nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
             storage=args.storage,
             cluster=cluster_name(pulumi.get_stack()),
             drain_seconds=args.drain_minutes * 60,
+            **known,
         )
     )
 

@@ -541,11 +541,31 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
             "Resource": each_mode.one(GROUP).outputs["arn"],
         }
     ]
-    roles = {name: each_mode.one("aws:iam/role:Role", f"{name}-role").id for name in ("master", "workers")}
+    assert statements(each_mode.one(ROLE_POLICY, "snapshots-rights").inputs["policy"]) == [
+        {
+            "Effect": "Allow",
+            "Action": [
+                "ec2:CreateSnapshot",
+                "ec2:CreateSnapshots",
+                "ec2:DeleteSnapshot",
+                "ec2:DescribeInstances",
+                "ec2:DescribeSnapshots",
+                "ec2:DescribeVolumes",
+            ],
+            "Resource": "*",
+        },
+        {"Effect": "Allow", "Action": ["ec2:CreateTags"], "Resource": "arn:aws:ec2:*::snapshot/*"},
+    ]
+    principals = {"master": "ec2", "workers": "ec2", "snapshots": "dlm"}
+    for name, service in principals.items():
+        policy = each_mode.one("aws:iam/role:Role", f"{name}-role").inputs["assumeRolePolicy"]
+        assert [one["Principal"] for one in statements(policy)] == [{"Service": f"{service}.amazonaws.com"}]
+    roles = {name: each_mode.one("aws:iam/role:Role", f"{name}-role").id for name in principals}
     assert {one.name: one.inputs["role"] for one in each_mode.of_type(ROLE_POLICY)} == {
         "master-rights": roles["master"],
         "workers-rights": roles["workers"],
         "workers-drain": roles["workers"],
+        "snapshots-rights": roles["snapshots"],
     }
     assert {one.type for one in each_mode.resources if one.type.startswith("aws:iam/")} == {
         "aws:iam/role:Role",
@@ -885,6 +905,7 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
             for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
         },
         "efsId": recording.one(EFS).id,
+        "takeDataBack": recording.exports["takeDataBack"],  # test_adoption.py has its lines
         "workerGroupName": recording.one(GROUP).outputs["name"],
         "secretName": recording.one(SECRET).outputs["name"],
     }

@@ -253,6 +253,43 @@ def test_a_volume_has_a_size_that_gp3_has(size: int) -> None:
         assert problems({"homeVolumeGb": str(size)}).keys() == {"homeVolumeGb"}
 
 
+@pytest.mark.parametrize("key", ["homeVolumeId", "varVolumeId", "rabbitmqVolumeId"])
+def test_an_existing_volume_is_named_by_its_id_or_that_of_a_snapshot(key: str) -> None:
+    for right in ("", "vol-0123456789abcdef0", "vol-0123abcd", "snap-0123456789abcdef0"):
+        assert list(Settings.parse({key: right}).volume_sources.values()).count(right) >= 1
+    for wrong in (
+        "home",
+        "vol-0123",
+        "fs-0123456789abcdef0",
+        "VOL-0123456789abcdef0",
+        "vol-0123456789abcdef0 ",
+    ):
+        assert "vol-0123456789abcdef0, or of a snapshot, snap-" in problems({key: wrong})[key].remedy
+
+
+def test_an_existing_file_system_is_named_by_its_id() -> None:
+    assert Settings.parse({"fileSystemId": "fs-0123456789abcdef0"}).file_system_id == "fs-0123456789abcdef0"
+    assert (
+        "fs-0123456789abcdef0" in problems({"fileSystemId": "vol-0123456789abcdef0"})["fileSystemId"].remedy
+    )
+
+
+def test_a_volume_is_at_one_mount_point_only_and_a_snapshot_may_be_for_more() -> None:
+    keys = ("homeVolumeId", "varVolumeId", "rabbitmqVolumeId")
+    found = problems(dict.fromkeys(keys, "vol-0123456789abcdef0"))
+    assert list(found) == list(keys[1:])
+    assert {problem.remedy for problem in found.values()} == {"name another one, since homeVolumeId has it"}
+    Settings.parse(dict.fromkeys(keys, "snap-0123456789abcdef0"))
+
+
+@given(st.integers(-10, 1000))
+def test_backups_are_kept_for_a_year_at_most(days: int) -> None:
+    if 0 <= days <= 365:
+        assert Settings.parse({"backupDays": str(days)}).backup_days == days
+    else:
+        assert problems({"backupDays": str(days)}).keys() == {"backupDays"}
+
+
 @given(st.integers(-10, 3000))
 def test_a_worker_may_drain_for_as_long_as_aws_waits_for_it(minutes: int) -> None:
     try:
