@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pulumi_aws as aws
@@ -103,21 +103,28 @@ def _of_file_system(file_system_id: str, stack: str, keep: bool) -> list[str]:
         remedies.append(
             f"it is in {file_system.availability_zone_name} only: copy its files to a regional one"
         )
-    # A file system has mount targets in one VPC at a time. The API tells the VPC of a mount target by its network
-    # interface, whose description names the file system.
-    described = aws.ec2.GetNetworkInterfacesFilterArgs(
-        name="description", values=[f"EFS mount target for {file_system_id} *"]
-    )
     vpcs = aws.ec2.get_vpcs(tags=tags.of_stack(stack)).ids
-    ours = set()
-    if vpcs:
-        inside = aws.ec2.GetNetworkInterfacesFilterArgs(name="vpc-id", values=vpcs)
-        ours = set(aws.ec2.get_network_interfaces(filters=[described, inside]).ids)
-    if set(aws.ec2.get_network_interfaces(filters=[described]).ids) - ours:
+    ours = _mount_targets(file_system_id, {"vpc-id": vpcs}) if vpcs else set()
+    if _mount_targets(file_system_id, {}) - ours:
         remedies.append("it has mount targets in another VPC, and can have them in one only: delete those")
     if ours and not keep and _is_of_stack(file_system.tags, stack):
         remedies.append(_own("file system"))
     return remedies
+
+
+def _mount_targets(file_system_id: str, filters: Mapping[str, Sequence[str]]) -> set[str]:
+    """The network interfaces of the file system's mount targets that are so.
+
+    The provider lists no mount targets; but EFS makes their interfaces, and names the file system in the description.
+    """
+    asked = {"requester-managed": ["true"], "description": [f"*{file_system_id}*"], **filters}
+    answer = aws.ec2.get_network_interfaces(
+        filters=[
+            aws.ec2.GetNetworkInterfacesFilterArgs(name=name, values=list(values))
+            for name, values in asked.items()
+        ]
+    )
+    return set(answer.ids)
 
 
 def _is_of_stack(found: Mapping[str, str], stack: str) -> bool:

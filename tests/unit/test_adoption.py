@@ -52,7 +52,9 @@ def mount_targets(**interfaces: str) -> dict[str, Any]:
 
     def answer(args: Mapping[str, Any]) -> Mapping[str, Any]:
         asked = {one["name"]: one["values"] for one in args["filters"]}
-        assert asked["description"] == [f"EFS mount target for {FILE_SYSTEM} *"]
+        # As AWS's documentation and its console have it: "Mount target fsmt-… for file system fs-…", "EFS mount target
+        # for fs-… (fsmt-…)".
+        assert (asked["description"], asked["requester-managed"]) == ([f"*{FILE_SYSTEM}*"], ["true"])
         return {
             "id": REGION,
             "ids": [eni for eni, vpc in interfaces.items() if vpc in asked.get("vpc-id", [vpc])],
