@@ -24,8 +24,14 @@ class Change(Enum):
     RULES = ("changes rules of the security groups", "")
     VOLUME_GROWN = (
         "grows the volume (EBS never shrinks)",
-        "then, on the master, `sudo resize2fs $(findmnt -vno SOURCE /home)`, or `/var`, `/var/lib/rabbitmq`",
+        "within two minutes its file system has the new size, too",
     )
+    DATA_EXCHANGED = (
+        "exchanges the data: the named volume or file system, or a volume made from the named snapshot, comes in place "
+        "of the present one",
+        "the present one stays in the account with `keepDataOnDestroy`, otherwise it goes as at `pulumi destroy`",
+    )
+    BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
     KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
     WAY_OUT = (

@@ -115,6 +115,16 @@ def _unknown(recording: Recording) -> list[str]:
     for type_ in ("aws:ec2/vpc:Vpc", "aws:efs/fileSystem:FileSystem"):
         if (number := len(recording.of_type(type_))) != 1:
             problems.append(f"{number} resources of type {type_}: the lab builds one")
+    made = {one.id for one in recording.resources}
+    for type_, argument in (
+        ("aws:ec2/volumeAttachment:VolumeAttachment", "volumeId"),
+        ("aws:efs/mountTarget:MountTarget", "fileSystemId"),
+    ):
+        problems += [
+            f"{type_} {one.name}: {argument} {one.inputs[argument]} exists already, and the lab has only what it makes"
+            for one in recording.of_type(type_)
+            if one.inputs[argument] not in made
+        ]
     return problems
 
 

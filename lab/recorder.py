@@ -37,7 +37,8 @@ UNKNOWN: Final[str] = rpc.UNKNOWN
 class Recorded:
     """One registered resource: what the program said of it, and the outputs it was given.
 
-    `parent`, `dependencies` and `property_dependencies` hold URNs. In a preview, unknown values are UNKNOWN.
+    `parent`, `dependencies` and `property_dependencies` hold URNs; `timeouts` maps create, update and delete
+    to texts such as 10m, where the program sets them. In a preview, unknown values are UNKNOWN.
     """
 
     type: str
@@ -53,6 +54,7 @@ class Recorded:
     delete_before_replace: bool
     ignore_changes: tuple[str, ...]
     replace_on_changes: tuple[str, ...]
+    timeouts: dict[str, str]
     dependencies: frozenset[str]
     property_dependencies: dict[str, frozenset[str]]
 
@@ -95,20 +97,21 @@ def run_program(
     *,
     preview: bool = False,
     invokes: Invokes | None = None,
+    stashed: Mapping[str, Any] | None = None,
     stack: str = "test",
     program: Path = PROGRAM,
 ) -> Recording:
     """Run the program with this configuration and return what it registered.
 
     Keys without a namespace are the project's own; values are text, structured ones JSON, as Pulumi hands
-    them over. `invokes` adds to or replaces the answers in INVOKES. Whatever the program raises is raised
-    here.
+    them over. `invokes` adds to or replaces the answers in INVOKES; `stashed` maps the name of a Stash to what
+    it has kept since an earlier run. Whatever the program raises is raised here.
 
     Each run has its own thread and its own context variables, where Pulumi keeps all its state; so runs
     neither see nor disturb each other or the caller's event loop.
     """
     recording = Recording()
-    monitor = _Monitor(recording, {**INVOKES, **(invokes or {})}, preview)
+    monitor = _Monitor(recording, {**INVOKES, **(invokes or {})}, stashed or {}, preview)
     full = {key if ":" in key else f"{facts.PROJECT}:{key}": value for key, value in config.items()}
     failure: list[BaseException] = []
 
@@ -144,8 +147,10 @@ def run_program(
 class _Monitor(mocks.MockMonitor):
     """Pulumi's mock of its resource monitor, which also keeps what the program asked for."""
 
-    def __init__(self, recording: Recording, invokes: Invokes, preview: bool) -> None:
-        super().__init__(_Mocks(recording, invokes, preview))
+    def __init__(
+        self, recording: Recording, invokes: Invokes, stashed: Mapping[str, Any], preview: bool
+    ) -> None:
+        super().__init__(_Mocks(recording, invokes, stashed, preview))
         self._recording = recording
         self._lock = threading.Lock()
 
@@ -179,6 +184,7 @@ class _Monitor(mocks.MockMonitor):
             delete_before_replace=request.deleteBeforeReplace,
             ignore_changes=tuple(request.ignoreChanges),
             replace_on_changes=tuple(request.replaceOnChanges),
+            timeouts={field.name: value for field, value in request.customTimeouts.ListFields()},
             dependencies=frozenset(request.dependencies),
             property_dependencies={
                 key: frozenset(value.urns) for key, value in request.propertyDependencies.items()
@@ -206,20 +212,26 @@ class _Engine(mocks.MockEngine):
 class _Mocks(mocks.Mocks):
     """Makes up the outputs of resources and answers invokes."""
 
-    def __init__(self, recording: Recording, invokes: Invokes, preview: bool) -> None:
+    def __init__(
+        self, recording: Recording, invokes: Invokes, stashed: Mapping[str, Any], preview: bool
+    ) -> None:
         self._recording = recording
         self._invokes = invokes
+        self._stashed = stashed
         self._preview = preview
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[str, Any]]:
         if not args.custom:
             return "", {}
+        kept: dict[str, Any] = {}
+        if args.typ == "pulumi:index:Stash":  # Pulumi's own, so that a preview knows its output
+            kept = {"output": self._stashed.get(args.name, args.inputs["input"])}
         if self._preview:  # AWS has made nothing yet: no id, and no output but the inputs
-            return "", dict(args.inputs)
+            return "", {**args.inputs, **kept}
         made = resource(args.typ, args.name, args.inputs)
         type_ = TYPES.get(args.typ, ResourceType())
         id_ = type_.id_of(made)
-        return id_, {**type_.outputs(made, id_), **args.inputs}
+        return id_, {**type_.outputs(made, id_), **args.inputs, **kept}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         self._recording.invokes.append((args.token, dict(args.args)))

@@ -17,6 +17,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+from oq_node import growth
 from oq_node.common import (
     FACTS,
     NodeError,
@@ -267,11 +268,12 @@ def fleet_cores() -> str:
 
 
 def refresh() -> None:
-    """let num_cores in openquake.cfg follow the fleet's size (a timer calls it)"""
+    """let num_cores in openquake.cfg follow the fleet's size, and file systems their volumes (a timer calls it)"""
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
     if new != old:
         write_configuration({"distribution": {"num_cores": new}})
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
+    growth.grow()
 
 
 def services() -> dict[str, int]:

@@ -82,9 +82,38 @@ def _parameter(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
-    (asked,) = (one["values"][0] for one in args["filters"] if one["name"] == "image-id")
+    asked = _asked(args, "image-id")
     architecture = "arm64" if asked == _IMAGES["arm64"] else "x86_64"
     return ami_answer(asked, architecture)
+
+
+def _asked(args: Mapping[str, Any], name: str) -> str:
+    """The one value that a filter asks for."""
+    (value,) = (one["values"][0] for one in args["filters"] if one["name"] == name)
+    return str(value)
+
+
+def volume_answer(volume: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a volume that fits the master."""
+    fitting = {
+        "availabilityZone": f"{REGION}a",
+        "encrypted": True,
+        "size": 100,
+        "tags": {},
+    }
+    return {"id": volume, "volumeId": volume, **fitting, **differently}
+
+
+def snapshot_answer(snapshot: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a snapshot that fits the smallest of the default volumes."""
+    fitting = {"state": "completed", "storageTier": "standard", "volumeSize": 20, "encrypted": True}
+    return {"id": snapshot, "snapshotId": snapshot, **fitting, **differently}
+
+
+def file_system_answer(file_system: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a file system that fits the cluster."""
+    fitting = {"encrypted": True, "availabilityZoneName": "", "tags": {}}
+    return {"id": file_system, "fileSystemId": file_system, **fitting, **differently}
 
 
 def ami_answer(
@@ -114,9 +143,17 @@ INVOKES: Final[Invokes] = {
     "aws:index/getAvailabilityZones:getAvailabilityZones": {
         "id": REGION,
         "names": [f"{REGION}{letter}" for letter in "abc"],
+        "zoneIds": ["euc1-az2", "euc1-az3", "euc1-az1"],
     },
     "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": _offerings,
     "aws:ec2/getInstanceType:getInstanceType": _instance_type,
     "aws:ssm/getParameter:getParameter": _parameter,
     "aws:ec2/getAmi:getAmi": _ami,
+    "aws:ebs/getVolume:getVolume": lambda args: volume_answer(_asked(args, "volume-id")),
+    "aws:ebs/getSnapshot:getSnapshot": lambda args: snapshot_answer(args["snapshotIds"][0]),
+    "aws:efs/getFileSystem:getFileSystem": lambda args: file_system_answer(args["fileSystemId"]),
+    # Nothing that exists is in use.
+    "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": []},
+    "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": []},
+    "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": {"id": REGION, "ids": []},
 }

@@ -265,9 +265,23 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:ebs/volume:Volume": ResourceType(
         acts_on="size availabilityZone",
         ignores="type encrypted finalSnapshot",
-        forces_new="availabilityZone encrypted",
+        forces_new="availabilityZone encrypted snapshotId",
         id_of=_prefixed("vol"),
         outputs=_arn_of("ec2", "volume"),
+    ),
+    # The lab neither makes snapshots nor backs up; it ends with all of its data.
+    "aws:ec2/tag:Tag": ResourceType(
+        ignores="resourceId key value",
+        forces_new="resourceId key",
+        id_of=lambda resource: f"{resource.inputs['resourceId']},{resource.inputs['key']}",
+    ),
+    "aws:dlm/lifecyclePolicy:LifecyclePolicy": ResourceType(
+        ignores="description executionRoleArn state policyDetails", id_of=_prefixed("policy")
+    ),
+    "aws:efs/backupPolicy:BackupPolicy": ResourceType(
+        ignores="fileSystemId backupPolicy",
+        forces_new="fileSystemId",
+        id_of=lambda resource: str(resource.inputs["fileSystemId"]),
     ),
     "aws:ec2/volumeAttachment:VolumeAttachment": ResourceType(
         acts_on="instanceId volumeId",
@@ -322,6 +336,12 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:iam/instanceProfile:InstanceProfile": ResourceType(
         acts_on="role",
         outputs=lambda _resource, id_: {"name": id_, "arn": arn("iam", f"instance-profile/{id_}", region="")},
+    ),
+    # Pulumi's own: it keeps the image's id from one update to the next, and a lab is made once.
+    "pulumi:index:Stash": ResourceType(
+        ignores="input",
+        id_of=lambda resource: resource.hex[:32],
+        outputs=lambda resource, _id: {"output": resource.inputs["input"]},
     ),
     # It waits for the master through SSM; the lab waits for all nodes itself.
     "command:local:Command": ResourceType(
