@@ -54,6 +54,7 @@ class ResourceType:
     :ivar ignores: those that make none on one machine
     :ivar forces_new: those whose change forces a new resource
     :ivar demands: the values that the lab has in any case, so that a program which says otherwise must not pass
+    :ivar counts_up: the outputs that each change counts up by one
     :ivar id_of: what its id is
     :ivar outputs: the outputs that are not inputs, from the resource and its id
     """
@@ -61,6 +62,7 @@ class ResourceType:
     acts_on: str = ""
     ignores: str = ""
     forces_new: str = ""
+    counts_up: str = ""
     demands: Values = field(default_factory=dict)
     id_of: Callable[[Resource], str] = _named
     outputs: Callable[[Resource, str], dict[str, Any]] = lambda _resource, _id: {}
@@ -221,6 +223,7 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:ec2/launchTemplate:LaunchTemplate": ResourceType(
         acts_on="imageId networkInterfaces iamInstanceProfile userData metadataOptions tagSpecifications",
         ignores="blockDeviceMappings updateDefaultVersion",
+        counts_up="latestVersion defaultVersion",
         id_of=_prefixed("lt"),
         outputs=lambda resource, id_: {
             **_arn_of("ec2", "launch-template")(resource, id_),

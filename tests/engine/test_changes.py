@@ -1,0 +1,142 @@
+"""Each setting changed alone: what Pulumi's engine does is what docs/operations.md says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from components.changes import Change
+from components.settings import KEYS
+from lab.region.stack import Stack, Step
+from tests.engine.conftest import AMI, SETTINGS, Region
+
+# For each setting, another value than the one that it has.
+OTHER: dict[str, object] = {
+    "vpcCidr": "10.21.0.0/16",
+    "clientCidrs": ["10.1.0.0/16"],
+    "egress": "endpoints",
+    "masterInstanceType": "m7i.xlarge",
+    "amiId": "ami-0fedcba9876543210",
+    "workerInstanceTypes": ["c7i.xlarge"],
+    "workerMin": 1,
+    "workerDesired": 3,
+    "workerMax": 4,
+    "workerSpot": True,
+    "workerStorage": "diskless",
+    "drainMinutes": 20,
+    "homeVolumeGb": 101,
+    "varVolumeGb": 51,
+    "rabbitmqVolumeGb": 21,
+    "keepDataOnDestroy": False,
+    "webui": False,
+    "waitForReady": False,
+    "readyTimeoutMinutes": 31,
+}
+
+INSTANCE = "aws:ec2/instance:Instance"
+GROUP = "aws:autoscaling/group:Group"
+RULES = {f"aws:vpc/securityGroup{way}Rule:SecurityGroup{way}Rule" for way in ("Ingress", "Egress")}
+POLICIES = {"aws:autoscaling/policy:Policy", "aws:cloudwatch/metricAlarm:MetricAlarm"}
+ROLLING = {"mixedInstancesPolicy"}
+"""The argument of a group with an instance refresh whose change rolls its instances; `tags` of no instance change."""
+
+
+def _is(type_: str, op: str, *changed: str) -> Callable[[Step], bool]:
+    return lambda step: (
+        step.type == type_ and step.op == op and (not changed or bool(step.changed & {*changed}))
+    )
+
+
+# By which step of the engine each change is known; KEPT_IN_STATE by the state alone, for no step tells of an option.
+KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
+    Change.MASTER_REPLACED: _is(INSTANCE, "replace"),
+    Change.MASTER_RESIZED: _is(INSTANCE, "update", "instanceType"),
+    Change.NUM_CORES: lambda step: (
+        _is(INSTANCE, "update", "tags")(step) and step.old["tags"]["NumCores"] != step.new["tags"]["NumCores"]
+    ),
+    Change.WORKERS_ROLLED: _is(GROUP, "update", *ROLLING),
+    Change.FLEET_SIZE: _is(GROUP, "update", "minSize", "maxSize"),
+    Change.HOOK: _is("aws:autoscaling/lifecycleHook:LifecycleHook", "update"),
+    Change.RULES: lambda step: step.type in RULES and step.op in ("create", "delete"),
+    Change.VOLUME_GROWN: _is("aws:ebs/volume:Volume", "update", "size"),
+    Change.WAIT: lambda step: step.type == "command:local:Command" and step.op in ("update", "delete"),
+    Change.WAY_OUT: _is("aws:ec2/natGateway:NatGateway", "delete"),
+    Change.NEW_CLUSTER: _is("aws:ec2/vpc:Vpc", "replace"),
+}
+# What comes with a change and says nothing of its own.
+COMES_WITH: dict[Change, frozenset[Change]] = {
+    Change.MASTER_REPLACED: frozenset({Change.NUM_CORES}),
+    # everything is made anew, and nobody may do it
+    Change.NEW_CLUSTER: frozenset(Change),
+    # the rules for the ways out, and the wait for a master whose image is the same
+    Change.WAY_OUT: frozenset({Change.RULES}),
+}
+
+
+def changes(steps: Sequence[Step]) -> set[Change]:
+    """What the steps of the engine amount to."""
+    found = {change for change, known in KNOWN_BY.items() if any(map(known, steps))}
+    for change in Change:
+        if change in found:
+            found -= COMES_WITH.get(change, frozenset()) - {change}
+    return found
+
+
+def test_each_setting_has_another_value_and_each_change_a_step_by_which_it_is_known() -> None:
+    assert OTHER.keys() == KEYS.keys()
+    assert KNOWN_BY.keys() | {Change.KEPT_IN_STATE} == set(Change)
+    assert all(value != SETTINGS.get(key, KEYS[key].default) for key, value in OTHER.items())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_change_of_one_setting_does_what_its_rule_says_in_preview_and_up(
+    key: str, stack: Stack, region: Region
+) -> None:
+    stack.configure(**{**SETTINGS, key: OTHER[key]})
+    kept = _kept(stack)
+    steps = stack.preview()
+    found = changes(steps)
+    if found != {Change.NEW_CLUSTER}:  # AWS would refuse that, and this provider would not
+        region.asked.clear()
+        stack.up()
+        assert _asked_by(steps) == set(region.asked)
+        assert stack.preview() == []
+    if _kept(stack) != kept:
+        found.add(Change.KEPT_IN_STATE)
+    assert found == KEYS[key].changes, [(step.op, step.label, set(step.changed)) for step in steps]
+
+
+def _kept(stack: Stack) -> set[str]:
+    """The resources that AWS keeps when Pulumi removes them from the state."""
+    return {name for name, one in stack.resources().items() if one.get("retainOnDelete")}
+
+
+def _asked_by(steps: Sequence[Step]) -> set[tuple[str, str]]:
+    """What a provider is asked to do by steps of a preview."""
+    verbs = {
+        "create": ["make"],
+        "update": ["change"],
+        "delete": ["remove"],
+        "replace": ["make", "remove"],
+        "same": [],
+    }
+    return {(verb, step.label) for step in steps for verb in verbs[step.op]}
+
+
+def test_a_cluster_that_is_up_is_left_alone(stack: Stack, region: Region) -> None:
+    assert stack.preview() == []
+    stack.up("--expect-no-changes")
+    assert region.asked == []
+
+
+def test_a_change_of_the_image_reaches_master_and_workers(stack: Stack) -> None:
+    stack.configure(**{**SETTINGS, "amiId": OTHER["amiId"]})
+    stack.up()
+    resources = stack.resources()
+    images = {
+        resources["Instance:master-instance"]["inputs"]["ami"],
+        resources["LaunchTemplate:workers-template"]["inputs"]["imageId"],
+    }
+    assert images == {OTHER["amiId"]}
+    assert images != {AMI}
