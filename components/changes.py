@@ -38,9 +38,9 @@ class Change(Enum):
         "adds or removes the NAT gateway and the endpoints",
         "the machines stay, but for the image: `endpoints` needs an [`amiId`](#an-image-with-everything-baked-in)",
     )
-    NEW_CLUSTER = (
-        "not in a cluster that exists: AWS does not release what is attached to the old network",
-        "make another stack, and export your results first",
+    REFUSED = (
+        "is refused, before anything is touched: AWS releases neither a network nor a disk's zone",
+        "make another stack, which can adopt the data",
     )
 
     def __init__(self, does: str, notice: str) -> None:

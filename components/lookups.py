@@ -11,7 +11,7 @@ import pulumi
 import pulumi_aws as aws
 from pulumi.runtime.config import CONFIG, get_config_env
 
-from components import adoption, subnets, tags
+from components import adoption, placement, subnets, tags
 from components.instance_types import Architecture, InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
@@ -112,6 +112,7 @@ def look_up(settings: Settings) -> Region:
         )
     zones, problems = _zones(settings)
     problems += _not_offered(settings, zones)
+    problems += placement.problems(settings.vpc_cidr, zones, pulumi.get_stack())
     problems += adoption.problems(settings, zones[0], pulumi.get_stack())
     if problems:  # AWS would refuse to describe a type that does not exist
         raise pulumi.RunError(str(SettingsError(problems)))

@@ -238,8 +238,8 @@ _OTHER_VOLUME: Final = {Change.DATA_EXCHANGED, Change.MASTER_REPLACED}
 _MOST_CLIENT_CIDRS: Final = 60 - 2
 
 KEYS: Final[Mapping[str, Key]] = {
-    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr, {Change.NEW_CLUSTER}),
-    "zones": Key([], _zones, {Change.NEW_CLUSTER}),
+    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr, {Change.REFUSED}),
+    "zones": Key([], _zones, {Change.REFUSED}),
     "clientCidrs": Key(
         [],
         _at_most(

@@ -110,7 +110,7 @@ def _unknown(recording: Recording) -> list[str]:
         line
         for one in recording.resources
         if one.custom
-        for line in resources.unknown(one.type, one.name, one.inputs)
+        for line in resources.not_buildable(one.type, one.name, one.inputs)
     ]
     for type_ in ("aws:ec2/vpc:Vpc", "aws:efs/fileSystem:FileSystem"):
         if (number := len(recording.of_type(type_))) != 1:

@@ -52,6 +52,7 @@ class ResourceType:
 
     :ivar acts_on: the arguments that make a difference in the lab
     :ivar ignores: those that make none on one machine
+    :ivar unbuilt: those that the lab refuses, because it cannot build them; Pulumi's engine may have them
     :ivar forces_new: those whose change forces a new resource
     :ivar demands: the values that the lab has in any case, so that a program which says otherwise must not pass
     :ivar counts_up: the outputs that each change counts up by one
@@ -61,6 +62,7 @@ class ResourceType:
 
     acts_on: str = ""
     ignores: str = ""
+    unbuilt: str = ""
     forces_new: str = ""
     counts_up: str = ""
     demands: Values = field(default_factory=dict)
@@ -70,7 +72,7 @@ class ResourceType:
     @property
     def arguments(self) -> frozenset[str]:
         """All arguments that are known; `tags` are always."""
-        return frozenset({*self.acts_on.split(), *self.ignores.split(), "tags"})
+        return frozenset({*self.acts_on.split(), *self.ignores.split(), *self.unbuilt.split(), "tags"})
 
     def forces(self, inputs: Values) -> frozenset[str]:
         """The arguments whose change forces a new resource, of one that is to become `inputs`."""
@@ -265,6 +267,7 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:ebs/volume:Volume": ResourceType(
         acts_on="size availabilityZone",
         ignores="type encrypted finalSnapshot",
+        unbuilt="snapshotId",
         forces_new="availabilityZone encrypted snapshotId",
         id_of=_prefixed("vol"),
         outputs=_arn_of("ec2", "volume"),
@@ -353,12 +356,20 @@ TYPES: Final[Mapping[str, ResourceType]] = {
 
 
 def unknown(type_: str, name: str, inputs: Values) -> Iterator[str]:
-    """What of a resource is not known: its type, arguments, and values that the lab cannot build; a line for each."""
+    """What of a resource is not known: its type, or arguments; a line for each."""
     if type_ not in TYPES:
         yield f"{type_} {name}"
         return
     for argument in sorted(set(inputs) - TYPES[type_].arguments):
         yield f"{type_} {name}: {argument}"
-    for argument, value in TYPES[type_].demands.items():
+
+
+def not_buildable(type_: str, name: str, inputs: Values) -> Iterator[str]:
+    """What of a resource the lab cannot build, whether it is known or not; a line for each."""
+    yield from unknown(type_, name, inputs)
+    known = TYPES.get(type_, ResourceType())
+    for argument in sorted(set(inputs) & set(known.unbuilt.split())):
+        yield f"{type_} {name}: {argument}"
+    for argument, value in known.demands.items():
         if inputs.get(argument) != value:
             yield f"{type_} {name}: {argument} must be {value}, not {inputs.get(argument)}"

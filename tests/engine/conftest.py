@@ -6,17 +6,20 @@ That AWS does what the provider says is not shown here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.aws.answers import INVOKES, Invokes
+from lab.aws.resources import REGION
 from lab.region.provider import Failure, Provider, Values, label_of
 from lab.region.stack import Stack, find_pulumi, served
 
 # A custom image, which some settings ask for.
 AMI = "ami-0123456789abcdef0"
+SUBNET = "aws:ec2/subnet:Subnet"
 # The settings from which each is changed alone. With an image, all others can be.
 SETTINGS: dict[str, object] = {"amiId": AMI}
 
@@ -40,6 +43,7 @@ class Region(Provider):
         self.held = threading.Event()
         self.let_go = threading.Event()
         self.gone: set[str] = set()
+        self.invokes: Invokes = INVOKES
         self.asked.clear()
 
     def make(self, type_: str, name: str, _id: str, _outputs: Values) -> None:
@@ -98,9 +102,24 @@ def cluster(
 
 
 @pytest.fixture
-def stack(cluster: Stack, tmp_path: Path) -> Stack:
-    """A stack that is up with SETTINGS."""
+def stack(cluster: Stack, region: Region, tmp_path: Path) -> Stack:
+    """A stack that is up with SETTINGS, in a region where AWS shows its network."""
+    region.invokes = {**INVOKES, **network_of(cluster.resources())}
     return cluster.copy(tmp_path / "stack")
+
+
+def network_of(resources: Mapping[str, Any]) -> Invokes:
+    """AWS's answers about the network of a cluster that exists."""
+    vpc = resources["Vpc:network-vpc"]
+    subnets = {one["id"]: one["inputs"] for one in resources.values() if one["type"] == SUBNET}
+    return {
+        "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc["id"]]},
+        "aws:ec2/getVpc:getVpc": {"id": vpc["id"], "cidrBlock": vpc["inputs"]["cidrBlock"]},
+        "aws:ec2/getSubnets:getSubnets": {"id": REGION, "ids": sorted(subnets)},
+        "aws:ec2/getSubnet:getSubnet": lambda asked: {
+            key: subnets[asked["id"]][key] for key in ("availabilityZone", "tags")
+        },
+    }
 
 
 @pytest.fixture
