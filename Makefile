@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa check lock host-packages clean
+.PHONY: help demo test unit engine pulumi-cli transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa docs check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,10 +16,21 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-test: unit transport explore lab ## all three tiers of tests, and twenty runs of the explorer of faults
+# Side by side what waits more than it computes: the transport tier with a compiler, Pulumi's engine with the explorer.
+test: ## all tiers of tests, and twenty runs of the explorer of faults
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory --jobs=2 transport pulumi-cli
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target engine explore
+	@$(MAKE) --no-print-directory lab
 
 unit: $(VENV)/.done ## the program under mocks: seconds, no root
 	$(VENV)/bin/python -m pytest tests/unit
+
+engine: $(VENV)/.done pulumi-cli ## the program under Pulumi's real engine, with a provider of ours: minutes, no root
+	$(VENV)/bin/python -m pytest tests/engine
+
+pulumi-cli:
+	@lab/region/cli/build .cache/pulumi/pulumi
 
 transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against a real RabbitMQ
 	@$(MAKE) --no-print-directory --jobs=4 transport-faults transport-jobs transport-others \
@@ -59,6 +70,9 @@ endif
 
 qa: $(VENV)/.done host-packages ## the engine's own jobs on the cluster and with one process: writes docs/qa.md (QA=classical: some)
 	$(VENV)/bin/python -m lab qa $(QA)
+
+docs: $(VENV)/.done ## write the tables of README.md and docs/ anew that repeat the code
+	$(VENV)/bin/python -m docs.tables
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ import pulumi
 
 from components import facts
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
+from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
 from components.master import Master, MasterArgs
@@ -16,7 +17,8 @@ from components.readiness import Readiness, ReadinessArgs
 from components.scaling import Scaling, ScalingArgs
 from components.secrets import Secrets
 from components.security import Security, SecurityArgs
-from components.storage import Storage, StorageArgs
+from components.snapshots import Snapshots, SnapshotsArgs
+from components.storage import Storage, StorageArgs, take_data_back
 from components.subnets import share_out
 from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
@@ -68,15 +70,16 @@ endpoints = Endpoints(
 )
 
 # --- what outlives the machines ---
+snapshots = Snapshots("snapshots", SnapshotsArgs(settings.backup_days)) if settings.backup_days else None
 storage = Storage(
     "storage",
     StorageArgs(
         master_zone=master_zone,
-        volume_gb={
-            facts.HOME_MOUNT: settings.home_volume_gb,
-            facts.VAR_MOUNT: settings.var_volume_gb,
-            facts.RABBITMQ_DIR: settings.rabbitmq_volume_gb,
-        },
+        volume_gb=settings.volume_gb,
+        volume_sources=settings.volume_sources,
+        volume_tags=snapshots.volume_tags if snapshots else {},
+        file_system_id=settings.file_system_id,
+        back_up=bool(settings.backup_days),
         nfs_addresses=subnets.nfs_addresses,
         worker_subnet_ids=network.worker_subnet_ids,
         nfs_group_id=security.nfs.id,
@@ -85,6 +88,10 @@ storage = Storage(
 )
 
 # --- the machines ---
+image = NodeImage(
+    "image",
+    NodeImageArgs(image=region.image, named=bool(settings.ami_id), architecture=settings.architecture),
+).image
 surroundings = [network, security, endpoints, storage, bundle]
 master = Master(
     "master",
@@ -92,14 +99,14 @@ master = Master(
         region=region.name,
         architecture=settings.architecture,
         instance_type=settings.master_instance_type,
-        image=region.image,
-        image_pinned=bool(settings.ami_id),
+        image=image,
         webui=settings.webui,
         address=subnets.master_address,
         subnet_id=network.master_subnet_id,
         security_group_id=security.master.id,
         volume_ids=storage.volume_ids,
         nfs_addresses=subnets.nfs_addresses,
+        file_system_id=storage.file_system_id,
         fleet_processes=processes,
         secrets=secrets,
         bundle=bundle,
@@ -112,8 +119,7 @@ workers = Workers(
         region=region.name,
         architecture=settings.architecture,
         instance_types=settings.worker_instance_types,
-        image=region.image,
-        image_pinned=bool(settings.ami_id),
+        image=image,
         minimum=settings.worker_min,
         desired=settings.worker_desired,
         maximum=settings.worker_max,
@@ -124,6 +130,7 @@ workers = Workers(
         security_group_id=security.workers.id,
         master_address=subnets.master_address,
         nfs_addresses=subnets.nfs_addresses,
+        file_system_id=storage.file_system_id,
         bundle_sha256=bundle.sha256,
         secrets=secrets,
         after=surroundings,
@@ -146,6 +153,7 @@ if settings.wait_for_ready:
         ReadinessArgs(
             region=region.name,
             instance_id=master.instance_id,
+            instance_type=settings.master_instance_type,
             user_data=master.user_data,
             minutes=settings.ready_timeout_minutes,
             after=master.attachments,
@@ -167,5 +175,9 @@ if settings.webui:
     pulumi.export("webUiPortForward", pulumi.Output.concat(session, forward))
 pulumi.export("volumeIds", dict(storage.volume_ids))
 pulumi.export("efsId", storage.file_system_id)
+if settings.keep_data_on_destroy:
+    pulumi.export(
+        "takeDataBack", take_data_back(region.name, region.zones, storage.volume_ids, storage.file_system_id)
+    )
 pulumi.export("workerGroupName", workers.group_name)
 pulumi.export("secretName", secrets.name)

@@ -93,13 +93,14 @@ class BundleStore(Component):
             restrict_public_buckets=True,
             opts=self.child(),
         )
-        aws.s3.BucketOwnershipControls(
+        # One after the other: S3 may refuse a change of a bucket while it makes another one.
+        ownership = aws.s3.BucketOwnershipControls(
             self.named("ownership"),
             bucket=bucket.id,
             rule=aws.s3.BucketOwnershipControlsRuleArgs(object_ownership="BucketOwnerEnforced"),
-            opts=self.child(depends_on=[block]),  # S3 refuses two changes of one bucket at the same time
+            opts=self.child(depends_on=[block]),
         )
-        aws.s3.BucketServerSideEncryptionConfiguration(
+        encryption = aws.s3.BucketServerSideEncryptionConfiguration(
             self.named("encryption"),
             bucket=bucket.id,
             rules=[
@@ -108,10 +109,12 @@ class BundleStore(Component):
                         aws.s3.BucketServerSideEncryptionConfigurationRuleApplyServerSideEncryptionByDefaultArgs(
                             sse_algorithm="AES256"
                         )
-                    )
+                    ),
+                    # Nobody brings keys of their own; AWS's default for buckets since April 2026.
+                    blocked_encryption_types=["SSE-C"],
                 )
             ],
-            opts=self.child(),
+            opts=self.child(depends_on=[ownership]),
         )
         policy = aws.s3.BucketPolicy(
             self.named("tls-only"),
@@ -131,7 +134,7 @@ class BundleStore(Component):
                     ],
                 }
             ),
-            opts=self.child(depends_on=[block]),
+            opts=self.child(depends_on=[encryption]),
         )
         self.sha256 = args.bundle.sha256
         self.key = f"engine/{self.sha256}.zip"

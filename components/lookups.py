@@ -11,12 +11,25 @@ import pulumi
 import pulumi_aws as aws
 from pulumi.runtime.config import CONFIG, get_config_env
 
-from components import subnets
-from components.instance_types import InstanceType
+from components import adoption, placement, subnets, tags
+from components.instance_types import Architecture, InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
-# Ways to be somebody for the provider that boto3 does not learn of.
-_STRANGE_TO_BOTO3: Final = frozenset({"aws:accessKey", "aws:assumeRoles", "aws:assumeRoleWithWebIdentity"})
+# Ways for the provider to be somebody, or to get to AWS, that boto3 does not learn of.
+_STRANGE_TO_BOTO3: Final = frozenset(
+    f"aws:{name}"
+    for name in (
+        *("accessKey", "secretKey", "token", "assumeRoles", "assumeRoleWithWebIdentity"),
+        *("sharedConfigFiles", "sharedCredentialsFiles"),
+        *("customCaBundle", "endpoints", "httpProxy", "httpsProxy", "insecure", "noProxy"),
+    )
+)
+
+# Zones that lack, for some accounts or all, subnets, NAT gateways, mount targets of EFS or current instance types, so
+# that no cluster of ours comes up there. By their ids, which are the same in all accounts, where names are not.
+# https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html (no Kubernetes there either), and for apne1-az3
+# https://github.com/sysdiglabs/terraform-aws-secure-for-cloud/pull/52
+_LIMITED_ZONE_IDS: Final = frozenset({"use1-az3", "usw1-az2", "cac1-az3", "apne1-az3"})
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,9 @@ class Image:
 class Region:
     """The AWS region of the stack, as far as the program has to know it.
 
-    The master and its disks live in the first of `zones`, workers in all of them. `worker_types` are the
-    settings' worker instance types with their sizes.
+    The master and its disks live in the first of `zones`, workers in all of them. `image` is the one that the
+    settings name, or else Debian's newest. `worker_types` are the settings' worker instance types with their
+    sizes.
     """
 
     name: str
@@ -49,20 +63,40 @@ def read_settings() -> Settings:
     wrong.
     """
     config = pulumi.Config()
-    # Pulumi offers no list of the keys that are set, and a misspelt one would be ignored in silence.
+    # Pulumi documents no list of the keys that are set, and a misspelt one would be ignored in silence.
     keys = {*get_config_env(), *CONFIG.get()}
     named = {key.removeprefix(f"{config.name}:") for key in keys if key.startswith(f"{config.name}:")}
+    problems = _hidden_default_tags()
     try:
         settings = Settings.parse({key: config.get(key) for key in sorted(named | set(KEYS))})
     except SettingsError as error:
-        raise pulumi.RunError(str(error)) from None
+        raise pulumi.RunError(str(SettingsError([*error.problems, *problems]))) from None
     if settings.wait_for_ready and (strange := sorted(_STRANGE_TO_BOTO3 & keys)):
         remedy = (
             f"set it to false, or give {', '.join(strange)} by the environment or a profile (aws:profile): the wait "
-            "asks AWS by boto3, which would look in another account"
+            "asks AWS by boto3, which does not learn of them and would look in another account or find no way"
         )
-        raise pulumi.RunError(str(SettingsError([Problem("waitForReady", True, remedy)])))
+        problems.append(Problem("waitForReady", True, remedy))
+    if problems:
+        raise pulumi.RunError(str(SettingsError(problems)))
     return settings
+
+
+def _hidden_default_tags() -> list[Problem]:
+    """The provider's default tags that would stop the master, whose metadata show its tags.
+
+    The provider gives them to the instance; EC2 refuses the launch, after network and storage were made.
+    """
+    default = pulumi.Config("aws").get_object("defaultTags") or {}
+    remedy = (
+        "rename it: the master reads its own tags in the instance metadata, where keys have no other characters "
+        f"than letters, digits and {' '.join(tags.OTHERS_IN_METADATA)}"
+    )
+    return [
+        Problem("aws:defaultTags", key, remedy)
+        for key in sorted(default.get("tags") or {})
+        if not tags.shown_in_metadata(key)
+    ]
 
 
 def look_up(settings: Settings) -> Region:
@@ -76,8 +110,10 @@ def look_up(settings: Settings) -> Region:
         raise pulumi.RunError(
             f"{name} is in the partition {partition}: only regions of the partition aws are supported"
         )
-    zones = _zones()
-    problems = _not_offered(settings, zones)
+    zones, problems = _zones(settings)
+    problems += _not_offered(settings, zones)
+    problems += placement.problems(settings.vpc_cidr, zones, pulumi.get_stack())
+    problems += adoption.problems(settings, zones[0], pulumi.get_stack())
     if problems:  # AWS would refuse to describe a type that does not exist
         raise pulumi.RunError(str(SettingsError(problems)))
     types = {
@@ -92,15 +128,10 @@ def look_up(settings: Settings) -> Region:
         if settings.architecture not in answer.supported_architectures
     ]
     try:
-        image, architecture = _image(settings)
-    except Exception as error:  # a failed invoke raises no narrower type
-        problems.append(Problem("amiId", settings.ami_id, f"name an image that exists in {name}: {error}"))
-    else:
-        if architecture != settings.architecture:
-            remedy = (
-                f"choose an image for {settings.architecture}, like the instance types; it is {architecture}"
-            )
-            problems.append(Problem("amiId", settings.ami_id, remedy))
+        newest = "" if settings.ami_id else aws.ssm.get_parameter(name=DEBIAN_IMAGE["x86_64"]).insecure_value
+        image = describe_image(settings.ami_id or newest, settings.architecture)
+    except ValueError as error:
+        problems.append(Problem("amiId", settings.ami_id, str(error)))
     if problems:
         raise pulumi.RunError(str(SettingsError(problems)))
     return Region(
@@ -114,8 +145,8 @@ def look_up(settings: Settings) -> Region:
     )
 
 
-def _zones() -> tuple[str, ...]:
-    """The first zones of the region by name.
+def _zones(settings: Settings) -> tuple[tuple[str, ...], list[Problem]]:
+    """The zones that the settings name, or else the first ones of the region by name; and what is wrong with them.
 
     Neither a zone's momentary state nor what it offers chooses the zones: a zone that drops out of the list
     for an hour, or another worker type, would move the master and replace its disks.
@@ -127,12 +158,19 @@ def _zones() -> tuple[str, ...]:
             aws.GetAvailabilityZonesFilterArgs(name="zone-type", values=["availability-zone"]),
         ],
     )
-    zones = tuple(sorted(answer.names)[: subnets.ZONES])
+    if settings.zones:
+        remedy = f"choose from {', '.join(sorted(answer.names))}"
+        strangers = [zone for zone in settings.zones if zone not in answer.names]
+        return settings.zones, [Problem("zones", zone, remedy) for zone in strangers]
+    fit = [
+        name for name, id_ in zip(answer.names, answer.zone_ids, strict=True) if id_ not in _LIMITED_ZONE_IDS
+    ]
+    zones = tuple(sorted(fit)[: subnets.ZONES])
     if len(zones) < subnets.ZONES:
         raise pulumi.RunError(
             f"the cluster needs a region with {subnets.ZONES} zones; this one has {list(zones)}"
         )
-    return zones
+    return zones, []
 
 
 def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
@@ -150,27 +188,31 @@ def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
     offers = set(zip(answer.instance_types, answer.locations, strict=True))
     problems = []
     if (settings.master_instance_type, zones[0]) not in offers:
-        remedy = f"choose a type that AWS offers in {zones[0]}, where the master and its disks live"
+        remedy = f"choose a type that AWS offers in {zones[0]}, where the master and its disks live, or other zones"
         problems.append(Problem("masterInstanceType", settings.master_instance_type, remedy))
     for worker in settings.worker_instance_types:
         if not any((worker, zone) in offers for zone in zones):
-            remedy = f"choose types that AWS offers in {' or '.join(zones)}"
+            remedy = f"choose types that AWS offers in {' or '.join(zones)}, or other zones"
             problems.append(Problem("workerInstanceTypes", worker, remedy))
     return problems
 
 
-def _image(settings: Settings) -> tuple[Image, str]:
-    """The image of all nodes and its architecture."""
-    image_id = settings.ami_id
-    if not image_id:
-        image_id = aws.ssm.get_parameter(name=DEBIAN_IMAGE["x86_64"]).insecure_value
-    answer = aws.ec2.get_ami(
-        filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
-        include_deprecated=True,  # an old image that was asked for is still the one that was asked for
-    )
+def describe_image(image_id: str, architecture: Architecture) -> Image:
+    """What AWS says of an image; ValueError with the remedy if there is none, or one of another architecture."""
+    try:
+        answer = aws.ec2.get_ami(
+            filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
+            include_deprecated=True,  # an old image that was asked for is still the one that was asked for
+        )
+    except Exception as error:  # a failed invoke raises no narrower type
+        raise ValueError(f"name an image that exists in this region; {image_id}: {error}") from None
+    if answer.architecture != architecture:
+        raise ValueError(
+            f"choose an image for {architecture}, like the instance types; {image_id} is for {answer.architecture}"
+        )
     sizes = [
         int(mapping.ebs["volume_size"])
         for mapping in answer.block_device_mappings
         if mapping.device_name == answer.root_device_name
     ]
-    return Image(answer.id, answer.root_device_name, max(sizes, default=0)), answer.architecture
+    return Image(answer.id, answer.root_device_name, max(sizes, default=0))

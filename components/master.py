@@ -47,22 +47,21 @@ _DEVICES: Final = ("/dev/sdf", "/dev/sdg", "/dev/sdh")
 class MasterArgs:
     """What the master is made from.
 
-    `image_pinned` says whether the user chose the image: then the machine follows it, otherwise it keeps the
-    image it was born with. `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes`
-    is the number of worker processes of the full fleet. The machine starts after everything in `after`.
+    `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
+    processes of the full fleet. The machine starts after everything in `after`.
     """
 
     region: str
     architecture: Architecture
     instance_type: str
-    image: Image
-    image_pinned: bool
+    image: pulumi.Output[Image]
     webui: bool
     address: IPv4Address
     subnet_id: pulumi.Input[str]
     security_group_id: pulumi.Input[str]
     volume_ids: Mapping[str, pulumi.Input[str]]
     nfs_addresses: Mapping[str, IPv4Address]
+    file_system_id: pulumi.Input[str]
     fleet_processes: int
     secrets: Secrets
     bundle: BundleStore
@@ -115,7 +114,7 @@ class Master(Component):
         self.user_data = self._user_data(args)
         instance = aws.ec2.Instance(
             self.named("instance"),
-            ami=args.image.id,
+            ami=args.image.apply(lambda image: image.id),
             instance_type=args.instance_type,
             primary_network_interface=aws.ec2.InstancePrimaryNetworkInterfaceArgs(
                 network_interface_id=interface.id
@@ -129,7 +128,7 @@ class Master(Component):
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
-                volume_size=max(_ROOT_GB, args.image.root_gb),
+                volume_size=args.image.apply(lambda image: max(_ROOT_GB, image.root_gb)),
                 encrypted=True,
                 delete_on_termination=True,
                 tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags
@@ -139,7 +138,6 @@ class Master(Component):
             tags={**self.tags("instance"), facts.NUM_CORES_TAG: str(args.fleet_processes)},
             opts=self.child(
                 delete_before_replace=True,
-                ignore_changes=[] if args.image_pinned else ["ami"],
                 depends_on=[*role.policies, *args.after],
             ),
         )
@@ -177,5 +175,6 @@ class Master(Component):
         return pulumi.Output.all(
             secret_id=args.secrets.arn,
             bundle_bucket=args.bundle.bucket,
+            file_system_id=args.file_system_id,
             volumes=pulumi.Output.all(**args.volume_ids),
         ).apply(render)

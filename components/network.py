@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Final
+from typing import Any, Final
 
 import pulumi
 import pulumi_aws as aws
@@ -33,7 +33,7 @@ def endpoint_services(egress: Egress) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class NetworkArgs:
-    """What the network is made from. `readable_buckets` are the ARNs of the buckets that nodes may read."""
+    """What the network is made from. `readable_buckets` are the ARNs of the buckets that nodes have to read."""
 
     region: str
     vpc_cidr: IPv4Network
@@ -153,10 +153,16 @@ class Network(Component):
         )
 
     def _s3_endpoint(self, args: NetworkArgs, routes: aws.ec2.RouteTable) -> aws.ec2.VpcEndpoint:
-        """The way to S3 that costs nothing: for the master alone, since workers use no S3, and to read
-        only.
+        """The way to S3 that costs nothing, for the master alone, since workers use no S3.
+
+        Without another way out it lets through what nodes have to read and nothing else. With a NAT gateway the
+        buckets of other regions are reached anyway, so it stands in the way of nobody's own data in this one.
         """
-        readable = [pulumi.Output.concat(bucket, "/*") for bucket in args.readable_buckets]
+        if args.egress == "nat":
+            statement: dict[str, Any] = {"Sid": "AsThroughTheNatGateway", "Action": "*", "Resource": "*"}
+        else:
+            readable = [pulumi.Output.concat(bucket, "/*") for bucket in args.readable_buckets]
+            statement = {"Sid": "ReadWhatNodesNeed", "Action": "s3:GetObject", "Resource": readable}
         return aws.ec2.VpcEndpoint(
             self.named("s3"),
             vpc_id=self.vpc_id,
@@ -166,15 +172,7 @@ class Network(Component):
             policy=pulumi.Output.json_dumps(
                 {
                     "Version": "2012-10-17",
-                    "Statement": [
-                        {
-                            "Sid": "ReadWhatNodesNeed",
-                            "Effect": "Allow",
-                            "Principal": "*",
-                            "Action": "s3:GetObject",
-                            "Resource": readable,
-                        }
-                    ],
+                    "Statement": [{"Effect": "Allow", "Principal": "*", **statement}],
                 }
             ),
             tags=self.tags("s3"),

@@ -19,20 +19,21 @@ _PROJECT_DIRECTORY: Final = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class ReadinessArgs:
-    """The master to wait for, as started from `user_data` and with everything in `after`; `minutes` at
+    """The master to wait for, as started from `user_data` on that type and with everything in `after`; `minutes` at
     most.
     """
 
     region: str
     instance_id: pulumi.Input[str]
+    instance_type: str
     user_data: pulumi.Output[str]
     minutes: int
     after: Sequence[pulumi.Resource]
 
 
 class Readiness(Component):
-    """A command on the user's machine that waits for the master, again whenever the master's user data
-    changes.
+    """A command on the user's machine that waits for the master, again whenever it is another machine, or has
+    another type and was stopped and started for it.
 
     It finds AWS as boto3 does, and in the profile `aws:profile` if the stack has one. The interpreter is the
     one that runs this program, so an update from another checkout waits again, which takes a moment where all
@@ -57,7 +58,7 @@ class Readiness(Component):
             create=args.instance_id,
             dir=str(_PROJECT_DIRECTORY),
             environment={"AWS_PROFILE": profile} if profile else {},
-            triggers=[args.instance_id, args.user_data.apply(_fingerprint)],
+            triggers=[args.instance_id, args.user_data.apply(_fingerprint), args.instance_type],
             opts=self.child(depends_on=list(args.after)),
         )
         self.register_outputs({"said": waiting.stdout})

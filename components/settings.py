@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any, Final, Literal, NamedTuple
 
-from components import capacity, instance_types, subnets
+from components import capacity, facts, instance_types, subnets
+from components.changes import Change
 
 Egress = Literal["nat", "endpoints"]
 WorkerStorage = Literal["nfs", "diskless"]
@@ -89,18 +90,35 @@ def _client_cidr(value: object) -> IPv4Network:
     return network
 
 
+def _existing(example: str, *prefixes: str) -> Parser:
+    """Ids of what exists on AWS, or none."""
+
+    def parse(value: object) -> str:
+        if value != "" and not re.fullmatch(
+            rf"({'|'.join(prefixes)})-([0-9a-f]{{8}}|[0-9a-f]{{17}})", str(value), re.ASCII
+        ):
+            raise ValueError(f"write {example}, or leave it out for a new one")
+        return str(value)
+
+    return parse
+
+
+_VOLUME: Final = _existing(
+    "the id of a volume such as vol-0123456789abcdef0, or of a snapshot, snap-…", "vol", "snap"
+)
+_FILE_SYSTEM: Final = _existing("the id of a file system of EFS such as fs-0123456789abcdef0", "fs")
+
+
 def _list_of(parse: Parser) -> Parser:
     def parse_list(value: object) -> tuple[Any, ...]:
         items = value
-        if isinstance(
-            value, str
-        ):  # Pulumi hands over a structured value as JSON; a command line may hold a,b
+        if isinstance(value, str):  # Pulumi hands over a structured value as JSON
             try:
                 items = json.loads(value)
             except json.JSONDecodeError:
-                items = [item.strip() for item in value.split(",") if item.strip()]
+                items = None
         if not isinstance(items, list | tuple):
-            raise ValueError("write a list")
+            raise ValueError("write a list: pulumi config set --path 'KEY[0]' …, or in YAML")
         parsed = []
         for item in items:
             try:
@@ -120,6 +138,29 @@ def _non_empty(parse: Parser) -> Parser:
         return items
 
     return parse_non_empty
+
+
+def _at_most(number: int, parse: Parser, remedy: str) -> Parser:
+    def parse_at_most(value: object) -> tuple[Any, ...]:
+        items: tuple[Any, ...] = parse(value)
+        if len(items) > number:
+            raise ValueError(remedy)
+        return items
+
+    return parse_at_most
+
+
+def _zone(value: object) -> str:
+    if not re.fullmatch(r"[a-z]+(-[a-z]+)+-\d[a-z]", str(value), re.ASCII):
+        raise ValueError("write a zone's name such as eu-central-1a")
+    return str(value)
+
+
+def _zones(value: object) -> tuple[str, ...]:
+    zones: tuple[str, ...] = _list_of(_zone)(value)
+    if zones and len(zones) != subnets.ZONES:
+        raise ValueError(f"name {subnets.ZONES} different zones, the master's first, or none")
+    return zones
 
 
 def _instance_type(value: object) -> str:
@@ -170,49 +211,86 @@ def _image(value: object) -> str:
 
 
 class Key(NamedTuple):
-    """A configuration key: its default, as written in Pulumi.yaml, and the parser of its value."""
+    """A configuration key: its default, as written in Pulumi.yaml, the parser of its value, and what a change of it
+    does to a cluster that exists. `docs/operations.md` shows `changes`; a test compares them with Pulumi's engine.
+    """
 
     default: object
     parse: Parser
+    changes: Set[Change]
 
 
 _WORKERS: Final = _integer(0, 1000)
 # gp3's limit in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
 _LARGEST_VOLUME_GB: Final = 65536
+# The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
+LEAST_VOLUME_GB: Final[Mapping[str, int]] = {facts.HOME_MOUNT: 1, facts.VAR_MOUNT: 4, facts.RABBITMQ_DIR: 4}
+
+
+def _volume_gb(mount: str) -> Parser:
+    return _integer(LEAST_VOLUME_GB[mount], _LARGEST_VOLUME_GB)
+
+
+_OTHER_VOLUME: Final = {Change.DATA_EXCHANGED, Change.MASTER_REPLACED}
+
+# A security group takes 60 rules for what comes in; two of the master's are RabbitMQ's and the DbServer's.
+# https://docs.aws.amazon.com/vpc/latest/userguide/amazon-vpc-limits.html
+_MOST_CLIENT_CIDRS: Final = 60 - 2
 
 KEYS: Final[Mapping[str, Key]] = {
-    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr),
-    "clientCidrs": Key([], _list_of(_client_cidr)),
-    "egress": Key("nat", _one_of("nat", "endpoints")),
-    "masterInstanceType": Key("m7i.large", _instance_type),
-    "amiId": Key("", _image),
-    "workerInstanceTypes": Key(
-        ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"], _non_empty(_list_of(_instance_type))
+    "vpcCidr": Key("10.20.0.0/16", _vpc_cidr, {Change.REFUSED}),
+    "zones": Key([], _zones, {Change.REFUSED}),
+    "clientCidrs": Key(
+        [],
+        _at_most(
+            _MOST_CLIENT_CIDRS,
+            _list_of(_client_cidr),
+            f"name {_MOST_CLIENT_CIDRS} networks at most, since AWS takes no more rules in a security group: join "
+            "neighbours to larger ones",
+        ),
+        {Change.RULES},
     ),
-    "workerMin": Key(0, _WORKERS),
-    "workerDesired": Key(2, _WORKERS),
-    "workerMax": Key(8, _integer(1, 1000)),
-    "workerSpot": Key(False, _boolean),
-    "workerStorage": Key("nfs", _one_of("nfs", "diskless")),
-    "drainMinutes": Key(10, _integer(1, capacity.LONGEST_DRAIN_MINUTES)),
-    "homeVolumeGb": Key(100, _integer(1, _LARGEST_VOLUME_GB)),
-    # The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
-    "varVolumeGb": Key(50, _integer(4, _LARGEST_VOLUME_GB)),
-    "rabbitmqVolumeGb": Key(20, _integer(4, _LARGEST_VOLUME_GB)),
-    "keepDataOnDestroy": Key(True, _boolean),
-    "webui": Key(True, _boolean),
-    "waitForReady": Key(True, _boolean),
-    "readyTimeoutMinutes": Key(30, _integer(1, 240)),
+    "egress": Key("nat", _one_of("nat", "endpoints"), {Change.WAY_OUT}),
+    "masterInstanceType": Key("m7i.large", _instance_type, {Change.MASTER_RESIZED}),
+    "amiId": Key("", _image, {Change.MASTER_REPLACED, Change.WORKERS_ROLLED}),
+    "workerInstanceTypes": Key(
+        ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"],
+        _non_empty(_list_of(_instance_type)),
+        {Change.WORKERS_ROLLED, Change.NUM_CORES},
+    ),
+    "workerMin": Key(0, _WORKERS, {Change.FLEET_SIZE}),
+    "workerDesired": Key(2, _WORKERS, set()),
+    "workerMax": Key(8, _integer(1, 1000), {Change.FLEET_SIZE, Change.NUM_CORES}),
+    "workerSpot": Key(False, _boolean, {Change.WORKERS_ROLLED}),
+    "workerStorage": Key("nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED}),
+    "drainMinutes": Key(
+        10, _integer(1, capacity.LONGEST_DRAIN_MINUTES), {Change.HOOK, Change.WORKERS_ROLLED}
+    ),
+    "homeVolumeGb": Key(100, _volume_gb(facts.HOME_MOUNT), {Change.VOLUME_GROWN}),
+    "varVolumeGb": Key(50, _volume_gb(facts.VAR_MOUNT), {Change.VOLUME_GROWN}),
+    "rabbitmqVolumeGb": Key(20, _volume_gb(facts.RABBITMQ_DIR), {Change.VOLUME_GROWN}),
+    "homeVolumeId": Key("", _VOLUME, _OTHER_VOLUME),
+    "varVolumeId": Key("", _VOLUME, _OTHER_VOLUME),
+    "rabbitmqVolumeId": Key("", _VOLUME, _OTHER_VOLUME),
+    "fileSystemId": Key(
+        "", _FILE_SYSTEM, {Change.DATA_EXCHANGED, Change.MASTER_REPLACED, Change.WORKERS_ROLLED}
+    ),
+    "keepDataOnDestroy": Key(True, _boolean, {Change.KEPT_IN_STATE}),
+    "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
+    "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
+    "waitForReady": Key(True, _boolean, {Change.WAIT}),
+    "readyTimeoutMinutes": Key(30, _integer(1, 240), {Change.WAIT}),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty, `ami_id` "" means
-    Debian's.
+    """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
+    lookups.py chooses, `ami_id` "" Debian's image, `backup_days` 0 no backups.
     """
 
     vpc_cidr: IPv4Network
+    zones: tuple[str, ...]
     client_cidrs: tuple[IPv4Network, ...]
     egress: Egress
     master_instance_type: str
@@ -227,7 +305,12 @@ class Settings:
     home_volume_gb: int
     var_volume_gb: int
     rabbitmq_volume_gb: int
+    home_volume_id: str
+    var_volume_id: str
+    rabbitmq_volume_id: str
+    file_system_id: str
     keep_data_on_destroy: bool
+    backup_days: int
     webui: bool
     wait_for_ready: bool
     ready_timeout_minutes: int
@@ -236,6 +319,18 @@ class Settings:
     def architecture(self) -> instance_types.Architecture:
         """The one architecture of all nodes."""
         return instance_types.architecture(self.master_instance_type)
+
+    @property
+    def volume_gb(self) -> dict[str, int]:
+        """The size of the volume for each mount point."""
+        sizes = (self.home_volume_gb, self.var_volume_gb, self.rabbitmq_volume_gb)
+        return dict(zip(facts.VOLUME_MOUNTS, sizes, strict=True))
+
+    @property
+    def volume_sources(self) -> dict[str, str]:
+        """The existing volume (vol-…) or snapshot (snap-…) for each mount point; "" is a new volume."""
+        sources = (self.home_volume_id, self.var_volume_id, self.rabbitmq_volume_id)
+        return dict(zip(facts.VOLUME_MOUNTS, sources, strict=True))
 
     @classmethod
     def parse(cls, raw: Mapping[str, object]) -> Settings:
@@ -283,6 +378,14 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
+    volumes: dict[str, str] = {}
+    for key in ("homeVolumeId", "varVolumeId", "rabbitmqVolumeId"):
+        source = parsed.get(key, "")
+        if source.startswith("vol-"):
+            if source in volumes:
+                remedy = f"name another one, since {volumes[source]} has it"
+                problems.append(Problem(key, source, remedy))
+            volumes.setdefault(source, key)
     if parsed.get("egress") == "endpoints" and parsed.get("amiId") == "":
         remedy = (
             "name an image with everything baked in (docs/operations.md says how), since egress = endpoints lets "
@@ -294,7 +397,7 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         architecture = instance_types.architecture(master)
         if architecture != "x86_64" and parsed.get("amiId") == "":
             # Debian's image of the other architecture would be easy to find for a new cluster. In one that is there
-            # the machines keep the image they were born with: AWS would refuse the new master, with the old one gone.
+            # all nodes keep the image of its first day: AWS would refuse the new master, with the old one gone.
             remedy = (
                 f"name an image for {architecture} types such as {master}; the id of Debian's: "
                 f"aws ssm get-parameter --name {DEBIAN_IMAGE[architecture]} --query Parameter.Value"

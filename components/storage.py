@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Final
 
 import pulumi
 import pulumi_aws as aws
@@ -12,17 +13,30 @@ import pulumi_aws as aws
 from components import facts
 from components.component import Component
 
+# The provider counts the final snapshot to the deletion, for which it has ten minutes; then `pulumi destroy` fails, and
+# each further one makes another snapshot. A snapshot copies all that has changed since the one before, the first one
+# everything, which "can take several hours".
+# https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/ec2/ebs_volume.go
+# https://docs.aws.amazon.com/ebs/latest/userguide/ebs-creating-snapshot.html
+_FINAL_SNAPSHOT: Final = pulumi.CustomTimeouts(delete="12h")
+
 
 @dataclass(frozen=True)
 class StorageArgs:
     """What the storage is made from.
 
-    `volume_gb` gives the size in GiB of the volume for each mount point in facts.VOLUME_MOUNTS;
+    `volume_gb` gives the size in GiB of the volume for each mount point in facts.VOLUME_MOUNTS, `volume_sources` the
+    existing volume (vol-…) that is taken or the snapshot (snap-…) that it is made from, "" for neither; "" as
+    `file_system_id` makes one. `volume_tags` are the volumes' further tags; `back_up` is for the file system.
     `nfs_addresses` and `worker_subnet_ids` are keyed by availability zone.
     """
 
     master_zone: str
     volume_gb: Mapping[str, int]
+    volume_sources: Mapping[str, str]
+    volume_tags: Mapping[str, pulumi.Input[str]]
+    file_system_id: str
+    back_up: bool
     nfs_addresses: Mapping[str, IPv4Address]
     worker_subnet_ids: Mapping[str, pulumi.Input[str]]
     nfs_group_id: pulumi.Input[str]
@@ -36,6 +50,9 @@ class Storage(Component):
     the old one behind where a change replaces it (another zone): nothing is lost, and the user removes it by
     hand. Without `keep` the volumes are deleted, each after a final snapshot.
 
+    What exists and is taken over is not managed: it is attached or mounted, and otherwise only gets `volume_tags` and
+    backups; neither an update nor `pulumi destroy` deletes it.
+
     NFS is not encrypted on the wire here: TLS needs EFS's own mount helper, which is not in Debian. The
     traffic stays inside the VPC, where AWS lets nobody listen, and the NFS group lets in only the nodes.
     """
@@ -46,24 +63,20 @@ class Storage(Component):
 
     def __init__(self, name: str, args: StorageArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
-        self.volume_ids = {mount: self._volume(mount, args).id for mount in facts.VOLUME_MOUNTS}
-        file_system = aws.efs.FileSystem(
-            self.named("shared"),
-            encrypted=True,
-            throughput_mode="elastic",
-            # Finished calculations move to cheaper storage, and back when somebody reads them.
-            lifecycle_policies=[
-                aws.efs.FileSystemLifecyclePolicyArgs(transition_to_ia="AFTER_30_DAYS"),
-                aws.efs.FileSystemLifecyclePolicyArgs(transition_to_primary_storage_class="AFTER_1_ACCESS"),
-            ],
-            tags=self.tags("shared"),
-            opts=self.child(retain_on_delete=args.keep),
-        )
-        self.file_system_id = file_system.id
+        self.volume_ids = {mount: self._volume_id(mount, args) for mount in facts.VOLUME_MOUNTS}
+        self.file_system_id = self._file_system_id(args)
+        if args.back_up:
+            aws.efs.BackupPolicy(
+                self.named("shared"),
+                file_system_id=self.file_system_id,
+                backup_policy=aws.efs.BackupPolicyBackupPolicyArgs(status="ENABLED"),
+                # Deleting it turns the backups off; whoever owns the file system may have wanted them before.
+                opts=self.child(retain_on_delete=bool(args.file_system_id)),
+            )
         self.mount_targets = [
             aws.efs.MountTarget(
                 self.named(f"shared-{zone}"),
-                file_system_id=file_system.id,
+                file_system_id=self.file_system_id,
                 subnet_id=args.worker_subnet_ids[zone],
                 ip_address=str(address),
                 security_groups=[args.nfs_group_id],
@@ -74,18 +87,65 @@ class Storage(Component):
         ]
         self.register_outputs({"volumeIds": dict(self.volume_ids), "fileSystemId": self.file_system_id})
 
-    def _volume(self, mount: str, args: StorageArgs) -> aws.ebs.Volume:
-        child = volume_name(mount)
+    def _file_system_id(self, args: StorageArgs) -> pulumi.Output[str]:
+        if args.file_system_id:
+            return pulumi.Output.from_input(args.file_system_id)
+        return aws.efs.FileSystem(
+            self.named("shared"),
+            encrypted=True,
+            throughput_mode="elastic",
+            # Finished calculations move to cheaper storage, and back when somebody reads them.
+            lifecycle_policies=[
+                aws.efs.FileSystemLifecyclePolicyArgs(transition_to_ia="AFTER_30_DAYS"),
+                aws.efs.FileSystemLifecyclePolicyArgs(transition_to_primary_storage_class="AFTER_1_ACCESS"),
+            ],
+            tags=self.tags("shared"),
+            opts=self.child(retain_on_delete=args.keep),
+        ).id
+
+    def _volume_id(self, mount: str, args: StorageArgs) -> pulumi.Output[str]:
+        child, source = volume_name(mount), args.volume_sources[mount]
+        if source.startswith("vol-"):
+            for key, value in args.volume_tags.items():
+                aws.ec2.Tag(
+                    self.named(f"{child}-{key}"), resource_id=source, key=key, value=value, opts=self.child()
+                )
+            return pulumi.Output.from_input(source)
         return aws.ebs.Volume(
             self.named(child),
             availability_zone=args.master_zone,
             size=args.volume_gb[mount],
             type="gp3",
             encrypted=True,
+            snapshot_id=source or None,
             final_snapshot=True,
-            tags=self.tags(child),
-            opts=self.child(retain_on_delete=args.keep),
+            tags={**self.tags(child), **args.volume_tags},
+            opts=self.child(
+                retain_on_delete=args.keep,
+                custom_timeouts=_FINAL_SNAPSHOT,
+                # A volume that was made from a snapshot stays when the setting is removed, and AWS may remove the
+                # snapshot.
+                ignore_changes=[] if source else ["snapshot_id"],
+            ),
+        ).id
+
+
+def take_data_back(
+    region: str,
+    zones: Sequence[str],
+    volume_ids: Mapping[str, pulumi.Input[str]],
+    file_system_id: pulumi.Input[str],
+) -> pulumi.Output[str]:
+    """The commands by which another stack takes over the data of this one, after `pulumi destroy` has left them."""
+    return pulumi.Output.all(
+        *(f"--path 'zones[{number}]' {zone}" for number, zone in enumerate(zones)),
+        *(pulumi.Output.concat(volume_name(mount), "VolumeId ", id_) for mount, id_ in volume_ids.items()),
+        pulumi.Output.concat("fileSystemId ", file_system_id),
+    ).apply(
+        lambda settings: "\n".join(
+            f"pulumi config set {setting}" for setting in (f"aws:region {region}", *settings)
         )
+    )
 
 
 def volume_name(mount: str) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from components import facts
+
+OTHERS_IN_METADATA: Final = "+-=.,_:@"
 
 
 def cluster_name(stack: str) -> str:
@@ -16,9 +21,17 @@ def tags(stack: str, name: str) -> dict[str, str]:
     Passed explicitly to everything, since a provider's default tags reach neither the instances and disks of
     a launch template nor those of an autoscaling group.
     """
-    return {
-        "Name": f"{cluster_name(stack)}-{name}",
-        "Project": facts.PROJECT,
-        "Stack": stack,
-        "ManagedBy": "pulumi",
-    }
+    return {"Name": f"{cluster_name(stack)}-{name}", **of_stack(stack), "ManagedBy": "pulumi"}
+
+
+def of_stack(stack: str) -> dict[str, str]:
+    """The tags by which the resources of `stack` are found."""
+    return {"Project": facts.PROJECT, "Stack": stack}
+
+
+def shown_in_metadata(key: str) -> bool:
+    """Whether a tag of an instance whose metadata show its tags may have this key; EC2 launches no other.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
+    """
+    return bool(re.fullmatch(rf"[a-zA-Z0-9{re.escape(OTHERS_IN_METADATA)}]{{1,255}}", key))

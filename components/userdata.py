@@ -88,8 +88,8 @@ CPU_ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
 class Node:
     """What both kinds of node are told.
 
-    nfs_addresses maps the name of a zone to the address of the shared file system's mount target there; cluster is
-    this cluster's name in CloudWatch.
+    nfs_addresses maps the name of a zone to the address of the mount target of the shared file system, file_system_id,
+    there; cluster is this cluster's name in CloudWatch.
     """
 
     region: str
@@ -98,6 +98,7 @@ class Node:
     secret_id: str
     bundle_sha256: str
     nfs_addresses: Mapping[str, str]
+    file_system_id: str
     cluster: str
 
 
@@ -266,7 +267,7 @@ class _Role:
 def _role(node: Node) -> _Role:
     if isinstance(node, MasterNode):
         return _Role(
-            modules=("master", "accounts", "metrics"),
+            modules=("master", "accounts", "growth", "metrics"),
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,

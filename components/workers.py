@@ -24,21 +24,24 @@ _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's ma
 # From an instance's being in service to its first task, with room; meanwhile the group does not scale in either, and
 # the alarm that asks for that needs a minute or two to notice a job that begins.
 WARMUP_SECONDS: Final = 120
+# Deleting the group waits until its machines are gone; the provider's ten minutes are fewer than a worker may take that
+# still computes: its shutdown waits for the running tasks, until systemd's poweroff.target ends it by force after
+# JobTimeoutSec=30min. https://github.com/systemd/systemd/blob/main/units/poweroff.target
+_GROUP_GONE: Final = pulumi.CustomTimeouts(delete="45m")
 
 
 @dataclass(frozen=True)
 class WorkersArgs:
     """What the fleet is made from.
 
-    `instance_types` come in order of preference; `image_pinned` is as for the master; `nfs_addresses` is
-    keyed by zone. Workers start after everything in `after`.
+    `instance_types` come in order of preference; `nfs_addresses` is keyed by zone. Workers start after
+    everything in `after`.
     """
 
     region: str
     architecture: Architecture
     instance_types: Sequence[str]
-    image: Image
-    image_pinned: bool
+    image: pulumi.Output[Image]
     minimum: int
     desired: int
     maximum: int
@@ -49,6 +52,7 @@ class WorkersArgs:
     security_group_id: pulumi.Input[str]
     master_address: IPv4Address
     nfs_addresses: Mapping[str, IPv4Address]
+    file_system_id: pulumi.Input[str]
     bundle_sha256: str
     secrets: Secrets
     after: Sequence[pulumi.Resource]
@@ -94,7 +98,11 @@ class Workers(Component):
                 aws.autoscaling.GroupTagArgs(key=key, value=value, propagate_at_launch=True)
                 for key, value in self.tags("worker").items()
             ],
-            opts=self.child(ignore_changes=["desired_capacity"], depends_on=[*role.policies, *args.after]),
+            opts=self.child(
+                ignore_changes=["desired_capacity"],
+                custom_timeouts=_GROUP_GONE,
+                depends_on=[*role.policies, *args.after],
+            ),
         )
         self.group_name = group.name
         self._drain(args, role, group)
@@ -135,7 +143,7 @@ class Workers(Component):
     def _template(self, args: WorkersArgs, role: NodeRole) -> aws.ec2.LaunchTemplate:
         return aws.ec2.LaunchTemplate(
             self.named("template"),
-            image_id=args.image.id,
+            image_id=args.image.apply(lambda image: image.id),
             iam_instance_profile=aws.ec2.LaunchTemplateIamInstanceProfileArgs(arn=role.profile_arn),
             network_interfaces=[
                 aws.ec2.LaunchTemplateNetworkInterfaceArgs(
@@ -153,38 +161,40 @@ class Workers(Component):
             ),
             block_device_mappings=[
                 aws.ec2.LaunchTemplateBlockDeviceMappingArgs(
-                    device_name=args.image.root_device,
+                    device_name=args.image.apply(lambda image: image.root_device),
                     ebs=aws.ec2.LaunchTemplateBlockDeviceMappingEbsArgs(
                         volume_type="gp3",
-                        volume_size=max(_ROOT_GB, args.image.root_gb),
+                        volume_size=args.image.apply(lambda image: max(_ROOT_GB, image.root_gb)),
                         encrypted="true",
                         delete_on_termination="true",
                     ),
                 )
             ],
-            user_data=args.secrets.arn.apply(lambda secret_id: _user_data(args, secret_id)),
+            user_data=pulumi.Output.all(secret_id=args.secrets.arn, file_system_id=args.file_system_id).apply(
+                lambda known: _user_data(args, known)
+            ),
             tag_specifications=[
                 aws.ec2.LaunchTemplateTagSpecificationArgs(resource_type=kind, tags=self.tags("worker"))
                 for kind in ("instance", "volume", "network-interface")
             ],
             update_default_version=True,
             tags=self.tags("template"),
-            opts=self.child(ignore_changes=[] if args.image_pinned else ["image_id"]),
+            opts=self.child(),
         )
 
 
-def _user_data(args: WorkersArgs, secret_id: str) -> str:
+def _user_data(args: WorkersArgs, known: Mapping[str, str]) -> str:
     return userdata.user_data(
         userdata.WorkerNode(
             region=args.region,
             architecture=args.architecture,
             master_address=str(args.master_address),
-            secret_id=secret_id,
             bundle_sha256=args.bundle_sha256,
             nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
             storage=args.storage,
             cluster=cluster_name(pulumi.get_stack()),
             drain_seconds=args.drain_minutes * 60,
+            **known,
         )
     )
 

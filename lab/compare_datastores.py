@@ -27,6 +27,7 @@ NOT_RESULTS = {
     "oqparam": "the job file, with the paths of its inputs",
     "input": "the inputs themselves, under their paths",
     "_csm": "a pickle of the sources, in which each carries its seconds",
+    "png": "pictures of results, which have the calculation's number in their titles",
 }
 """Datasets and groups that cannot be equal, and why."""
 

@@ -20,6 +20,7 @@ import yaml
 from components import facts
 from components.settings import KEYS, Settings, SettingsError
 from lab import recorder
+from lab.aws import answers, resources
 from lab.cloud import (
     Alarm,
     Endpoint,
@@ -42,76 +43,6 @@ from lab.host import REPOSITORY, LabError, cores
 from lab.network import S3
 from lab.recorder import Recorded, Recording
 
-ARGUMENTS: Mapping[str, str] = {
-    # Resource type: the arguments that the lab acts on, then those that make no difference on one machine.
-    "aws:ec2/vpc:Vpc": "cidrBlock enableDnsSupport enableDnsHostnames",
-    "aws:ec2/subnet:Subnet": "vpcId cidrBlock availabilityZone mapPublicIpOnLaunch",
-    "aws:ec2/routeTable:RouteTable": "vpcId",
-    "aws:ec2/routeTableAssociation:RouteTableAssociation": "subnetId routeTableId",
-    "aws:ec2/route:Route": "routeTableId destinationCidrBlock gatewayId natGatewayId",
-    "aws:ec2/internetGateway:InternetGateway": "vpcId",
-    "aws:ec2/eip:Eip": "domain",
-    "aws:ec2/natGateway:NatGateway": "subnetId allocationId",
-    "aws:ec2/vpcEndpoint:VpcEndpoint": (
-        "vpcId serviceName vpcEndpointType privateDnsEnabled subnetIds subnetConfigurations securityGroupIds "
-        "routeTableIds policy"
-    ),
-    "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup": "vpcId ingress egress",
-    "aws:ec2/securityGroup:SecurityGroup": "vpcId description",
-    "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": (
-        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId "
-        "description"
-    ),
-    "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": (
-        "securityGroupId ipProtocol fromPort toPort cidrIpv4 referencedSecurityGroupId prefixListId "
-        "description"
-    ),
-    "aws:ec2/networkInterface:NetworkInterface": "subnetId privateIps securityGroups description",
-    "aws:ec2/instance:Instance": (
-        "ami instanceType primaryNetworkInterface iamInstanceProfile userDataBase64 metadataOptions "
-        "rootBlockDevice userDataReplaceOnChange"
-    ),
-    "aws:ec2/launchTemplate:LaunchTemplate": (
-        "imageId networkInterfaces iamInstanceProfile userData metadataOptions "
-        "blockDeviceMappings tagSpecifications updateDefaultVersion"
-    ),
-    "aws:autoscaling/group:Group": (
-        "vpcZoneIdentifiers desiredCapacity maxSize mixedInstancesPolicy "
-        "minSize capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout instanceRefresh"
-    ),
-    "aws:autoscaling/lifecycleHook:LifecycleHook": (
-        "name autoscalingGroupName lifecycleTransition heartbeatTimeout defaultResult"
-    ),
-    "aws:autoscaling/policy:Policy": (
-        "autoscalingGroupName policyType adjustmentType stepAdjustments metricAggregationType "
-        "estimatedInstanceWarmup"
-    ),
-    "aws:cloudwatch/metricAlarm:MetricAlarm": (
-        "namespace metricName dimensions statistic comparisonOperator threshold period evaluationPeriods "
-        "datapointsToAlarm treatMissingData alarmActions alarmDescription"
-    ),
-    "aws:ebs/volume:Volume": "size availabilityZone type encrypted finalSnapshot",
-    "aws:ec2/volumeAttachment:VolumeAttachment": (
-        "instanceId volumeId deviceName stopInstanceBeforeDetaching"
-    ),
-    "aws:efs/fileSystem:FileSystem": "encrypted throughputMode lifecyclePolicies",
-    "aws:efs/mountTarget:MountTarget": "fileSystemId subnetId ipAddress securityGroups",
-    "aws:secretsmanager/secret:Secret": "description recoveryWindowInDays",
-    "aws:s3/bucket:Bucket": "forceDestroy",
-    "aws:s3/bucketObjectv2:BucketObjectv2": "bucket key contentBase64 contentType",
-    "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock": (
-        "bucket blockPublicAcls blockPublicPolicy ignorePublicAcls restrictPublicBuckets"
-    ),
-    "aws:s3/bucketOwnershipControls:BucketOwnershipControls": "bucket rule",
-    "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": "bucket rules",
-    "aws:s3/bucketPolicy:BucketPolicy": "bucket policy",
-    "aws:iam/role:Role": "assumeRolePolicy",
-    "aws:iam/rolePolicy:RolePolicy": "role policy",
-    "aws:iam/instanceProfile:InstanceProfile": "role",
-    # It waits for the master through SSM; the lab waits for all nodes itself.
-    "command:local:Command": "interpreter create dir environment triggers",
-}
-ALWAYS = {"tags"}
 GROUP_TAG = "aws:autoscaling:groupName"
 """The tag that AWS itself gives to the instances of a group."""
 SMALL_VOLUMES = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4}
@@ -158,7 +89,7 @@ def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recor
     def instance_type(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         name = arguments["instanceType"]
         vcpus = len(cores()) if name == settings.master_instance_type else share
-        return recorder.instance_type_answer(name, vcpus, memory_mb, settings.architecture)
+        return answers.instance_type_answer(name, vcpus, memory_mb, settings.architecture)
 
     return recorder.run_program(
         config, invokes={"aws:ec2/getInstanceType:getInstanceType": instance_type}, program=program
@@ -174,39 +105,27 @@ def make_plan(recording: Recording) -> Plan:
 
 
 def _unknown(recording: Recording) -> list[str]:
-    """The resource types and arguments that are not in ARGUMENTS, and values that the lab cannot build."""
-    problems = []
-    for one in recording.resources:
-        if not one.custom:
-            continue
-        if one.type not in ARGUMENTS:
-            problems.append(f"{one.type} {one.name}")
-            continue
-        strangers = set(one.inputs) - set(ARGUMENTS[one.type].split()) - ALWAYS
-        problems += [f"{one.type} {one.name}: {argument}" for argument in sorted(strangers)]
-        for argument, value in _REQUIRED.get(one.type, {}).items():
-            if one.inputs.get(argument) != value:
-                problems.append(
-                    f"{one.type} {one.name}: {argument} must be {value}, not {one.inputs.get(argument)}"
-                )
+    """What of the recording the lab does not know or cannot build."""
+    problems = [
+        line
+        for one in recording.resources
+        if one.custom
+        for line in resources.not_buildable(one.type, one.name, one.inputs)
+    ]
     for type_ in ("aws:ec2/vpc:Vpc", "aws:efs/fileSystem:FileSystem"):
         if (number := len(recording.of_type(type_))) != 1:
             problems.append(f"{number} resources of type {type_}: the lab builds one")
+    made = {one.id for one in recording.resources}
+    for type_, argument in (
+        ("aws:ec2/volumeAttachment:VolumeAttachment", "volumeId"),
+        ("aws:efs/mountTarget:MountTarget", "fileSystemId"),
+    ):
+        problems += [
+            f"{type_} {one.name}: {argument} {one.inputs[argument]} exists already, and the lab has only what it makes"
+            for one in recording.of_type(type_)
+            if one.inputs[argument] not in made
+        ]
     return problems
-
-
-_REQUIRED: Mapping[str, Mapping[str, object]] = {
-    # What the lab builds in any case, so that a program which says otherwise must not pass.
-    "aws:ec2/vpc:Vpc": {"enableDnsSupport": True, "enableDnsHostnames": True},
-    "aws:ec2/subnet:Subnet": {"mapPublicIpOnLaunch": False},
-    "aws:ec2/defaultSecurityGroup:DefaultSecurityGroup": {"ingress": [], "egress": []},
-    "aws:ec2/route:Route": {"destinationCidrBlock": "0.0.0.0/0"},
-    "aws:autoscaling/lifecycleHook:LifecycleHook": {
-        "lifecycleTransition": "autoscaling:EC2_INSTANCE_TERMINATING"
-    },
-    "aws:autoscaling/policy:Policy": {"policyType": "StepScaling", "metricAggregationType": "Maximum"},
-    "aws:cloudwatch/metricAlarm:MetricAlarm": {"statistic": "Maximum", "treatMissingData": "notBreaching"},
-}
 
 
 class _Reader:
@@ -220,8 +139,8 @@ class _Reader:
     def plan(self) -> Plan:
         gateways = self._endpoints("Gateway")
         return Plan(
-            region=recorder.REGION,
-            account=recorder.ACCOUNT,
+            region=resources.REGION,
+            account=resources.ACCOUNT,
             vpc=self.vpc,
             subnets=self.subnets,
             rules=self._rules(),
@@ -315,8 +234,8 @@ class _Reader:
                 f"{one.name}: the lab needs a fixed address of the endpoint in {', '.join(missing)}"
             )
         prefix, region, service = one.inputs["serviceName"].rsplit(".", 2)
-        if (prefix, region) != ("com.amazonaws", recorder.REGION):
-            raise LabError(f"{one.name}: {one.inputs['serviceName']} is no service of {recorder.REGION}")
+        if (prefix, region) != ("com.amazonaws", resources.REGION):
+            raise LabError(f"{one.name}: {one.inputs['serviceName']} is no service of {resources.REGION}")
         interfaces = tuple(
             Interface(IPv4Address(fixed[subnet]), groups) for subnet in one.inputs["subnetIds"]
         )

@@ -16,7 +16,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from oq_node import accounts
+from oq_node import accounts, growth
 from oq_node.common import (
     FACTS,
     NodeError,
@@ -266,16 +266,17 @@ def fleet_cores() -> str:
 
 
 def refresh() -> None:
-    """Write people's accounts down, and let num_cores in openquake.cfg follow the fleet's size; a timer calls it."""
+    """Write people's accounts down, and let openquake.cfg follow the fleet's size and file systems their volumes."""
     accounts.keep()
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
     if new != old:
         write_configuration({"distribution": {"num_cores": new}})
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
+    growth.grow()
 
 
 OTHER_COMMANDS = {
-    "refresh": ("write accounts down, and the fleet's size into openquake.cfg (a timer calls it)", refresh)
+    "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh)
 }
 
 

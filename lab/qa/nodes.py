@@ -12,6 +12,9 @@ from lab.job import USER, make_user
 from lab.qa.run import CLUSTER, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
 
 HOME = f"/home/{USER}/qa"
+PYTHON = f"{HOME}/python"
+"""The nodes' command `oq` under another name: it runs the engine's program that it is called like, with the processor
+features and the compiled code that all nodes have in common. Without it, the last bits of results are others."""
 
 
 def start_driver(lab: Lab, kind: str) -> Driver:
@@ -19,10 +22,7 @@ def start_driver(lab: Lab, kind: str) -> Driver:
     master = lab.master()
     core = master.cpus[0] if kind == CLUSTER else master.cpus[-1]
     environment = "CI=1 OQ_DISTRIBUTE=processpool" if kind == REFERENCE else "CI=1"
-    line = (
-        f"cd {HOME} && exec env {environment} taskset --cpu-list {core}"
-        f" {facts.ENGINE_DIR}/bin/python driver.py {kind}"
-    )
+    line = f"cd {HOME} && exec env {environment} taskset --cpu-list {core} {PYTHON} driver.py {kind}"
     command = lab.machine(master.name).command(["runuser", "--login", USER, "--command", line])
     return Driver(kind, command, HOME, lab.paths.state / "logs" / f"qa-{kind}.log")
 
@@ -35,6 +35,7 @@ def prepare(lab: Lab) -> list[str]:
         set -e
         mkdir -p {HOME}/logs
         cd {HOME}
+        ln -sf "$(command -v oq)" {PYTHON}
         for side in {CLUSTER} {REFERENCE}; do
             test ! -e $side || continue
             rm -rf $side.new

@@ -68,6 +68,19 @@ def test_an_unknown_argument_is_refused_by_name(recording: Recording) -> None:
         make_plan(replace(recording, resources=changed))
 
 
+@pytest.mark.parametrize(
+    ("setting", "refused"),
+    [
+        ("varVolumeId=vol-0123456789abcdef0", "master-var: volumeId vol-0123456789abcdef0 exists already"),
+        ("varVolumeId=snap-0123456789abcdef0", "storage-var: snapshotId"),
+        ("fileSystemId=fs-0123456789abcdef0", "fileSystemId fs-0123456789abcdef0 exists already"),
+    ],
+)
+def test_data_that_exist_on_aws_are_refused_by_name(setting: str, refused: str) -> None:
+    with pytest.raises(LabError, match=refused):
+        make_plan(record(read_config("dev", ["varVolumeGb=20", setting])))
+
+
 def test_every_rule_of_the_program_is_a_line_of_the_routers_rules(recording: Recording) -> None:
     plan = make_plan(recording)
     master = Interface(plan.instances[0].address, plan.instances[0].template.groups)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pulumi
 import pytest
 
-from lab.recorder import REGION, Refused, ami_answer, instance_type_answer, run_program
+from lab.aws.answers import Refused, ami_answer, instance_type_answer
+from lab.aws.resources import REGION
+from lab.recorder import Recording, run_program
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"
 ZONES = "aws:index/getAvailabilityZones:getAvailabilityZones"
 AMI = "aws:ec2/getAmi:getAmi"
+KEPT = "ami-0fedcba9876543210"  # the image of a cluster that is there
 
 
 def _offer(**zones_of: list[str]) -> Mapping[str, Any]:
@@ -61,13 +65,48 @@ def test_the_masters_type_must_be_offered_in_the_masters_zone_and_a_workers_type
     run_program(config, invokes={OFFERINGS: _offer(m7i_large=["a"], c7i_large=["b"], c6i_large=["a"])})
 
 
+def _zones(recording: Recording) -> list[str]:
+    """The zones of the master and of the workers' subnets, in this order."""
+    master = recording.by_id(
+        recording.one("aws:ec2/networkInterface:NetworkInterface").inputs["subnetId"]
+    ).inputs["availabilityZone"]
+    workers = recording.one("aws:autoscaling/group:Group").inputs["vpcZoneIdentifiers"]
+    return [master, *(recording.by_id(subnet).inputs["availabilityZone"] for subnet in workers)]
+
+
+def _zones_answer(**ids: str) -> Mapping[str, Any]:
+    """AWS's answer with these letters of zones and their ids, in this order."""
+    return {"id": REGION, "names": [f"{REGION}{letter}" for letter in ids], "zoneIds": list(ids.values())}
+
+
 def test_the_zones_are_the_first_two_by_name_whatever_order_aws_lists_them_in() -> None:
-    zones = {"id": REGION, "names": [f"{REGION}{letter}" for letter in "cab"]}
-    group = run_program({}, invokes={ZONES: zones}).one("aws:autoscaling/group:Group")
-    assert (
-        group.inputs["vpcZoneIdentifiers"]
-        == run_program({}).one("aws:autoscaling/group:Group").inputs["vpcZoneIdentifiers"]
-    )
+    answer = _zones_answer(c="euc1-az1", a="euc1-az2", b="euc1-az3")
+    assert _zones(run_program({}, invokes={ZONES: answer})) == _zones(run_program({}))
+    assert _zones(run_program({})) == [f"{REGION}a", f"{REGION}a", f"{REGION}b"]
+
+
+@pytest.mark.parametrize("id_", ["use1-az3", "usw1-az2", "cac1-az3", "apne1-az3"])
+def test_a_zone_that_lacks_what_the_cluster_needs_is_not_chosen(id_: str) -> None:
+    answer = _zones_answer(a=id_, b="euc1-az3", c="euc1-az1")
+    assert _zones(run_program({}, invokes={ZONES: answer})) == [f"{REGION}b", f"{REGION}b", f"{REGION}c"]
+    with pytest.raises(pulumi.RunError, match="region with 2 zones"):
+        run_program({}, invokes={ZONES: _zones_answer(a=id_, b="euc1-az3")})
+
+
+def test_the_zones_that_the_settings_name_are_taken_the_first_for_the_master() -> None:
+    answer = _zones_answer(a="use1-az3", b="use1-az1", c="use1-az2")
+    for zones in ("cb", "ba"):  # one that would not be chosen, too
+        named = [f"{REGION}{letter}" for letter in zones]
+        recording = run_program({"zones": json.dumps(named)}, invokes={ZONES: answer})
+        assert _zones(recording) == [named[0], *named]
+
+
+def test_a_zone_that_the_region_has_not_is_refused_with_the_types_that_are_offered_nowhere() -> None:
+    with pytest.raises(pulumi.RunError) as error:
+        run_program({"zones": f'["{REGION}x", "{REGION}b"]'}, invokes={OFFERINGS: _offer(c7i_2xlarge=["b"])})
+    lines = str(error.value).splitlines()
+    assert f"  zones = {REGION}x: choose from {REGION}a, {REGION}b, {REGION}c" in lines
+    assert any(line.startswith("  masterInstanceType = m7i.large: ") for line in lines)
 
 
 def test_the_zones_do_not_depend_on_which_ones_are_well_at_the_moment() -> None:
@@ -78,7 +117,7 @@ def test_the_zones_do_not_depend_on_which_ones_are_well_at_the_moment() -> None:
 
 def test_a_region_with_one_zone_is_refused() -> None:
     with pytest.raises(pulumi.RunError, match="region with 2 zones"):
-        run_program({}, invokes={ZONES: {"id": REGION, "names": [f"{REGION}a"]}})
+        run_program({}, invokes={ZONES: _zones_answer(a="euc1-az2")})
 
 
 def test_the_root_disk_of_a_worker_has_the_device_name_of_its_image() -> None:
@@ -96,15 +135,62 @@ def test_a_root_disk_has_room_for_its_image(image_gb: int, disk_gb: int) -> None
     assert mapping["ebs"]["volumeSize"] == disk_gb
 
 
+def test_the_root_disks_are_those_of_the_image_that_is_kept_not_of_debians_newest() -> None:
+    def images(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        (asked,) = args["filters"][0]["values"]
+        kept = {"root_device": "/dev/sda1", "root_gb": 40} if asked == KEPT else {"root_gb": 64}
+        return ami_answer(asked, **kept)
+
+    recording = run_program({}, invokes={AMI: images}, stashed={"image-debian": KEPT})
+    assert recording.one("aws:ec2/instance:Instance").inputs["rootBlockDevice"]["volumeSize"] == 40
+    (mapping,) = recording.one("aws:ec2/launchTemplate:LaunchTemplate").inputs["blockDeviceMappings"]
+    assert (mapping["deviceName"], mapping["ebs"]["volumeSize"]) == ("/dev/sda1", 40)
+
+
+def test_a_kept_image_that_is_gone_is_said_before_a_machine_is_touched() -> None:
+    """A master is taken down before its replacement starts; without an image there would be none."""
+
+    def images(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        (asked,) = args["filters"][0]["values"]
+        if asked == KEPT:
+            raise Refused("Your query returned no results")
+        return ami_answer(asked)
+
+    with pytest.raises(pulumi.RunError, match=rf'amiId = "": name an image .*{KEPT}: .*no results'):
+        run_program({}, invokes={AMI: images}, stashed={"image-debian": KEPT})
+
+
 def test_another_partition_than_aws_is_refused() -> None:
     china = {"id": "aws-cn", "partition": "aws-cn", "dnsSuffix": "amazonaws.com.cn"}
     with pytest.raises(pulumi.RunError, match="partition aws-cn: only regions of the partition aws"):
         run_program({}, invokes={"aws:index/getPartition:getPartition": china})
 
 
-def test_the_wait_is_refused_where_it_would_look_in_another_account() -> None:
-    """boto3 learns nothing of how the provider becomes somebody else: it would wait for half an hour, and mislead."""
-    roles = '[{"roleArn": "arn:aws:iam::123456789012:role/deployer"}]'
-    with pytest.raises(pulumi.RunError, match=r"waitForReady = true: .*aws:assumeRoles"):
-        run_program({"aws:assumeRoles": roles})
-    run_program({"aws:assumeRoles": roles, "waitForReady": "false"})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("aws:assumeRoles", '[{"roleArn": "arn:aws:iam::123456789012:role/deployer"}]'),
+        ("aws:sharedConfigFiles", '["/etc/aws/config"]'),
+        ("aws:sharedCredentialsFiles", '["/etc/aws/credentials"]'),
+        ("aws:customCaBundle", "/etc/ssl/proxy.pem"),
+        ("aws:httpsProxy", "http://proxy:3128"),
+    ],
+)
+def test_the_wait_is_refused_where_it_would_not_find_the_providers_way_to_aws(key: str, value: str) -> None:
+    """boto3 learns nothing of these: it would fail, or wait for half an hour in another account, and mislead."""
+    with pytest.raises(pulumi.RunError, match=rf"waitForReady = true: .*{key}"):
+        run_program({key: value})
+    run_program({key: value, "waitForReady": "false"})
+
+
+def test_default_tags_that_the_metadata_cannot_show_are_refused_with_all_that_is_wrong() -> None:
+    """EC2 refuses to launch a machine whose metadata should show them, when network and storage are made."""
+    tags = '{"tags": {"Cost Center": "7", "Team": "hazard", "a/b": "c", "Owner:e-mail@home": "x"}}'
+    with pytest.raises(pulumi.RunError) as error:
+        run_program({"aws:defaultTags": tags, "workerMax": "0"})
+    assert str(error.value).startswith("wrong settings: 3\n  workerMax = 0: ")
+    for key in ("Cost Center", "a/b"):
+        assert f"\n  aws:defaultTags = {key}: rename it" in str(error.value)
+    with pytest.raises(pulumi.RunError, match="wrong settings: 2"):
+        run_program({"aws:defaultTags": tags})
+    run_program({"aws:defaultTags": '{"tags": {"Team": "hazard"}}'})

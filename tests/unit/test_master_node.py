@@ -44,6 +44,7 @@ def master(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         for name in ("oq_node.master.say", "oq_node.common.say"):
             monkeypatch.setattr(name, master.said.append)
         monkeypatch.setattr("oq_node.common.shutil.chown", lambda *_arguments: None)
+        monkeypatch.setattr("oq_node.growth.grow", lambda: None)
         yield master
 
 

@@ -6,6 +6,7 @@ That AWS accepts the arguments is not shown here; that the SDK knows them is.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -18,7 +19,9 @@ import pytest
 
 from components import facts, userdata
 from components.capacity import steps_out
-from lab.recorder import REGION, UNKNOWN, Recorded, Recording, run_program
+from components.tags import shown_in_metadata
+from lab.aws.resources import REGION
+from lab.recorder import UNKNOWN, Recorded, Recording, run_program
 from tests.unit.conftest import (
     AMI,
     ENDPOINTS,
@@ -48,6 +51,7 @@ EIP = "aws:ec2/eip:Eip"
 ROLE_POLICY = "aws:iam/rolePolicy:RolePolicy"
 SECRET = "aws:secretsmanager/secret:Secret"
 COMMAND = "command:local:Command"
+STASH = "pulumi:index:Stash"
 HOOK = "aws:autoscaling/lifecycleHook:LifecycleHook"
 SCALING_POLICY = "aws:autoscaling/policy:Policy"
 ALARM = "aws:cloudwatch/metricAlarm:MetricAlarm"
@@ -286,15 +290,38 @@ def test_no_endpoint_takes_the_masters_address(each_mode: Recording) -> None:
     )  # S3's has none, the master has one
 
 
-def test_through_s3_only_the_engine_bundle_and_the_ssm_agent_can_be_read(each_mode: Recording) -> None:
-    (s3,) = [one for one in each_mode.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Gateway"]
+def _s3_statement(recording: Recording) -> dict[str, Any]:
+    """The one statement of the policy of the gateway endpoint."""
+    (s3,) = [one for one in recording.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Gateway"]
     (statement,) = statements(s3.inputs["policy"])
+    assert (statement["Effect"], statement["Principal"]) == ("Allow", "*")
+    return statement
+
+
+@pytest.mark.parametrize("mode", [ENDPOINTS, ENDPOINTS_DISKLESS])
+def test_without_a_way_out_only_the_engine_bundle_and_the_ssm_agent_can_be_read_from_s3(
+    record: Record, mode: str
+) -> None:
+    recording = record(**MODES[mode])
+    statement = _s3_statement(recording)
     assert statement["Action"] == "s3:GetObject"
-    bucket = each_mode.one("aws:s3/bucket:Bucket")
+    bucket = recording.one("aws:s3/bucket:Bucket")
     assert statement["Resource"] == [
         f"arn:aws:s3:::{bucket.id}/*",
         f"arn:aws:s3:::amazon-ssm-{REGION}/*",
     ]
+
+
+@pytest.mark.parametrize("mode", [NAT, NAT_DISKLESS, SMALL])
+def test_with_nat_the_endpoint_of_s3_stands_in_the_way_of_nobodys_data(record: Record, mode: str) -> None:
+    # AWS sends all of the region's S3 traffic through it. Without a policy an existing cluster would keep its old one.
+    statement = _s3_statement(record(**MODES[mode]))
+    assert (statement["Action"], statement["Resource"]) == ("*", "*")
+
+
+def test_the_largest_number_of_client_networks_fits_into_a_security_group(record: Record) -> None:
+    cidrs = json.dumps([f"10.1.{number}.0/24" for number in range(58)])
+    assert len(_rules(record(clientCidrs=cidrs), "Ingress")["master"]) == 60  # AWS's default quota
 
 
 # --- security groups ----------------------------------------------------------------------------------------
@@ -414,7 +441,10 @@ def test_every_disk_is_encrypted(each_mode: Recording) -> None:
     (rule,) = each_mode.one(
         "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration"
     ).inputs["rules"]
-    assert rule["applyServerSideEncryptionByDefault"] == {"sseAlgorithm": "AES256"}
+    assert rule == {
+        "applyServerSideEncryptionByDefault": {"sseAlgorithm": "AES256"},
+        "blockedEncryptionTypes": ["SSE-C"],
+    }
     for one in each_mode.resources:  # and there is no other disk
         assert not {"ebsBlockDevices", "ephemeralBlockDevices"} & one.inputs.keys()
 
@@ -440,6 +470,10 @@ def test_data_is_kept_on_destroy_only_when_asked_for_and_nothing_stands_in_its_w
     assert [one.retain_on_delete for one in data] == [keep] * 4
     assert not [one.name for one in recording.resources if one.protect]
     assert not [one.name for one in recording.resources if one.retain_on_delete and one not in data]
+
+
+def test_a_deletion_is_given_the_time_that_a_final_snapshot_takes(each_mode: Recording) -> None:
+    assert [one.timeouts for one in each_mode.of_type(VOLUME)] == [{"delete": "12h"}] * 3
 
 
 def test_each_volume_is_attached_once_and_the_machine_stops_before_it_is_detached(
@@ -507,11 +541,31 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
             "Resource": each_mode.one(GROUP).outputs["arn"],
         }
     ]
-    roles = {name: each_mode.one("aws:iam/role:Role", f"{name}-role").id for name in ("master", "workers")}
+    assert statements(each_mode.one(ROLE_POLICY, "snapshots-rights").inputs["policy"]) == [
+        {
+            "Effect": "Allow",
+            "Action": [
+                "ec2:CreateSnapshot",
+                "ec2:CreateSnapshots",
+                "ec2:DeleteSnapshot",
+                "ec2:DescribeInstances",
+                "ec2:DescribeSnapshots",
+                "ec2:DescribeVolumes",
+            ],
+            "Resource": "*",
+        },
+        {"Effect": "Allow", "Action": ["ec2:CreateTags"], "Resource": "arn:aws:ec2:*::snapshot/*"},
+    ]
+    principals = {"master": "ec2", "workers": "ec2", "snapshots": "dlm"}
+    for name, service in principals.items():
+        policy = each_mode.one("aws:iam/role:Role", f"{name}-role").inputs["assumeRolePolicy"]
+        assert [one["Principal"] for one in statements(policy)] == [{"Service": f"{service}.amazonaws.com"}]
+    roles = {name: each_mode.one("aws:iam/role:Role", f"{name}-role").id for name in principals}
     assert {one.name: one.inputs["role"] for one in each_mode.of_type(ROLE_POLICY)} == {
         "master-rights": roles["master"],
         "workers-rights": roles["workers"],
         "workers-drain": roles["workers"],
+        "snapshots-rights": roles["snapshots"],
     }
     assert {one.type for one in each_mode.resources if one.type.startswith("aws:iam/")} == {
         "aws:iam/role:Role",
@@ -545,6 +599,16 @@ def test_the_bucket_is_private_and_refuses_plain_http(each_mode: Recording) -> N
     assert each_mode.one("aws:s3/bucket:Bucket").inputs["forceDestroy"] is True
 
 
+def test_the_bucket_is_changed_by_one_thing_at_a_time(each_mode: Recording) -> None:
+    chain = [
+        each_mode.one(f"aws:s3/bucket{name}:Bucket{name}")
+        for name in ("PublicAccessBlock", "OwnershipControls", "ServerSideEncryptionConfiguration", "Policy")
+    ]
+    chain.append(each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2"))
+    for first, second in itertools.pairwise(chain):
+        assert first.urn in second.dependencies
+
+
 # --- machines -----------------------------------------------------------------------------------------------
 
 
@@ -559,12 +623,11 @@ def test_imdsv2_is_required_one_hop_away_and_nobody_has_a_key(each_mode: Recordi
 
 
 def test_the_machines_tags_have_only_keys_that_the_metadata_can_show(each_mode: Recording) -> None:
-    # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html: others stop the launch
     template, group = each_mode.one(TEMPLATE).inputs, each_mode.one(GROUP).inputs
     keys = {key for one in template["tagSpecifications"] for key in one["tags"]}
     keys |= {tag["key"] for tag in group["tags"]} | each_mode.one(INSTANCE).inputs["tags"].keys()
     assert keys
-    assert all(re.fullmatch(r"[a-zA-Z0-9+\-=.,_:@]+", key) for key in keys)
+    assert all(shown_in_metadata(key) for key in keys)
 
 
 def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> None:
@@ -597,13 +660,34 @@ def test_the_masters_address_is_fixed_and_belongs_to_an_interface_of_its_own(eac
     assert each_mode.one(INSTANCE).urn not in interface.dependencies
 
 
-def test_debians_image_is_taken_once_and_an_image_that_is_asked_for_is_followed(record: Record) -> None:
-    first = record()
-    assert first.one(INSTANCE).ignore_changes == ("ami",)
-    assert first.one(TEMPLATE).ignore_changes == ("imageId",)
-    asked = record(**MODES[ENDPOINTS])
-    assert asked.one(INSTANCE).ignore_changes == asked.one(TEMPLATE).ignore_changes == ()
-    assert asked.one(INSTANCE).inputs["ami"] == asked.one(TEMPLATE).inputs["imageId"] == AMI
+def _images(recording: Recording) -> tuple[str, str]:
+    """The images of the master and of the workers."""
+    return recording.one(INSTANCE).inputs["ami"], recording.one(TEMPLATE).inputs["imageId"]
+
+
+def test_a_new_cluster_gets_debians_newest_image_and_keeps_its_id_in_the_state(record: Record) -> None:
+    recording = record()
+    newest = recording.one(STASH).inputs["input"]
+    assert newest == "ami-0d3b1a4a7e0c5f6b8"
+    assert _images(recording) == (newest, newest)
+    assert record(preview=True).one(INSTANCE).inputs["ami"] == newest  # a preview shows it
+
+
+def test_all_nodes_keep_the_image_that_the_state_holds_whatever_debian_publishes(record: Record) -> None:
+    recording = run_program({}, stashed={"image-debian": AMI})
+    assert _images(recording) == (AMI, AMI)
+    stash = recording.one(STASH)
+    assert stash.inputs == record().one(STASH).inputs  # the newest one
+    assert (stash.ignore_changes, stash.replace_on_changes) == (("input",), ())
+    # Pulumi takes the inputs of a replacement from the program, whatever ignore_changes says.
+    for type_ in (INSTANCE, TEMPLATE):
+        assert recording.one(type_).ignore_changes == ()
+
+
+def test_an_image_that_is_asked_for_is_that_of_all_nodes_and_nothing_else_is_kept(record: Record) -> None:
+    recording = record(**MODES[ENDPOINTS])
+    assert _images(recording) == (AMI, AMI)
+    assert recording.of_type(STASH) == []
 
 
 def test_the_group_starts_with_the_settings_numbers_and_leaves_the_desired_one_to_the_scaler(
@@ -658,6 +742,11 @@ def test_a_worker_that_has_to_go_is_waited_for(record: Record) -> None:
     }
     # A hook among the group's initial ones would never follow the settings again.
     assert "initialLifecycleHooks" not in recording.one(GROUP).inputs
+
+
+def test_a_group_is_given_the_time_that_the_shutdown_of_a_busy_worker_takes(each_mode: Recording) -> None:
+    # systemd ends it by force after 30 minutes, a quarter of an hour before this
+    assert each_mode.one(GROUP).timeouts == {"delete": "45m"}
 
 
 def test_every_cluster_has_the_hook(each_mode: Recording) -> None:
@@ -776,6 +865,14 @@ def test_the_wait_asks_for_the_master_again_when_the_machine_or_its_user_data_ch
     assert {one.urn for one in recording.of_type(ATTACHMENT)} <= wait.dependencies
 
 
+def test_the_wait_asks_again_when_the_master_has_another_type(record: Record) -> None:
+    """It was stopped and started for that, as the same machine."""
+    recording, other = record(), record(masterInstanceType="m7i.xlarge")
+    assert other.one(INSTANCE).id == recording.one(INSTANCE).id
+    before, after = (one.one(COMMAND).inputs["triggers"] for one in (recording, other))
+    assert (before[:2], before[2], after[2]) == (after[:2], "m7i.large", "m7i.xlarge")
+
+
 def test_the_wait_lasts_as_long_and_has_the_aws_profile_as_the_stack_says(record: Record) -> None:
     assert record().one(COMMAND).inputs["environment"] == {}
     wait = run_program({"aws:profile": "seismo", "readyTimeoutMinutes": "7"}).one(COMMAND)
@@ -808,6 +905,7 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
             for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
         },
         "efsId": recording.one(EFS).id,
+        "takeDataBack": recording.exports["takeDataBack"],  # test_adoption.py has its lines
         "workerGroupName": recording.one(GROUP).outputs["name"],
         "secretName": recording.one(SECRET).outputs["name"],
     }

@@ -9,7 +9,8 @@ from textwrap import dedent
 
 import pytest
 
-from lab.recorder import UNKNOWN, Refused, UnknownInvoke, run_program
+from lab.aws.answers import Refused, UnknownInvoke
+from lab.recorder import UNKNOWN, run_program
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def test_options_that_pulumis_mocks_drop_are_kept(program: Path) -> None:
         aws.ec2.Vpc("second", cidr_block="10.1.0.0/16", opts=pulumi.ResourceOptions(
             parent=first, protect=True, retain_on_delete=True, delete_before_replace=True,
             ignore_changes=["cidr_block"], replace_on_changes=["tags"], depends_on=[first],
+            custom_timeouts=pulumi.CustomTimeouts(create="3m", delete="2h"),
         ))
         """,
     )
@@ -38,6 +40,7 @@ def test_options_that_pulumis_mocks_drop_are_kept(program: Path) -> None:
     first, second = recording.of_type("aws:ec2/vpc:Vpc")
     assert (second.protect, second.retain_on_delete, second.delete_before_replace) == (True, True, True)
     assert (second.ignore_changes, second.replace_on_changes) == (("cidrBlock",), ("tags",))
+    assert (second.timeouts, first.timeouts) == ({"create": "3m", "delete": "2h"}, {})
     assert second.parent == first.urn
     assert second.dependencies == {first.urn}
     assert (first.protect, first.retain_on_delete, first.delete_before_replace) == (False, False, False)
@@ -79,6 +82,15 @@ def test_exports_are_plain_values_and_unknown_in_a_preview(program: Path) -> Non
         "id": UNKNOWN,
         "listed": [8, "s", {"deep": UNKNOWN}],
     }
+
+
+def test_a_stash_gives_what_it_has_kept_and_the_new_value_only_the_first_time(program: Path) -> None:
+    write(program, "pulumi.export('kept', pulumi.Stash('s', input='new').output)")
+    assert run_program({}, program=program).exports == {"kept": "new"}
+    for preview in (False, True):  # Pulumi's engine keeps it, so that a preview knows it
+        kept = run_program({}, preview=preview, stashed={"s": "old"}, program=program)
+        assert kept.exports == {"kept": "old"}
+        assert kept.one("pulumi:index:Stash").inputs == {"input": "new"}
 
 
 def test_configuration_reaches_the_program_and_only_that_of_this_run(program: Path) -> None:

@@ -125,14 +125,37 @@ def test_a_public_client_network_is_refused(cidr: str) -> None:
     assert cidr in problems({"clientCidrs": [cidr]})["clientCidrs"].remedy
 
 
+@pytest.mark.parametrize(
+    "zones", [["eu-central-1a"], ["eu-central-1a"] * 2, ["eu-central-1a", "eu-central-1b", "eu-central-1c"]]
+)
+def test_two_zones_are_named_or_none(zones: list[str]) -> None:
+    assert "2 different zones" in problems({"zones": zones})["zones"].remedy
+    assert Settings.parse({"zones": ["eu-central-1b", "eu-central-1a"]}).zones == (
+        "eu-central-1b",
+        "eu-central-1a",
+    )
+    assert Settings.parse({"zones": []}).zones == ()
+
+
+@pytest.mark.parametrize("zone", ["a", "eu-central-1", "euc1-az2", "eu-central-1A"])
+def test_what_is_no_name_of_a_zone_is_refused(zone: str) -> None:
+    assert f"{zone}: write a zone's name" in problems({"zones": [zone, "eu-central-1a"]})["zones"].remedy
+
+
 def test_the_remedy_for_a_public_client_network_is_port_forwarding() -> None:
     assert "webUiPortForward" in problems({"clientCidrs": ["0.0.0.0/0"]})["clientCidrs"].remedy
 
 
-@pytest.mark.parametrize("text", ['["10.1.0.0/16", "100.64.0.0/10"]', "10.1.0.0/16, 100.64.0.0/10"])
-def test_a_list_is_json_or_separated_by_commas(text: str) -> None:
+def test_a_list_is_json_as_pulumi_hands_it_over() -> None:
     networks = tuple(IPv4Network(cidr) for cidr in ("10.1.0.0/16", "100.64.0.0/10"))
-    assert Settings.parse({"clientCidrs": text}).client_cidrs == networks
+    assert Settings.parse({"clientCidrs": '["10.1.0.0/16", "100.64.0.0/10"]'}).client_cidrs == networks
+    assert "--path" in problems({"clientCidrs": "10.1.0.0/16,100.64.0.0/10"})["clientCidrs"].remedy
+
+
+def test_the_client_networks_are_no_more_than_a_security_group_has_rules_for() -> None:
+    cidrs = [f"10.1.{number}.0/24" for number in range(59)]
+    assert len(Settings.parse({"clientCidrs": cidrs[:58]}).client_cidrs) == 58
+    assert "58 networks at most" in problems({"clientCidrs": cidrs})["clientCidrs"].remedy
 
 
 def test_a_list_names_each_value_once() -> None:
@@ -228,6 +251,43 @@ def test_a_volume_has_a_size_that_gp3_has(size: int) -> None:
         assert Settings.parse({"homeVolumeGb": str(size)}).home_volume_gb == size
     else:
         assert problems({"homeVolumeGb": str(size)}).keys() == {"homeVolumeGb"}
+
+
+@pytest.mark.parametrize("key", ["homeVolumeId", "varVolumeId", "rabbitmqVolumeId"])
+def test_an_existing_volume_is_named_by_its_id_or_that_of_a_snapshot(key: str) -> None:
+    for right in ("", "vol-0123456789abcdef0", "vol-0123abcd", "snap-0123456789abcdef0"):
+        assert list(Settings.parse({key: right}).volume_sources.values()).count(right) >= 1
+    for wrong in (
+        "home",
+        "vol-0123",
+        "fs-0123456789abcdef0",
+        "VOL-0123456789abcdef0",
+        "vol-0123456789abcdef0 ",
+    ):
+        assert "vol-0123456789abcdef0, or of a snapshot, snap-" in problems({key: wrong})[key].remedy
+
+
+def test_an_existing_file_system_is_named_by_its_id() -> None:
+    assert Settings.parse({"fileSystemId": "fs-0123456789abcdef0"}).file_system_id == "fs-0123456789abcdef0"
+    assert (
+        "fs-0123456789abcdef0" in problems({"fileSystemId": "vol-0123456789abcdef0"})["fileSystemId"].remedy
+    )
+
+
+def test_a_volume_is_at_one_mount_point_only_and_a_snapshot_may_be_for_more() -> None:
+    keys = ("homeVolumeId", "varVolumeId", "rabbitmqVolumeId")
+    found = problems(dict.fromkeys(keys, "vol-0123456789abcdef0"))
+    assert list(found) == list(keys[1:])
+    assert {problem.remedy for problem in found.values()} == {"name another one, since homeVolumeId has it"}
+    Settings.parse(dict.fromkeys(keys, "snap-0123456789abcdef0"))
+
+
+@given(st.integers(-10, 1000))
+def test_backups_are_kept_for_a_year_at_most(days: int) -> None:
+    if 0 <= days <= 365:
+        assert Settings.parse({"backupDays": str(days)}).backup_days == days
+    else:
+        assert problems({"backupDays": str(days)}).keys() == {"backupDays"}
 
 
 @given(st.integers(-10, 3000))

@@ -196,7 +196,9 @@ def test_nfs_is_read_fifteen_blocks_ahead_as_by_awss_own_mount_helper(each_mode:
     """Linux's default for NFS is 128 kB since 5.4; the engine alone has 344 MB."""
     for role, config in configs(each_mode).items():
         unit = files(config)[f"/etc/systemd/system/{facts.MOUNTS_UNIT}"]
-        assert f"echo {15 * 1024} > /sys/class/bdi/$$(mountpoint -d {facts.NFS_DIR})/read_ahead_kb" in unit, role
+        assert f"echo {15 * 1024} > /sys/class/bdi/$$(mountpoint -d {facts.NFS_DIR})/read_ahead_kb" in unit, (
+            role
+        )
 
 
 def test_every_node_reboots_after_a_panic_and_gives_huge_pages_to_those_who_ask(each_mode: Recording) -> None:

@@ -1,0 +1,139 @@
+"""Existing volumes, snapshots and file systems that the settings name, checked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import pulumi_aws as aws
+
+from components import tags
+from components.settings import LEAST_VOLUME_GB, Problem, Settings
+from components.storage import volume_name
+
+# Of a machine that still has its disks.
+_STATES: Final = ("pending", "running", "shutting-down", "stopping", "stopped")
+
+
+def problems(settings: Settings, zone: str, stack: str) -> list[Problem]:
+    """What is wrong with the existing data that the settings name, for a master in `zone`."""
+    found = []
+    for mount, source in settings.volume_sources.items():
+        name = volume_name(mount)
+        if source.startswith("vol-"):
+            remedies = _of_volume(source, LEAST_VOLUME_GB[mount], zone, stack, settings.keep_data_on_destroy)
+            found += [Problem(f"{name}VolumeId", source, remedy) for remedy in remedies]
+        elif source:
+            found += _of_snapshot(name, source, settings.volume_gb[mount])
+    if settings.file_system_id:
+        remedies = _of_file_system(settings.file_system_id, stack, settings.keep_data_on_destroy)
+        found += [Problem("fileSystemId", settings.file_system_id, remedy) for remedy in remedies]
+    return found
+
+
+def _of_volume(volume_id: str, least_gb: int, zone: str, stack: str, keep: bool) -> list[str]:
+    """What has to be done before the volume can be the master's."""
+    try:
+        volume = aws.ebs.get_volume(
+            filters=[aws.ebs.GetVolumeFilterArgs(name="volume-id", values=[volume_id])]
+        )
+    except Exception as error:  # a failed invoke raises no narrower type
+        return [f"name a volume that exists in this region: {error}"]
+    remedies = []
+    if volume.availability_zone != zone:
+        remedies.append(
+            f"it is in {volume.availability_zone} and the master in {zone}: choose other zones, or make a snapshot of "
+            "it and name that"
+        )
+    if not volume.encrypted:
+        remedies.append(
+            "it is not encrypted: make a snapshot of it and name that; the new volume is encrypted"
+        )
+    if volume.size < least_gb:
+        remedies.append(f"it has {volume.size} GiB and has to have {least_gb}: enlarge it")
+    ours = _machines_with(volume_id, tags.of_stack(stack))
+    if _machines_with(volume_id, {}) - ours:
+        remedies.append("it is attached to another machine: detach it there")
+    if ours and not keep and _is_of_stack(volume.tags, stack):
+        remedies.append(_own("volume"))
+    return remedies
+
+
+def _machines_with(volume_id: str, instance_tags: Mapping[str, str]) -> set[str]:
+    """The machines with these tags to which a volume is attached."""
+    answer = aws.ec2.get_instances(
+        filters=[aws.ec2.GetInstancesFilterArgs(name="block-device-mapping.volume-id", values=[volume_id])],
+        instance_state_names=list(_STATES),
+        instance_tags=dict(instance_tags),
+    )
+    return set(answer.ids)
+
+
+def _of_snapshot(name: str, snapshot_id: str, volume_gb: int) -> list[Problem]:
+    """What has to be done before a volume of the size that is asked for can be made from the snapshot."""
+    key = f"{name}VolumeId"
+    try:
+        snapshot = aws.ebs.get_snapshot(snapshot_ids=[snapshot_id])
+    except Exception as error:  # a failed invoke raises no narrower type
+        remedy = (
+            f"name a snapshot that exists in this region, or remove it if the volume has been made: {error}"
+        )
+        return [Problem(key, snapshot_id, remedy)]
+    found = []
+    if snapshot.state != "completed":
+        found.append(Problem(key, snapshot_id, f"wait until it is completed; it is {snapshot.state}"))
+    if snapshot.storage_tier == "archive":
+        found.append(Problem(key, snapshot_id, "restore it from the archive first"))
+    if snapshot.volume_size > volume_gb:
+        remedy = f"ask for {snapshot.volume_size} or more, which {snapshot_id} has"
+        found.append(Problem(f"{name}VolumeGb", volume_gb, remedy))
+    return found
+
+
+def _of_file_system(file_system_id: str, stack: str, keep: bool) -> list[str]:
+    """What has to be done before the file system can be the cluster's."""
+    try:
+        file_system = aws.efs.get_file_system(file_system_id=file_system_id)
+    except Exception as error:  # a failed invoke raises no narrower type
+        return [f"name a file system that exists in this region: {error}"]
+    remedies = []
+    if not file_system.encrypted:
+        remedies.append("it is not encrypted, which cannot change: copy its files to one that is")
+    if file_system.availability_zone_name:
+        remedies.append(
+            f"it is in {file_system.availability_zone_name} only: copy its files to a regional one"
+        )
+    vpcs = aws.ec2.get_vpcs(tags=tags.of_stack(stack)).ids
+    ours = _mount_targets(file_system_id, {"vpc-id": vpcs}) if vpcs else set()
+    if _mount_targets(file_system_id, {}) - ours:
+        remedies.append("it has mount targets in another VPC, and can have them in one only: delete those")
+    if ours and not keep and _is_of_stack(file_system.tags, stack):
+        remedies.append(_own("file system"))
+    return remedies
+
+
+def _mount_targets(file_system_id: str, filters: Mapping[str, Sequence[str]]) -> set[str]:
+    """The network interfaces of the file system's mount targets that are so.
+
+    The provider lists no mount targets; but EFS makes their interfaces, and names the file system in the description.
+    """
+    asked = {"requester-managed": ["true"], "description": [f"*{file_system_id}*"], **filters}
+    answer = aws.ec2.get_network_interfaces(
+        filters=[
+            aws.ec2.GetNetworkInterfacesFilterArgs(name=name, values=list(values))
+            for name, values in asked.items()
+        ]
+    )
+    return set(answer.ids)
+
+
+def _is_of_stack(found: Mapping[str, str], stack: str) -> bool:
+    return tags.of_stack(stack).items() <= found.items()
+
+
+def _own(what: str) -> str:
+    """The remedy where the stack might still manage what is to be adopted: it would be deleted for that."""
+    return (
+        f"it may be the {what} that this stack manages, which would be deleted: set keepDataOnDestroy to true and "
+        "pulumi up, before you name it"
+    )

@@ -1,0 +1,48 @@
+"""What a change of a setting does to a cluster that exists. No Pulumi in here."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Change(Enum):
+    """One thing that `pulumi up` does when a setting has changed.
+
+    `does` and `notice` are what docs/operations.md says of it; tests/engine says by which steps of Pulumi's engine each
+    is known, and compares them with what the engine does.
+    """
+
+    MASTER_REPLACED = ("**replaces the master**", "running calculations end; data stay")
+    MASTER_RESIZED = ("stops the master, changes its type, starts it", "running calculations end; data stay")
+    WORKERS_ROLLED = ("rolls the workers", "running tasks end first, as said below")
+    FLEET_SIZE = ("changes the group and its scaling policies", "running workers stay")
+    NUM_CORES = (
+        "tells the master the new size of the full fleet",
+        "within a minute `num_cores` follows; calculations that begin afterwards reckon with the new fleet",
+    )
+    HOOK = ("changes the group's lifecycle hook", "")
+    RULES = ("changes rules of the security groups", "")
+    VOLUME_GROWN = (
+        "grows the volume (EBS never shrinks)",
+        "within two minutes its file system has the new size, too",
+    )
+    DATA_EXCHANGED = (
+        "exchanges the data: the named volume or file system, or a volume made from the named snapshot, comes in place "
+        "of the present one",
+        "the present one stays in the account with `keepDataOnDestroy`, otherwise it goes as at `pulumi destroy`",
+    )
+    BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
+    KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
+    WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
+    WAY_OUT = (
+        "adds or removes the NAT gateway and the endpoints",
+        "the machines stay, but for the image: `endpoints` needs an [`amiId`](#an-image-with-everything-baked-in)",
+    )
+    REFUSED = (
+        "is refused, before anything is touched: AWS releases neither a network nor a disk's zone",
+        "make another stack, which can adopt the data",
+    )
+
+    def __init__(self, does: str, notice: str) -> None:
+        self.does = does
+        self.notice = notice

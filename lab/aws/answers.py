@@ -1,0 +1,159 @@
+"""AWS's answers to what the program asks before it makes anything, as far as the program reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from lab.aws.resources import REGION
+
+Answer = Mapping[str, Any]
+# An invoke's token to its answer, or to a function of its arguments that gives the answer.
+Invokes = Mapping[str, Answer | Callable[[Mapping[str, Any]], Answer]]
+
+
+class Refused(Exception):
+    """Raised by an answer function: AWS refuses what the program asks, for this reason."""
+
+
+def answer(invokes: Invokes, token: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to an invoke. Raises UnknownInvoke where there is none, Refused where AWS refuses."""
+    found = invokes.get(token)
+    if found is None:
+        raise UnknownInvoke(f"there is no answer to {token}({dict(arguments)})")
+    return dict(found(arguments) if callable(found) else found)
+
+
+class UnknownInvoke(LookupError):
+    """The program asked AWS something to which there is no answer here."""
+
+
+# Virtual CPUs of the current sizes, and memory per virtual CPU of the usual families.
+_VCPUS: Final = {"medium": 1, "large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32}
+_GIB_PER_VCPU: Final = {"c": 2, "m": 4, "t": 4, "r": 8}
+
+
+def instance_type_answer(
+    name: str, vcpus: int, memory_mb: int, architecture: str = "x86_64"
+) -> dict[str, Any]:
+    """The answer to getInstanceType, as far as the program reads it."""
+    return {
+        "id": name,
+        "instanceType": name,
+        "defaultVcpus": vcpus,
+        "memorySize": memory_mb,
+        "supportedArchitectures": [architecture],
+    }
+
+
+def _instance_type(args: Mapping[str, Any]) -> dict[str, Any]:
+    name = args["instanceType"]
+    family, size = name.split(".")
+    vcpus = _VCPUS[size]
+    architecture = "arm64" if "g" in family[2:] else "x86_64"
+    return instance_type_answer(name, vcpus, vcpus * _GIB_PER_VCPU[family[0]] * 1024, architecture)
+
+
+def _offerings(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Every type that is asked for, in every zone that is asked for."""
+    asked = {one["name"]: one["values"] for one in args["filters"]}
+    offers = [(kind, zone) for kind in asked["instance-type"] for zone in asked["location"]]
+    return {
+        "id": REGION,
+        "locationType": args["locationType"],
+        "instanceTypes": [kind for kind, _ in offers],
+        "locations": [zone for _, zone in offers],
+        "locationTypes": [args["locationType"]] * len(offers),
+    }
+
+
+_IMAGES: Final = {"x86_64": "ami-0d3b1a4a7e0c5f6b8", "arm64": "ami-0a9f8e7d6c5b4a392"}
+
+
+def _parameter(args: Mapping[str, Any]) -> dict[str, Any]:
+    architecture = {"amd64": "x86_64", "arm64": "arm64"}[args["name"].rsplit("/", 1)[1]]
+    return {
+        "id": args["name"],
+        "name": args["name"],
+        "type": "String",
+        "value": _IMAGES[architecture],
+        "insecureValue": _IMAGES[architecture],
+    }
+
+
+def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
+    asked = _asked(args, "image-id")
+    architecture = "arm64" if asked == _IMAGES["arm64"] else "x86_64"
+    return ami_answer(asked, architecture)
+
+
+def _asked(args: Mapping[str, Any], name: str) -> str:
+    """The one value that a filter asks for."""
+    (value,) = (one["values"][0] for one in args["filters"] if one["name"] == name)
+    return str(value)
+
+
+def volume_answer(volume: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a volume that fits the master."""
+    fitting = {
+        "availabilityZone": f"{REGION}a",
+        "encrypted": True,
+        "size": 100,
+        "tags": {},
+    }
+    return {"id": volume, "volumeId": volume, **fitting, **differently}
+
+
+def snapshot_answer(snapshot: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a snapshot that fits the smallest of the default volumes."""
+    fitting = {"state": "completed", "storageTier": "standard", "volumeSize": 20, "encrypted": True}
+    return {"id": snapshot, "snapshotId": snapshot, **fitting, **differently}
+
+
+def file_system_answer(file_system: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a file system that fits the cluster."""
+    fitting = {"encrypted": True, "availabilityZoneName": "", "tags": {}}
+    return {"id": file_system, "fileSystemId": file_system, **fitting, **differently}
+
+
+def ami_answer(
+    image: str, architecture: str = "x86_64", root_device: str = "/dev/xvda", root_gb: int = 8
+) -> dict[str, Any]:
+    """AWS's answer about a machine image, as far as the program reads it."""
+    return {
+        "id": image,
+        "imageId": image,
+        "architecture": architecture,
+        "rootDeviceName": root_device,
+        "blockDeviceMappings": [
+            {
+                "deviceName": root_device,
+                "ebs": {"volume_size": str(root_gb)},
+                "noDevice": "",
+                "virtualName": "",
+            },
+            {"deviceName": "/dev/sdz", "ebs": {"volume_size": "500"}, "noDevice": "", "virtualName": ""},
+        ],
+    }
+
+
+INVOKES: Final[Invokes] = {
+    "aws:index/getRegion:getRegion": {"id": REGION, "region": REGION},
+    "aws:index/getPartition:getPartition": {"id": "aws", "partition": "aws", "dnsSuffix": "amazonaws.com"},
+    "aws:index/getAvailabilityZones:getAvailabilityZones": {
+        "id": REGION,
+        "names": [f"{REGION}{letter}" for letter in "abc"],
+        "zoneIds": ["euc1-az2", "euc1-az3", "euc1-az1"],
+    },
+    "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": _offerings,
+    "aws:ec2/getInstanceType:getInstanceType": _instance_type,
+    "aws:ssm/getParameter:getParameter": _parameter,
+    "aws:ec2/getAmi:getAmi": _ami,
+    "aws:ebs/getVolume:getVolume": lambda args: volume_answer(_asked(args, "volume-id")),
+    "aws:ebs/getSnapshot:getSnapshot": lambda args: snapshot_answer(args["snapshotIds"][0]),
+    "aws:efs/getFileSystem:getFileSystem": lambda args: file_system_answer(args["fileSystemId"]),
+    # Nothing that exists is in use.
+    "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": []},
+    "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": []},
+    "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": {"id": REGION, "ids": []},
+}

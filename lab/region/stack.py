@@ -1,0 +1,197 @@
+"""Run Pulumi's command line on a program, with a provider and a language host that run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import yaml
+from pulumi.runtime.proto import language_pb2_grpc, provider_pb2_grpc
+
+from components import facts
+from lab.host import REPOSITORY
+from lab.region.language_host import LanguageHost
+from lab.region.provider import Provider, label
+
+BUILT: Final = REPOSITORY / ".cache/pulumi/pulumi"
+"""Where `make` puts the command line that it builds."""
+PACKAGES: Final = ("aws", "command")
+_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""The largest message of the engine: it sends whole resources, of which one holds the bundle."""
+
+
+class CommandError(Exception):
+    """Pulumi's command line has failed; the text is what it printed."""
+
+
+def find_pulumi() -> Path | None:
+    """Pulumi's command line: the user's own, or the one that `make` has built; None if there is neither."""
+    own = shutil.which("pulumi")
+    if own:
+        return Path(own)
+    return BUILT if BUILT.exists() else None
+
+
+@contextmanager
+def served(provider: Provider) -> Iterator[dict[str, str]]:
+    """Serve a provider and the language host on ports of the loopback; the environment by which Pulumi finds them."""
+    options = [("grpc.max_receive_message_length", _MESSAGE_BYTES)]
+    server = grpc.server(futures.ThreadPoolExecutor(32), options=options)
+    provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server)
+    language_pb2_grpc.add_LanguageRuntimeServicer_to_server(LanguageHost(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield {
+            "PULUMI_DEBUG_PROVIDERS": ",".join(f"{package}:{port}" for package in PACKAGES),
+            "PULUMI_DEBUG_LANGUAGES": f"python:{port}",
+        }
+    finally:
+        server.stop(grace=None).wait()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What Pulumi does with one resource.
+
+    :ivar label: of the resource, as lab.region.provider.label
+    :ivar op: ``create``, ``update``, ``replace``, ``delete``, …: the engine's word
+    :ivar changed: the arguments that differ
+    :ivar old: the inputs before
+    :ivar new: the inputs after
+    """
+
+    op: str
+    type: str
+    label: str
+    changed: frozenset[str] = frozenset()
+    old: Mapping[str, Any] = field(default_factory=dict)
+    new: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Stack:
+    """A stack of a program, its state and its settings in a directory of its own.
+
+    :ivar directory: holds the state and the stack's settings; a copy of it is another stack at the same point
+    :ivar environment: by which Pulumi finds the provider and the host
+    """
+
+    pulumi: Path
+    directory: Path
+    environment: Mapping[str, str]
+    program: Path = REPOSITORY
+    name: str = "test"
+
+    @property
+    def config_file(self) -> Path:
+        """The stack's settings, which Pulumi would look for beside the program."""
+        return self.directory / f"Pulumi.{self.name}.yaml"
+
+    def configure(self, **settings: object) -> None:
+        """Write the stack's settings: these and no others."""
+        kept = yaml.safe_load(self.config_file.read_text()) if self.config_file.exists() else {}
+        kept["config"] = {f"{facts.PROJECT}:{key}": value for key, value in settings.items()}
+        self.config_file.write_text(yaml.safe_dump(kept))
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of a Pulumi command on this stack."""
+        return [str(self.pulumi), *arguments, "--non-interactive", f"--stack={self.name}"]
+
+    def surroundings(self) -> dict[str, str]:
+        """The environment of a Pulumi command on this stack: nothing of the user's own Pulumi is read or written."""
+        return {
+            **os.environ,
+            **self.environment,
+            "PULUMI_HOME": str(self.directory / "home"),
+            "PULUMI_BACKEND_URL": f"file://{self.directory}",
+            "PULUMI_CONFIG_PASSPHRASE": "",
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+            "NO_COLOR": "1",
+        }
+
+    def run(self, *arguments: str, directory: Path | None = None) -> str:
+        """Run a Pulumi command on this stack; its standard output. Raises CommandError if it fails."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=directory or self.program,
+            env=self.surroundings(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if "--json" not in arguments else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CommandError(f"pulumi {' '.join(arguments)}:\n{done.stdout}{done.stderr or ''}")
+        return done.stdout
+
+    def init(self) -> Stack:
+        """Make the stack, which is empty then."""
+        # `stack init` writes the salt of its encryption beside the project's file and takes no other place for it.
+        self.directory.mkdir(parents=True, exist_ok=True)
+        project = self.directory / "Pulumi.yaml"
+        project.write_text(yaml.safe_dump({"name": facts.PROJECT, "runtime": "python"}))
+        self.configure()
+        self.run("stack", "init", directory=self.directory)
+        return self
+
+    def copy(self, directory: Path) -> Stack:
+        """Another stack at the same point: a copy of state and settings."""
+        shutil.copytree(self.directory, directory)
+        return Stack(self.pulumi, directory, self.environment, self.program, self.name)
+
+    def up(self, *options: str) -> str:
+        """Update; what Pulumi printed."""
+        return self.run("up", "--yes", "--skip-preview", *self._config(), *options)
+
+    def destroy(self) -> str:
+        """Destroy; what Pulumi printed."""
+        return self.run("destroy", "--yes", "--skip-preview", *self._config())
+
+    def refresh(self) -> str:
+        """Refresh the state; what Pulumi printed."""
+        return self.run("refresh", "--yes", "--skip-preview", *self._config())
+
+    def preview(self) -> list[Step]:
+        """What `up` would do now, without what stays as it is and without components."""
+        answer = json.loads(self.run("preview", "--json", *self._config()))
+        return [step for step in map(_step, answer["steps"]) if step is not None]
+
+    def resources(self) -> dict[str, dict[str, Any]]:
+        """The stack's resources in the state, by their labels; components and providers left out."""
+        deployment = json.loads(self.run("stack", "export"))["deployment"]
+        return {
+            label(one["urn"]): one
+            for one in deployment.get("resources", [])
+            if one["custom"] and not one["type"].startswith("pulumi:")
+        }
+
+    def _config(self) -> tuple[str, ...]:
+        return (f"--config-file={self.config_file}",)
+
+
+def _step(step: Mapping[str, Any]) -> Step | None:
+    type_ = step["urn"].split("::")[2].split("$")[-1]
+    after = step.get("newState") or {}
+    before = step.get("oldState") or {}
+    ours = (after or before).get("custom") and not type_.startswith("pulumi:")
+    if step["op"] == "same" or not ours:
+        return None
+    return Step(
+        step["op"],
+        type_,
+        label(step["urn"]),
+        frozenset(step.get("diffReasons") or ()),
+        before.get("inputs", {}),
+        after.get("inputs", {}),
+    )

@@ -1,0 +1,192 @@
+"""The life of a stack under Pulumi's engine: made, interrupted, repaired, changed and destroyed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab.region.stack import CommandError, Stack
+from tests.engine.conftest import SETTINGS, Region, labels
+
+INSTANCE = "aws:ec2/instance:Instance"
+ATTACHMENT = "aws:ec2/volumeAttachment:VolumeAttachment"
+VOLUME = "aws:ebs/volume:Volume"
+EFS = "aws:efs/fileSystem:FileSystem"
+MASTER = "Instance:master-instance"
+WORKERS = "Group:workers-group"
+WAIT = "Command:readiness-wait"
+
+
+def shape(stack: Stack) -> dict[str, list[str]]:
+    """What a stack holds: of each resource the arguments that it was given."""
+    return {label: sorted(one["inputs"]) for label, one in stack.resources().items()}
+
+
+def test_an_up_that_fails_at_every_resource_once_is_healed_by_the_next_ones(
+    empty: Stack, cluster: Stack, region: Region
+) -> None:
+    failed: set[str] = set()
+
+    def fail_once(_verb: str, label: str) -> str | None:
+        first = label not in failed
+        failed.add(label)
+        return f"InsufficientInstanceCapacity: no {label} today" if first else None
+
+    region.refuses = fail_once
+    for _ in range(40):  # each one gets as far as to what has not failed yet
+        try:
+            empty.up()
+            break
+        except CommandError as error:
+            assert "InsufficientInstanceCapacity" in str(error)
+            assert "Traceback" not in str(error)
+    region.refuses = lambda _verb, _label: None
+    assert failed == set(cluster.resources())
+    assert shape(empty) == shape(cluster)
+    assert empty.preview() == []
+
+
+def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
+    empty: Stack, cluster: Stack, region: Region
+) -> None:
+    region.holds = "master-instance"
+    killed = subprocess.Popen(
+        empty.command("up", "--yes", "--skip-preview", f"--config-file={empty.config_file}"),
+        cwd=empty.program,
+        env=empty.surroundings(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert region.held.wait(120)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    region.holds = None
+    region.let_go.set()
+    with pytest.raises(CommandError, match="the stack is currently locked"):
+        empty.up()
+    text = (Path(__file__).parent.parent.parent / "docs/operations.md").read_text()
+    _, _, after = text.partition("`pulumi up` was killed")
+    commands = [line.split("#")[0].split() for line in after.splitlines() if line.startswith("    pulumi ")][
+        :3
+    ]
+    assert [command[1] for command in commands] == ["cancel", "refresh", "up"]
+    for command in commands:
+        options = [] if command[1] == "cancel" else [f"--config-file={empty.config_file}", "--skip-preview"]
+        empty.run(*command[1:], "--yes", *options)
+    assert shape(empty) == shape(cluster)
+    assert empty.preview() == []
+
+
+def test_a_master_that_somebody_terminated_comes_back_with_its_data_after_a_refresh(
+    stack: Stack, region: Region
+) -> None:
+    before = stack.resources()
+    lost = labels(before, INSTANCE) | labels(before, ATTACHMENT)
+    region.gone = {before[label]["id"] for label in lost}
+    stack.refresh()
+    assert stack.resources().keys() == before.keys() - lost
+    region.asked.clear()
+    stack.up()
+    after = stack.resources()
+    assert after.keys() == before.keys()
+    assert [one for one in region.asked if one[0] == "remove" and one[1] != WAIT] == []
+    for label in labels(before, VOLUME) | labels(before, EFS):
+        assert after[label]["id"] == before[label]["id"]
+    attached = {after[label]["inputs"]["volumeId"] for label in labels(after, ATTACHMENT)}
+    assert attached == {before[label]["id"] for label in labels(before, VOLUME)}
+
+
+def test_a_replaced_master_lets_go_of_its_volumes_first_and_gets_them_back(
+    stack: Stack, region: Region
+) -> None:
+    before = stack.resources()
+    stack.configure(**{**SETTINGS, "webui": False})
+    region.asked.clear()
+    stack.up()
+    attachments = labels(before, ATTACHMENT)
+    order = [one for one in region.asked if one[1] in attachments | {MASTER}]
+    detached, gone, new, attached = order[:3], order[3], order[4], order[5:]
+    assert set(detached) == {("remove", label) for label in attachments}
+    assert (gone, new) == (("remove", MASTER), ("make", MASTER))
+    assert set(attached) == {("make", label) for label in attachments}
+    after = stack.resources()
+    for label in labels(before, VOLUME) | labels(before, EFS) | {WORKERS}:
+        assert after[label]["id"] == before[label]["id"]
+    assert after[MASTER]["id"] != before[MASTER]["id"]
+    interface = "primaryNetworkInterface"
+    assert after[MASTER]["inputs"][interface] == before[MASTER]["inputs"][interface]
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["data kept", "nothing kept"])
+def test_destroy_removes_everything_but_the_data_that_are_to_be_kept(
+    keep: bool, stack: Stack, region: Region
+) -> None:
+    stack.configure(**{**SETTINGS, "keepDataOnDestroy": keep})
+    stack.up()
+    before = stack.resources()
+    region.asked.clear()
+    stack.destroy()
+    assert stack.resources() == {}
+    data = labels(before, VOLUME) | labels(before, EFS)
+    assert len(data) == 4
+    assert {name for _, name in region.asked} == before.keys() - (data if keep else set())
+    assert {verb for verb, _ in region.asked} == {"remove"}
+    removed = [name for _, name in region.asked]
+    for label in labels(before, ATTACHMENT):
+        assert removed.index(label) < removed.index(MASTER)
+    assert removed.index(WORKERS) < removed.index("LaunchTemplate:workers-template")
+
+
+def test_no_secret_is_in_the_state(cluster: Stack) -> None:
+    state = cluster.run("stack", "export")
+    # Values would be in versions of the secret, or in what makes them up; the nodes do both.
+    types = {one["type"] for one in json.loads(state)["deployment"]["resources"]}
+    assert "aws:secretsmanager/secret:Secret" in types
+    assert not [one for one in types if "secretVersion" in one or one.startswith(("random:", "tls:"))]
+    assert "secretString" not in state
+
+
+@pytest.mark.parametrize("command", ["preview", "up"])
+def test_wrong_settings_are_one_error_and_nothing_is_made(command: str, empty: Stack, region: Region) -> None:
+    empty.configure(egress="fly", workerMin=9, workerMax=3, homeVolumeGb=0)
+    options = ["--yes", "--skip-preview"] if command == "up" else []
+    with pytest.raises(CommandError) as error:
+        empty.run(command, *options, f"--config-file={empty.config_file}")
+    text = str(error.value).partition("Diagnostics:")[2]  # Pulumi has shown its progress before
+    assert text.count("error:") == text.count("error: wrong settings: 3") == 1, str(error.value)
+    for line in (
+        "egress = fly: choose one of nat, endpoints",
+        "homeVolumeGb = 0: write a whole number from 1 to 65536",
+        "workerMin = 9: must not be above workerMax = 3",
+    ):
+        assert line in text
+    assert "Traceback" not in text
+    assert region.asked == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "refused"),
+    [
+        ('sqs.Queue("tasks")', "aws:sqs/queue:Queue tasks"),
+        ('ebs.Volume("home", availability_zone="a", size=8, iops=3000)', "aws:ebs/volume:Volume home: iops"),
+    ],
+    ids=["type", "argument"],
+)
+def test_what_the_lab_does_not_know_is_refused_by_name(
+    resource: str, refused: str, empty: Stack, region: Region, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.mkdir()
+    (program / "Pulumi.yaml").write_text("name: openquake-cluster\nruntime: python\n")
+    (program / "__main__.py").write_text(f"import pulumi_aws as aws\naws.{resource}\n")
+    with pytest.raises(CommandError, match=f"not known here: {refused}"):
+        Stack(empty.pulumi, empty.directory, empty.environment, program).up()
+    assert region.asked == []
