@@ -31,9 +31,8 @@ def problems(vpc_cidr: IPv4Network, zones: Sequence[str], stack: str) -> list[Pr
         masters = {one.availability_zone for one in subnets if one.tags.get("Name") == master_subnet(stack)}
         others = {one.availability_zone for one in subnets} - masters
         if masters - {zones[0]} or others - set(zones):
-            found.append(
-                Problem("zones", list(zones), f"it is {[*sorted(masters), *sorted(others)]}; {_REMEDY}")
-            )
+            present = ", ".join([*sorted(masters), *sorted(others)])
+            found.append(Problem("zones", list(zones), f"it is {present}; {_REMEDY}"))
     return found
 
 

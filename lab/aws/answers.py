@@ -87,6 +87,19 @@ def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
     return ami_answer(asked, architecture)
 
 
+def network_answers(vpc_id: str, cidr: str, subnets: Mapping[str, Mapping[str, Any]]) -> Invokes:
+    """AWS's answers about the network of a cluster that exists.
+
+    :param subnets: by their ids, with `availabilityZone` and `tags`
+    """
+    return {
+        "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
+        "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr},
+        "aws:ec2/getSubnets:getSubnets": {"id": REGION, "ids": list(subnets)},
+        "aws:ec2/getSubnet:getSubnet": lambda args: subnets[args["id"]],
+    }
+
+
 def _asked(args: Mapping[str, Any], name: str) -> str:
     """The one value that a filter asks for."""
     (value,) = (one["values"][0] for one in args["filters"] if one["name"] == name)

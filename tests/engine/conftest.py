@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab.aws.answers import INVOKES, Invokes
-from lab.aws.resources import REGION
+from lab.aws.answers import INVOKES, Invokes, network_answers
 from lab.region.provider import Failure, Provider, Values, label_of
 from lab.region.stack import Stack, find_pulumi, served
 
@@ -112,14 +111,7 @@ def network_of(resources: Mapping[str, Any]) -> Invokes:
     """AWS's answers about the network of a cluster that exists."""
     vpc = resources["Vpc:network-vpc"]
     subnets = {one["id"]: one["inputs"] for one in resources.values() if one["type"] == SUBNET}
-    return {
-        "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc["id"]]},
-        "aws:ec2/getVpc:getVpc": {"id": vpc["id"], "cidrBlock": vpc["inputs"]["cidrBlock"]},
-        "aws:ec2/getSubnets:getSubnets": {"id": REGION, "ids": sorted(subnets)},
-        "aws:ec2/getSubnet:getSubnet": lambda asked: {
-            key: subnets[asked["id"]][key] for key in ("availabilityZone", "tags")
-        },
-    }
+    return network_answers(vpc["id"], vpc["inputs"]["cidrBlock"], subnets)
 
 
 @pytest.fixture

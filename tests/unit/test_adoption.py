@@ -11,7 +11,14 @@ import pytest
 
 from components import userdata
 from components.tags import of_stack
-from lab.aws.answers import Invokes, Refused, file_system_answer, snapshot_answer, volume_answer
+from lab.aws.answers import (
+    Invokes,
+    Refused,
+    file_system_answer,
+    network_answers,
+    snapshot_answer,
+    volume_answer,
+)
 from lab.aws.resources import REGION
 from lab.recorder import Recording, run_program
 from tests.unit.conftest import Record
@@ -64,7 +71,7 @@ def mount_targets(**interfaces: str) -> dict[str, Any]:
         assert args["tags"] == of_stack("test")
         return {"id": REGION, "ids": ["vpc_ours"] if "vpc_ours" in interfaces.values() else []}
 
-    return {GET_INTERFACES: answer, GET_VPCS: vpcs}
+    return {**network_answers("vpc_ours", "10.20.0.0/16", {}), GET_INTERFACES: answer, GET_VPCS: vpcs}
 
 
 # --- what is taken over -------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ def test_another_file_system_makes_other_nodes(record: Record) -> None:
 
 def test_without_such_settings_nobody_is_asked(record: Record) -> None:
     asked = {token for token, _ in record().invokes}
-    assert not asked & {GET_VOLUME, GET_SNAPSHOT, GET_FILE_SYSTEM, GET_INSTANCES, GET_INTERFACES, GET_VPCS}
+    assert not asked & {GET_VOLUME, GET_SNAPSHOT, GET_FILE_SYSTEM, GET_INSTANCES, GET_INTERFACES}
 
 
 def test_the_output_says_the_settings_by_which_another_stack_takes_the_data_over(record: Record) -> None:

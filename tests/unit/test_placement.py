@@ -1,0 +1,70 @@
+"""The settings that would move a cluster that exists are refused before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+import pytest
+
+from lab.aws.answers import INVOKES, Invokes, network_answers
+from lab.aws.resources import REGION
+from lab.recorder import Recording, run_program
+from tests.unit.conftest import Record
+
+VPC = "aws:ec2/vpc:Vpc"
+SUBNET = "aws:ec2/subnet:Subnet"
+GET_VPCS = "aws:ec2/getVpcs:getVpcs"
+
+
+def existing(recording: Recording) -> Invokes:
+    """AWS's answers where what the recording holds exists."""
+    vpc = recording.one(VPC)
+    subnets = {one.id: one.inputs for one in recording.of_type(SUBNET)}
+    return network_answers(vpc.id, vpc.inputs["cidrBlock"], subnets)
+
+
+@pytest.fixture
+def answers(record: Record) -> Invokes:
+    return existing(record(zones=f'["{REGION}a", "{REGION}b"]'))
+
+
+def refused(config: Mapping[str, str], answers: Invokes) -> list[str]:
+    """The lines of the error that says what is wrong, without its first one."""
+    with pytest.raises(pulumi.RunError) as error:
+        run_program(config, invokes=answers)
+    return str(error.value).splitlines()[1:]
+
+
+def test_a_cluster_that_exists_where_the_settings_say_is_updated(answers: Invokes) -> None:
+    assert run_program({}, invokes=answers).of_type(VPC)
+    assert run_program({"zones": f'["{REGION}a", "{REGION}b"]'}, invokes=answers).of_type(VPC)
+
+
+def test_another_network_and_other_zones_are_refused_in_one_error_with_the_present_ones(
+    answers: Invokes,
+) -> None:
+    lines = refused({"vpcCidr": "10.21.0.0/16", "zones": f'["{REGION}b", "{REGION}c"]'}, answers)
+    assert len(lines) == 2
+    assert lines[0].startswith("  vpcCidr = 10.21.0.0/16: it is 10.20.0.0/16; a cluster that exists stays")
+    assert lines[1].startswith(
+        f'  zones = ["{REGION}b", "{REGION}c"]: it is {REGION}a, {REGION}b; a cluster that exists'
+    )
+
+
+@pytest.mark.parametrize("zones", ["ba", "ac", "cb"])
+def test_the_masters_zone_is_the_first_and_no_zone_may_go(zones: str, answers: Invokes) -> None:
+    (line,) = refused({"zones": f'["{REGION}{zones[0]}", "{REGION}{zones[1]}"]'}, answers)
+    assert line.startswith("  zones = ")
+
+
+def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
+    asked: list[Any] = []
+
+    def vpcs(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked.append(args)
+        return {"id": REGION, "ids": []}
+
+    run_program({"vpcCidr": "10.21.0.0/16"}, invokes={**INVOKES, GET_VPCS: vpcs}, stack="mine")
+    assert asked == [{"tags": {"Project": "openquake-cluster", "Stack": "mine"}}]
