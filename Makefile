@@ -85,7 +85,7 @@ lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in file
 
 # Debian packages of the lab and the transport tests; without root the tiers that need them say so and are skipped.
 host-packages:
-	@lab/install-host-packages
+	@lab/linux/install-host-packages
 
 # Two `make` of one clone make an environment once: the second waits for the first.
 ifndef LOCKED

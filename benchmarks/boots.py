@@ -10,8 +10,8 @@ from statistics import median
 from benchmarks import nodes
 from benchmarks.report import Chart, Part, Table
 from components import facts
-from lab import cluster
-from lab.cluster import Lab
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
 from tests.transport.harness import wait_until
 
 TITLE = "Power-on to first task"

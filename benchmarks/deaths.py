@@ -10,8 +10,8 @@ from statistics import median
 from benchmarks import nodes
 from benchmarks.modes import OURS, Mode, running_broker
 from benchmarks.report import Chart, Part, Table
-from lab import network
-from lab.cluster import Lab
+from lab.cluster.cluster import Lab
+from lab.linux import network
 from tests.transport.harness import wait_until
 
 KILL, PARTITION = "A worker is killed", "A worker is cut off"

@@ -12,10 +12,12 @@ from typing import IO
 
 from benchmarks.modes import Skipped
 from components import facts
-from lab import cluster, host, teardown
-from lab.cluster import Lab, Node
-from lab.host import Paths
-from lab.plan import make_plan, record, small_config
+from lab.aws.plan import make_plan
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab, Node
+from lab.cluster.program import record, small_config
+from lab.linux import host, teardown
+from lab.linux.host import Paths
 
 NAME = "oqlabbench"
 

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import cluster, demo, faults, job, matrix, scale_demo
-from lab.host import REPOSITORY, LabError, Paths, lab_paths, require_host
-from lab.plan import make_plan, read_config, record
-from lab.qa import command as qa
+from lab.aws.plan import make_plan
+from lab.base import REPOSITORY, LabError
+from lab.cluster import cluster
+from lab.cluster.program import read_config, record
+from lab.linux.host import Paths, lab_paths, require_host
+from lab.trials import demo, faults, job, matrix, scale_demo
+from lab.trials.qa import command as qa
 
 
 def say(line: str) -> None:

@@ -1,0 +1,1 @@
+"""What AWS's words mean: plain data and arithmetic, no root, no process."""

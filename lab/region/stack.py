@@ -18,7 +18,7 @@ import yaml
 from pulumi.runtime.proto import language_pb2_grpc, provider_pb2_grpc
 
 from components import facts
-from lab.host import REPOSITORY
+from lab.base import REPOSITORY
 from lab.region.language_host import LanguageHost
 from lab.region.provider import Provider, label
 

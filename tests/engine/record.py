@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from lab.host import REPOSITORY
+from lab.base import REPOSITORY
 from lab.region.provider import Provider
 from lab.region.stack import Stack, find_pulumi, served
 

@@ -10,10 +10,12 @@ from typing import IO
 
 import pytest
 
-from lab import cluster, host, teardown
-from lab.cluster import Lab
-from lab.host import Paths
-from lab.plan import make_plan, record, small_config
+from lab.aws.plan import make_plan
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.cluster.program import record, small_config
+from lab.linux import host, teardown
+from lab.linux.host import Paths
 
 OWN_IMAGE = "ami-0123456789abcdef0"
 NAMES = ("oqlabtest", *(f"oqlabtest{number}" for number in range(2, 9)))

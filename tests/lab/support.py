@@ -9,9 +9,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from components import facts
-from lab.cluster import Lab
-from lab.host import in_netns
-from lab.job import CLASSICAL, Difference, Run, compare, fetch_job, run_job, work_done
+from lab.cluster.cluster import Lab
+from lab.linux.host import in_netns
+from lab.trials.job import CLASSICAL, Difference, Run, compare, fetch_job, run_job, work_done
 
 ALL_PORTS = (1, 65535)
 LOW_PORTS = (1, 10000)  # all that this project uses, in a sixth of the time

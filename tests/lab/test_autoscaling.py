@@ -8,9 +8,10 @@ import pytest
 
 from components import facts
 from components.workers import WARMUP_SECONDS
-from lab.autoscaling import Fleet, Sample, Scaler, breach
-from lab.cloud import Alarm, Group
-from lab.plan import make_plan, read_config, record
+from lab.aws.autoscaling import Fleet, Sample, Scaler, breach
+from lab.aws.cloud import Alarm, Group
+from lab.aws.plan import make_plan
+from lab.cluster.program import read_config, record
 
 NOW = 1_800_000_000.0  # the beginning of a minute
 

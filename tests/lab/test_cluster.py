@@ -21,11 +21,16 @@ from typing import Any
 import pytest
 
 from components import facts, userdata
-from lab import cluster, faults, imds, matrix, network, volumes
-from lab.cluster import Lab
-from lab.host import run, wait_until
-from lab.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
-from lab.plan import SMALL_VOLUMES, make_plan, record
+from lab.aws.cloud import S3
+from lab.aws.plan import make_plan
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.cluster.program import SMALL_VOLUMES, record
+from lab.linux import network, volumes
+from lab.linux.host import run, wait_until
+from lab.services import imds
+from lab.trials import faults, matrix
+from lab.trials.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from tests.lab.conftest import configuration
 from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
 
@@ -135,7 +140,7 @@ def test_nobody_on_the_internet_gets_in(nfs_cluster: Lab) -> None:
 
 
 def test_a_worker_reaches_nothing_outside_the_vpc(nfs_cluster: Lab) -> None:
-    for target in (network.WORLD, network.PUBLIC_API, network.S3, network.WORLD_LINK):
+    for target in (network.WORLD, network.PUBLIC_API, S3, network.WORLD_LINK):
         assert reached(nfs_cluster, "worker-1", target) == set(), target
 
 

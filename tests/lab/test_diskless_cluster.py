@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from components import facts
-from lab import cluster, network
-from lab.cluster import Lab
-from lab.host import kill, processes
+from lab.aws.cloud import S3
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.linux import network
+from lab.linux.host import kill, processes
 from tests.lab.conftest import left_over
 from tests.lab.support import FLOAT32_ROUNDING, compute, listening, on, reached
 
@@ -60,7 +62,7 @@ def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cl
 def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:
     for target in (network.WORLD, network.PUBLIC_API):
         assert reached(diskless_cluster, "master", target) == set()
-    assert reached(diskless_cluster, "master", network.S3) == {facts.HTTPS_PORT}
+    assert reached(diskless_cluster, "master", S3) == {facts.HTTPS_PORT}
 
 
 def test_down_removes_everything_after_a_crash_of_the_lab(diskless_cluster: Lab) -> None:

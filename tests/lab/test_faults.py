@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab import aws_api, cluster, matrix
-from lab.cluster import Lab
-from lab.host import wait_until
-from lab.job import CLASSICAL, compare, fetch_job, run_job, work_done
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.linux.host import wait_until
+from lab.services import aws_api
+from lab.trials import matrix
+from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
 from tests.lab.support import on
 
 pytestmark = pytest.mark.lab

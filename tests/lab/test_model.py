@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import nodes
-from lab import aws_api, imds, network
-from lab.cloud import Interface, Template
-from lab.host import LabError
-from lab.plan import make_plan, read_config, record
-from lab.recorder import Recording
+from lab.aws.cloud import Interface, Template
+from lab.aws.plan import make_plan
+from lab.aws.recorder import Recording
+from lab.base import LabError
+from lab.cluster.program import read_config, record
+from lab.linux import network
+from lab.services import aws_api, imds
 
 SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:one-AbCdEf"
 

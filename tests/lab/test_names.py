@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import host
-from lab.host import Paths
+from lab.linux import host
+from lab.linux.host import Paths
 from tests.lab.conftest import own_name
 
 pytestmark = pytest.mark.lab

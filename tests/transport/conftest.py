@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import images
-from lab.host import lab_paths
+from lab.linux import images
+from lab.linux.host import lab_paths
 from tests.transport import harness, isolation
 
 NODES, HOST = "nodes", "host"

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from lab.qa.jobs import Job, families
-from lab.qa.results import EQUAL, Result, Results
-from lab.qa.run import CLUSTER, PROGRAMS, REFERENCE, Driver, describe, run_all
+from lab.trials.qa.jobs import Job, families
+from lab.trials.qa.results import EQUAL, Result, Results
+from lab.trials.qa.run import CLUSTER, PROGRAMS, REFERENCE, Driver, describe, run_all
 from tests.transport import harness
 from tests.transport.engine_tasks import engine_tasks
 from tests.transport.harness import Broker, Cluster

@@ -10,7 +10,7 @@ from functools import cache
 import hypothesis
 import pytest
 
-from lab.recorder import Recording, run_program
+from lab.aws.recorder import Recording, run_program
 
 Record = Callable[..., Recording]
 

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from components import userdata
-from lab.recorder import Recording
+from lab.aws.recorder import Recording
 
 FACTS_FILE = Path("/etc/openquake/node.json")
 _USER_DATA = {

@@ -17,7 +17,7 @@ from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
-from lab import matrix
+from lab.trials import matrix
 
 SEEDS = st.integers(0, 10**9)
 SIMPLE = Workload(

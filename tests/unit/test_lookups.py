@@ -10,8 +10,8 @@ import pulumi
 import pytest
 
 from lab.aws.answers import Refused, ami_answer, instance_type_answer
+from lab.aws.recorder import Recording, run_program
 from lab.aws.resources import REGION
-from lab.recorder import Recording, run_program
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"

@@ -9,8 +9,8 @@ import pulumi
 import pytest
 
 from lab.aws.answers import INVOKES, Invokes, network_answers
+from lab.aws.recorder import Recording, run_program
 from lab.aws.resources import REGION
-from lab.recorder import Recording, run_program
 from tests.unit.conftest import Record
 
 VPC = "aws:ec2/vpc:Vpc"

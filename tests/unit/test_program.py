@@ -20,8 +20,8 @@ import pytest
 from components import facts, userdata
 from components.capacity import steps_out
 from components.tags import shown_in_metadata
+from lab.aws.recorder import UNKNOWN, Recorded, Recording, run_program
 from lab.aws.resources import REGION
-from lab.recorder import UNKNOWN, Recorded, Recording, run_program
 from tests.unit.conftest import (
     AMI,
     ENDPOINTS,

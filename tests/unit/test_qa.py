@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
-from lab.qa.jobs import PARENTS, Job, families, select
-from lab.qa.report import page
-from lab.qa.results import CLOSE, DIFFERENT, EQUAL, FAILED, REFUSED, Result, Results, in_one_line, judge
+from lab.trials.qa.jobs import PARENTS, Job, families, select
+from lab.trials.qa.report import page
+from lab.trials.qa.results import (
+    CLOSE,
+    DIFFERENT,
+    EQUAL,
+    FAILED,
+    REFUSED,
+    Result,
+    Results,
+    in_one_line,
+    judge,
+)
 
 FOLDER = "qa_tests_data/classical_risk/case_2"
 

@@ -10,7 +10,7 @@ from textwrap import dedent
 import pytest
 
 from lab.aws.answers import Refused, UnknownInvoke
-from lab.recorder import UNKNOWN, run_program
+from lab.aws.recorder import UNKNOWN, run_program
 
 
 @pytest.fixture

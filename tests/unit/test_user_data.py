@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from components import facts, userdata
-from lab.recorder import Recording
+from lab.aws.recorder import Recording
 from tests.unit.conftest import ENDPOINTS, ENDPOINTS_DISKLESS, MODES, NAT, NAT_DISKLESS, Record
 from tests.unit.test_program import INSTANCE, MOUNT_TARGET, SECRET, SIZES, TEMPLATE, VOLUME
 

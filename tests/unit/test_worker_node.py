@@ -8,7 +8,7 @@ import pytest
 
 from components import facts
 from components.instance_types import InstanceType, processes
-from lab.recorder import Recording
+from lab.aws.recorder import Recording
 from tests.unit.conftest import MODES, NAT_DISKLESS, Record
 from tests.unit.node import node_facts, node_files, node_module
 

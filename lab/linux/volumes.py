@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 
 from components.facts import EBS_DEVICE_PREFIX
-from lab.host import LabError, Paths, run
+from lab.base import LabError
+from lab.linux.host import Paths, run
 
 LOOP_MAJOR = 7
 """The kernel's number for loop devices, Documentation/admin-guide/devices.txt."""

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.cloud import Alarm, Group, Policy
+from lab.aws.cloud import Alarm, Group, Policy
 
 CALL_SECONDS = 60
 """Between two calls of a policy by an alarm that stays on."""

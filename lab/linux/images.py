@@ -14,7 +14,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab.host import LabError, Paths, mounts_below, run
+from lab.base import LabError
+from lab.linux.host import Paths, mounts_below, run
 
 SUITE = "trixie"
 PACKAGES = (

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from components import facts
-from lab import imds, network
-from lab.cluster import Lab, imds_directory
-from lab.host import LabError, run
+from lab.base import LabError
+from lab.cluster.cluster import Lab, imds_directory
+from lab.linux import network
+from lab.linux.host import run
+from lab.services import imds
 
 SPOT_SECONDS = 120
 """The notice that a spot instance gets."""

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from lab import aws_api, cluster
-from lab.autoscaling import Fleet, Sample, Scaler
-from lab.cluster import Lab, Node
-from lab.host import LabError
+from lab.aws.autoscaling import Fleet, Sample, Scaler
+from lab.base import LabError
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab, Node
+from lab.services import aws_api
 
 POLL_SECONDS = 1.0
 Say = Callable[[str], None]

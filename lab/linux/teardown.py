@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from lab import volumes
-from lab.host import Paths, kill, mounts_below, namespaces, processes, remove_control_groups, run
+from lab.linux import volumes
+from lab.linux.host import Paths, kill, mounts_below, namespaces, processes, remove_control_groups, run
 
 
 def exists(paths: Paths) -> bool:

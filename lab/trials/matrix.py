@@ -17,11 +17,14 @@ from pathlib import Path
 from components import facts
 from explorer import ledger
 from explorer.ledger import Entry
-from lab import cluster, faults
-from lab.cluster import Lab
-from lab.host import LabError, Paths, cores, wait_until
-from lab.job import CLASSICAL, DemoJob, Run, compare, fetch_job, run_job, work_done
-from lab.plan import make_plan, read_config, record
+from lab.aws.plan import make_plan
+from lab.base import LabError
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.cluster.program import read_config, record
+from lab.linux.host import Paths, cores, wait_until
+from lab.trials import faults
+from lab.trials.job import CLASSICAL, DemoJob, Run, compare, fetch_job, run_job, work_done
 
 Say = Callable[[str], None]
 WORKERS = 2

@@ -28,7 +28,7 @@ from components import facts
 from lab.aws.answers import INVOKES, Invokes, Refused, answer
 from lab.aws.resources import TYPES, ResourceType, resource
 
-PROGRAM: Final = Path(__file__).parent.parent / "__main__.py"
+PROGRAM: Final = Path(__file__).parent.parent.parent / "__main__.py"
 # What stands in a recorded value of a preview for something that only exists after `pulumi up`.
 UNKNOWN: Final[str] = rpc.UNKNOWN
 

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
-from lab import cluster, scaler
-from lab.cluster import Lab
-from lab.demo import Say, nodes_table, phase
-from lab.host import Paths
-from lab.job import CLASSICAL, DemoJob, fetch_job, run_job, work_done
-from lab.plan import make_plan, read_config, record
+from lab.aws.plan import make_plan
+from lab.cluster import cluster, scaler
+from lab.cluster.cluster import Lab
+from lab.cluster.program import read_config, record
+from lab.linux.host import Paths
+from lab.trials.demo import Say, nodes_table, phase
+from lab.trials.job import CLASSICAL, DemoJob, fetch_job, run_job, work_done
 
 HURRY = 5
 """By how much the alarms look at fewer periods than recorded: an idle fleet goes after one minute, not five."""

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import cluster, images, report
-from lab.cluster import Lab
-from lab.host import LabError, Paths
-from lab.job import CLASSICAL, compare, fetch_job, run_job, work_done
-from lab.plan import make_plan, read_config, record
+from lab.aws.plan import make_plan
+from lab.base import LabError
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.cluster.program import read_config, record
+from lab.linux import images
+from lab.linux.host import Paths
+from lab.trials import report
+from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
 
 Say = Callable[[str], None]
 

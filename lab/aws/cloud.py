@@ -10,6 +10,10 @@ Statement = Mapping[str, object]
 """A statement of an IAM policy, as in its JSON."""
 
 
+S3 = IPv4Address("198.19.0.30")
+"""Where the lab's S3 answers, and where its gateway endpoint routes to."""
+
+
 @dataclass(frozen=True)
 class Subnet:
     """A subnet and what its route table lets out of the VPC.

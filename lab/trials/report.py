@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.host import LabError
+from lab.base import LabError
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,7 +2,7 @@
 
 One server in the router's namespace answers them all and knows them by their addresses. What it serves is a
 file per instance, read anew for each request, so that metadata can change while an instance runs. Run as
-``python -m lab.imds DIRECTORY``.
+``python -m lab.services.imds DIRECTORY``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from lab.cloud import Template
-from lab.network import IMDS, mac_address
+from lab.aws.cloud import Template
+from lab.linux.network import IMDS, mac_address
 
 TOKEN_PATH = "/latest/api/token"  # noqa: S105  the path, not a token
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 
 from components import facts
-from lab.cluster import Lab, kept_engine
-from lab.host import LabError
-from lab.job import USER, make_user
-from lab.qa.run import CLUSTER, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
+from lab.base import LabError
+from lab.cluster.cluster import Lab, kept_engine
+from lab.trials.job import USER, make_user
+from lab.trials.qa.run import CLUSTER, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
 
 HOME = f"/home/{USER}/qa"
 PYTHON = f"{HOME}/python"

@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
-from typing import Any
 
-import yaml
-
-from components import facts
-from components.settings import KEYS, Settings, SettingsError
-from lab import recorder
-from lab.aws import answers, resources
-from lab.cloud import (
+from lab.aws import resources
+from lab.aws.cloud import (
+    S3,
     Alarm,
     Endpoint,
     Group,
@@ -39,61 +32,13 @@ from lab.cloud import (
     Template,
     Volume,
 )
-from lab.host import REPOSITORY, LabError, cores
-from lab.network import S3
-from lab.recorder import Recorded, Recording
+from lab.aws.recorder import Recorded, Recording
+from lab.base import LabError
 
 GROUP_TAG = "aws:autoscaling:groupName"
 """The tag that AWS itself gives to the instances of a group."""
-SMALL_VOLUMES = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4}
 DEBIAN_PARAMETERS = "/aws/service/debian/"
 """Where Debian publishes the ids of its images; an image that was not looked up there is somebody's own."""
-
-
-def read_config(stack: str, settings: Iterable[str]) -> dict[str, str]:
-    """The configuration of a stack's file, ``key=value`` settings over it, as Pulumi hands it to the program.
-
-    :param stack: a stack whose ``Pulumi.<stack>.yaml`` exists
-    """
-    path = REPOSITORY / f"Pulumi.{stack}.yaml"
-    if not path.is_file():
-        raise LabError(f"--stack {stack}: there is no {path.name}")
-    config = {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in (yaml.safe_load(path.read_text()) or {}).get("config", {}).items()
-    }
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise LabError(f"--set {setting}: write key=value")
-        config[key if ":" in key else f"{facts.PROJECT}:{key}"] = value
-    return config
-
-
-def small_config(stack: str, settings: Mapping[str, object]) -> dict[str, str]:
-    """The same with volumes as small as tests and measurements want them; `settings` win over those, too."""
-    return read_config(stack, [f"{key}={value}" for key, value in {**SMALL_VOLUMES, **settings}.items()])
-
-
-def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recording:
-    """Run the program; instance types have the processors and the memory that this machine can give them."""
-    prefix = f"{facts.PROJECT}:"
-    own = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
-    try:
-        settings = Settings.parse({key: own.get(key) for key in sorted({*own, *KEYS})})
-    except SettingsError as error:
-        raise LabError(str(error)) from None
-    share = max(1, len(cores()) // max(1, settings.worker_desired))
-    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
-
-    def instance_type(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        name = arguments["instanceType"]
-        vcpus = len(cores()) if name == settings.master_instance_type else share
-        return answers.instance_type_answer(name, vcpus, memory_mb, settings.architecture)
-
-    return recorder.run_program(
-        config, invokes={"aws:ec2/getInstanceType:getInstanceType": instance_type}, program=program
-    )
 
 
 def make_plan(recording: Recording) -> Plan:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from lab import volumes
-from lab.host import LabError, Paths, is_alive, join_control_group, kill, run, start, wait_until
+from lab.base import LabError
+from lab.linux import volumes
+from lab.linux.host import Paths, is_alive, join_control_group, kill, run, start, wait_until
 
 REBOOT = 133
 """systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
@@ -84,7 +85,7 @@ class Machine:
             "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only",
             "--bind=/dev/loop-control", f"--bind={self.by_id}:/dev/disk/by-id", *binds,
         ]  # fmt: skip
-        supervisor = [sys.executable, "-m", "lab.machine", self.paths.netns(self.name)]
+        supervisor = [sys.executable, "-m", "lab.linux.machine", self.paths.netns(self.name)]
         start(self.paths, [*_scope(self.paths.netns(self.name)), *supervisor, *command], self.console)
 
     @property

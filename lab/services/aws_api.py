@@ -2,7 +2,7 @@
 
 It runs in the ``aws`` namespace, on the addresses of the endpoints; the VPC's rules decide who gets there. It also
 answers on the port of the EFS mount targets, at theirs.
-Run as ``python -m lab.aws_api CONFIGURATION``, a JSON file that :func:`configuration` makes.
+Run as ``python -m lab.services.aws_api CONFIGURATION``, a JSON file that :func:`configuration` makes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from components.facts import HTTPS_PORT, NFS_PORT
-from lab.cloud import Plan
+from lab.aws.cloud import Plan
 
 Statements = Sequence[Mapping[str, Any]]
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]

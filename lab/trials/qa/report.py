@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lab.compare_datastores import NOT_RESULTS
-from lab.qa.jobs import Job
-from lab.qa.results import CLOSE, DIFFERENT, EQUAL, FAILED, GOOD, REFUSED, Result
+from lab.trials.compare_datastores import NOT_RESULTS
+from lab.trials.qa.jobs import Job
+from lab.trials.qa.results import CLOSE, DIFFERENT, EQUAL, FAILED, GOOD, REFUSED, Result
 
 PAGE = """# The engine's own jobs
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from components import facts
-from lab.cluster import Lab
-from lab.host import LabError
+from lab.base import LabError
+from lab.cluster.cluster import Lab
 
 USER = "seismologist"
 """The ordinary user of the lab, made on the master when first needed."""

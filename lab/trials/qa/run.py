@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lab.host import LabError
-from lab.qa.jobs import EXPLAINED, Job
-from lab.qa.results import EQUAL, Result, Results, judge
+from lab.base import LabError
+from lab.trials.qa.jobs import EXPLAINED, Job
+from lab.trials.qa.results import EQUAL, Result, Results, judge
 
 Say = Callable[[str], None]
 Answers = dict[str, dict[str, Any]]

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from lab.cloud import Interface, Plan, Rule
-from lab.host import LabError, Paths, in_netns, run, start, wait_until
+from lab.aws.cloud import S3, Interface, Plan, Rule
+from lab.base import LabError
+from lab.linux.host import Paths, in_netns, run, start, wait_until
 
 IMDS = IPv4Address("169.254.169.254")
 # The lab's internet is in the block that RFC 2544 sets aside for benchmarks, which no real network has.
@@ -32,7 +33,6 @@ WORLD_LINK = IPv4Address(
 )  # the router's end of the link to the world: the NAT gateway's public address
 WORLD = IPv4Address("198.19.0.10")  # answers HTTP to whoever gets there
 PUBLIC_API = IPv4Address("198.19.0.20")  # AWS's API as the internet sees it
-S3 = IPv4Address("198.19.0.30")  # S3, as its gateway endpoint routes to it
 SLIRP_NETWORK = IPv4Network("198.18.0.0/24")
 SLIRP_GATEWAY = IPv4Address("198.18.0.2")  # slirp4netns's own places in the network it is given
 SLIRP_RESOLVER = IPv4Address("198.18.0.3")

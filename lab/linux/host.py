@@ -19,13 +19,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from lab.base import REPOSITORY, LabError
+
 MARKER = "OQLAB_PROCESS"
 """Environment variable of every process of a lab: the lab's name."""
-
-
-class LabError(Exception):
-    """Something that the user can act on; printed without a traceback."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lab import cluster, teardown
-from lab.cloud import Plan
-from lab.host import LabError, Paths
-from lab.plan import make_plan, read_config, record
-from lab.qa.jobs import families, select
-from lab.qa.nodes import prepare, start_driver, versions
-from lab.qa.report import page
-from lab.qa.results import GOOD, Results
-from lab.qa.run import Say, describe, run_all
+from lab.aws.cloud import Plan
+from lab.aws.plan import make_plan
+from lab.base import LabError
+from lab.cluster import cluster
+from lab.cluster.program import read_config, record
+from lab.linux import teardown
+from lab.linux.host import Paths
+from lab.trials.qa.jobs import families, select
+from lab.trials.qa.nodes import prepare, start_driver, versions
+from lab.trials.qa.report import page
+from lab.trials.qa.results import GOOD, Results
+from lab.trials.qa.run import Say, describe, run_all
 
 
 def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document: Path, say: Say) -> bool:

@@ -16,10 +16,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from components import facts, userdata
-from lab import aws_api, images, imds, network, teardown, tls, volumes
-from lab.cloud import Group, Instance, Interface, Plan, Template
-from lab.host import LabError, Paths, cores, in_netns, start
-from lab.machine import Machine
+from lab.aws.cloud import Group, Instance, Interface, Plan, Template
+from lab.base import LabError
+from lab.linux import images, network, teardown, volumes
+from lab.linux.host import Paths, cores, in_netns, start
+from lab.linux.machine import Machine
+from lab.services import aws_api, imds, tls
 
 Say = Callable[[str], None]
 ENGINES = Path(facts.ENGINE_IMAGE_DIR).relative_to(facts.NFS_DIR)
@@ -154,8 +156,8 @@ def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     configuration = paths.state / "aws_api.json"
     configuration.write_text(json.dumps(aws_api.configuration(plan, certificates, events_directory(paths))))
     for namespace, module, argument in (
-        ("vpc", "lab.imds", imds_directory(paths)),
-        ("aws", "lab.aws_api", configuration),
+        ("vpc", "lab.services.imds", imds_directory(paths)),
+        ("aws", "lab.services.aws_api", configuration),
     ):
         command = [sys.executable, "-m", module, str(argument)]
         start(paths, in_netns(paths.netns(namespace), command), logs / f"{module}.log")

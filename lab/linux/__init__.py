@@ -1,0 +1,1 @@
+"""How this machine plays them, as root: namespaces, disks, images, containers."""

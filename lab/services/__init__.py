@@ -1,0 +1,1 @@
+"""What nodes talk to, a process each: instance metadata, AWS's API."""

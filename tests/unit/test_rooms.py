@@ -1,0 +1,64 @@
+"""The rooms of lab/: each may import those before it, and nothing of the cluster imports the lab."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent.parent
+# A room and those that it may import, besides itself and lab/base.py.
+MAY_IMPORT: dict[str, set[str]] = {
+    "aws": set(),
+    "region": {"aws"},
+    "linux": {"aws"},
+    "services": {"aws", "linux"},
+    "cluster": {"aws", "linux", "services"},
+    "trials": {"aws", "linux", "services", "cluster"},
+}
+THE_CLUSTERS = ("__main__.py", "components", "cloud-init", "engine")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports, also those that it imports as names of a package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def rooms_of(path: Path) -> set[str]:
+    """The rooms of the lab that a file imports."""
+    parts = [module.split(".") for module in imported(path)]
+    return {found[1] for found in parts if found[0] == "lab" and len(found) > 1} - {"base"}
+
+
+def test_every_folder_of_the_lab_with_programs_is_a_room_with_a_sentence() -> None:
+    rooms = {path.parent.name for path in (PROJECT / "lab").glob("*/__init__.py")}
+    assert rooms == MAY_IMPORT.keys()
+    for room in rooms:
+        text = (PROJECT / "lab" / room / "__init__.py").read_text()
+        assert (ast.get_docstring(ast.parse(text)) or "").endswith("."), room
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_those_before_it(room: str) -> None:
+    files = list((PROJECT / "lab" / room).rglob("*.py"))
+    assert files
+    for path in files:
+        assert rooms_of(path) <= MAY_IMPORT[room] | {room}, path
+
+
+def test_nothing_of_the_cluster_imports_the_lab() -> None:
+    files = [
+        path
+        for name in THE_CLUSTERS
+        for path in ([PROJECT / name] if name.endswith(".py") else (PROJECT / name).rglob("*.py"))
+    ]
+    assert len(files) > 30
+    for path in files:
+        assert not [module for module in imported(path) if module.split(".")[0] in ("lab", "tests")], path
