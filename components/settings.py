@@ -262,7 +262,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerDesired": Key(2, _WORKERS, set()),
     "workerMax": Key(8, _integer(1, 1000), {Change.FLEET_SIZE, Change.NUM_CORES}),
     "workerSpot": Key(False, _boolean, {Change.WORKERS_ROLLED}),
-    "workerStorage": Key("nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED}),
+    "workerStorage": Key("nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED, Change.NUM_CORES}),
     "drainMinutes": Key(
         10, _integer(1, capacity.LONGEST_DRAIN_MINUTES), {Change.HOOK, Change.WORKERS_ROLLED}
     ),

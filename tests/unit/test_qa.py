@@ -121,6 +121,12 @@ def test_an_error_in_one_line_is_the_same_for_both_runs() -> None:
     assert lines == {"ValueError: no …/a b.xml in calc_N.hdf5"}
 
 
+def test_the_order_of_a_set_in_an_error_says_nothing() -> None:
+    one, other = ("ValueError: not in {'LiqProb', 'Disp', 'LSE'}", "ValueError: not in {'LSE', 'LiqProb', 'Disp'}")
+    assert in_one_line(one) == in_one_line(other) == "ValueError: not in {'Disp', 'LSE', 'LiqProb'}"
+    assert in_one_line("KeyError: {'b': 1, 'a': 2}") == "KeyError: {'b': 1, 'a': 2}"
+
+
 def test_results_are_remembered_for_the_same_versions_only(tmp_path: Path) -> None:
     result = Result(
         "demos/hazard/job.ini", DIFFERENT, 3, APART["different"], seconds=(1.0, 2.0), tasks=["classical"]

@@ -110,10 +110,13 @@ def judge(
 
 
 def in_one_line(error: str) -> str:
-    """The last line of an error, without what is of one run: numbers of calculations, directories, memory addresses."""
+    """The last line of an error, without what is of one run: numbers of calculations, directories, memory addresses, the
+    order of sets.
+    """
     kind = error.split(":", 1)[0]
     last = error.strip().splitlines()[-1].strip()
     line = last if last.startswith(kind) else f"{kind}: {last}"
     line = re.sub(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])", "…/", line)
     line = re.sub(r"calc_\d+", "calc_N", line)
+    line = re.sub(r"(?<=\{)'[^{}:]*'(?=\})", lambda items: ", ".join(sorted(items[0].split(", "))), line)
     return re.sub(r"0x[0-9a-f]+", "0x…", line)[:300]
