@@ -122,7 +122,10 @@ def test_an_error_in_one_line_is_the_same_for_both_runs() -> None:
 
 
 def test_the_order_of_a_set_in_an_error_says_nothing() -> None:
-    one, other = ("ValueError: not in {'LiqProb', 'Disp', 'LSE'}", "ValueError: not in {'LSE', 'LiqProb', 'Disp'}")
+    one, other = (
+        "ValueError: not in {'LiqProb', 'Disp', 'LSE'}",
+        "ValueError: not in {'LSE', 'LiqProb', 'Disp'}",
+    )
     assert in_one_line(one) == in_one_line(other) == "ValueError: not in {'Disp', 'LSE', 'LiqProb'}"
     assert in_one_line("KeyError: {'b': 1, 'a': 2}") == "KeyError: {'b': 1, 'a': 2}"
 

@@ -110,8 +110,9 @@ def judge(
 
 
 def in_one_line(error: str) -> str:
-    """The last line of an error, without what is of one run: numbers of calculations, directories, memory addresses, the
-    order of sets.
+    """The last line of an error, without what is of one run.
+
+    That is: numbers of calculations, directories, memory addresses, the order of sets.
     """
     kind = error.split(":", 1)[0]
     last = error.strip().splitlines()[-1].strip()
