@@ -20,6 +20,12 @@ class NodeRoleArgs:
     statements: Sequence[dict[str, Any]]
 
 
+def trust(service: str) -> str:
+    """The policy by which a service of AWS (`ec2.amazonaws.com`) may take on a role."""
+    statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
 class NodeRole(Component):
     """A role that EC2 instances take on through an instance profile."""
 
@@ -32,18 +38,7 @@ class NodeRole(Component):
         super().__init__(name, opts)
         role = aws.iam.Role(
             self.named("role"),
-            assume_role_policy=json.dumps(
-                {
-                    "Version": "2012-10-17",
-                    "Statement": [
-                        {
-                            "Effect": "Allow",
-                            "Principal": {"Service": "ec2.amazonaws.com"},
-                            "Action": "sts:AssumeRole",
-                        }
-                    ],
-                }
-            ),
+            assume_role_policy=trust("ec2.amazonaws.com"),
             tags=self.tags("role"),
             opts=self.child(),
         )

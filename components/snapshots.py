@@ -11,6 +11,7 @@ import pulumi
 import pulumi_aws as aws
 
 from components.component import Component
+from components.roles import trust
 
 _TAG: Final = "SnapshotsBy"
 _TIME: Final = "03:00"  # UTC; AWS begins within the hour after it
@@ -36,18 +37,7 @@ class Snapshots(Component):
         super().__init__(name, opts)
         role = aws.iam.Role(
             self.named("role"),
-            assume_role_policy=json.dumps(
-                {
-                    "Version": "2012-10-17",
-                    "Statement": [
-                        {
-                            "Effect": "Allow",
-                            "Principal": {"Service": "dlm.amazonaws.com"},
-                            "Action": "sts:AssumeRole",
-                        }
-                    ],
-                }
-            ),
+            assume_role_policy=trust("dlm.amazonaws.com"),
             tags=self.tags("role"),
             opts=self.child(),
         )
