@@ -82,6 +82,8 @@ check: $(VENV)/.done ## style and types
 lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in files
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-dev.in -o requirements-dev.txt
+	cd engine && ../$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --overrides overrides.txt \
+		requirements.in -o requirements.txt
 
 # Debian packages of the lab and the transport tests; without root the tiers that need them say so and are skipped.
 host-packages:
