@@ -250,7 +250,7 @@ KEYS: Final[Mapping[str, Key]] = {
         ),
         {Change.RULES},
     ),
-    "egress": Key("nat", _one_of("nat", "endpoints"), {Change.WAY_OUT}),
+    "egress": Key("nat", _one_of("nat", "endpoints"), {Change.WAY_OUT, Change.RULES}),
     "masterInstanceType": Key("m7i.large", _instance_type, {Change.MASTER_RESIZED}),
     "amiId": Key("", _image, {Change.MASTER_REPLACED, Change.WORKERS_ROLLED}),
     "workerInstanceTypes": Key(

@@ -27,8 +27,9 @@ from pulumi.runtime.stack import run_in_stack
 from components import facts
 from lab.aws.answers import INVOKES, Invokes, Refused, answer
 from lab.aws.resources import TYPES, ResourceType, resource
+from lab.base import REPOSITORY
 
-PROGRAM: Final = Path(__file__).parent.parent.parent / "__main__.py"
+PROGRAM: Final = REPOSITORY / "__main__.py"
 # What stands in a recorded value of a preview for something that only exists after `pulumi up`.
 UNKNOWN: Final[str] = rpc.UNKNOWN
 

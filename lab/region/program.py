@@ -14,7 +14,8 @@ import pulumi
 import pulumi.runtime
 from pulumi.runtime.stack import run_in_stack
 
-REPOSITORY = Path(__file__).parent.parent.parent
+from lab.base import REPOSITORY
+
 OURS = {"components", "lab"}
 """The packages of this repository that a program may import."""
 

@@ -5,6 +5,7 @@ That AWS does what the provider says is not shown here.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -68,6 +69,8 @@ class Region(Provider):
 @pytest.fixture(scope="session")
 def pulumi() -> Path:
     found = find_pulumi()
+    if found is None and shutil.which("go"):
+        pytest.fail("Pulumi's command line is not built: make pulumi-cli")
     if found is None:
         pytest.skip("needs Pulumi's command line: on PATH, or Go, with which `make` builds it")
     return found

@@ -27,7 +27,7 @@ def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document
     A lab that is up is used and stays up; else one is booted and taken down again.
 
     :param stack: the configuration of the lab that is booted, with ``changes``
-    :param pattern: see :func:`lab.qa.jobs.select`; empty for all jobs
+    :param pattern: see :func:`lab.trials.qa.jobs.select`; empty for all jobs
     :param document: for the page with the figures, written when all jobs have run
     """
     was_up = teardown.exists(paths)
