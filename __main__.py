@@ -27,7 +27,7 @@ settings = read_settings()
 region = look_up(settings)
 subnets = share_out(settings.vpc_cidr, region.zones)
 master_zone = region.zones[0]
-reserved_mb = facts.DISKLESS_MB if settings.worker_storage == "diskless" else 0
+reserved_mb = facts.RESERVED_MB[settings.worker_storage]
 processes = fleet_processes(settings.worker_max, region.worker_types, reserved_mb)
 
 # --- the engine's sources and the cluster's secret ---

@@ -35,7 +35,6 @@ DBSERVER_DIR: Final = "/var/lib/openquake"
 RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
-CELERY_ENVIRONMENT: Final = "/etc/openquake/celery.env"  # options of a worker's Celery, if it has any
 BOOTSTRAP_DONE: Final = "/etc/openquake/bootstrap-done"  # is there once a machine has become a node
 
 # Where the master's three data volumes are mounted (OpenQuake's cluster manual: partitions of their own).
@@ -76,8 +75,9 @@ CELERY_QUEUE: Final = "celery"  # the name in OpenQuake's cluster manual
 # OpenQuake's hardware advice is 2 GB of memory per core, so a worker starts no
 # more processes than that.
 MEMORY_PER_PROCESS_MB: Final = 2048
-# What a diskless worker's directories in memory may take of it: a process less where memory sets their number.
-DISKLESS_MB: Final = 2048
+# Memory of a worker, in MiB, that is not for its processes, by `workerStorage`: a diskless one has its directories in
+# it, so a process less where memory sets their number.
+RESERVED_MB: Final = {"nfs": 0, "diskless": 2048}
 
 # --- the fleet ---
 METRICS_NAMESPACE: Final = "OpenQuake"  # of CloudWatch

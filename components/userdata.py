@@ -155,6 +155,7 @@ def values(node: Node) -> dict[str, Any]:
             volume_unit, (facts.HOME_MOUNT, facts.VAR_MOUNT, facts.RABBITMQ_DIR)
         )
     if isinstance(node, WorkerNode):
+        extra["reserved_mb"] = facts.RESERVED_MB[node.storage]
         extra["bootstrap_limit"] = (
             f"StartLimitIntervalSec=infinity\nStartLimitBurst={WORKER_ATTEMPTS}\nStartLimitAction=poweroff"
         )

@@ -22,7 +22,6 @@ from oq_node.common import (
     step,
     unit_problems,
     until,
-    write,
     write_configuration,
 )
 
@@ -64,17 +63,8 @@ def bootstrap() -> None:
         write_configuration(passwords(until("the secret", SECRET_DEADLINE_SECONDS, secret, every=5)))
     with step("Celery"):
         if FACTS["storage"] == "diskless":
-            write(FACTS["celery_environment"], f"CELERY_OPTIONS=--concurrency={diskless_processes()}\n")
             run("systemctl", "start", "--no-block", "openquake-readonly-root.service")
         start(FACTS["celery_unit"])
-
-
-def diskless_processes() -> int:
-    """The processes of a diskless worker: as many as oq-celery would start with the memory that is left to them."""
-    # As there: a machine that is sold with 16 GB shows up to 8 % less.
-    memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 * 100 // 92
-    for_them: int = (memory_mb - FACTS["diskless_mb"]) // FACTS["memory_per_process_mb"]
-    return max(1, min(len(os.sched_getaffinity(0)), for_them))
 
 
 def problems() -> list[str]:

@@ -37,6 +37,13 @@ def main() -> None:
         help="number of processes (default: one for each core, and for each [celery] memory_per_process_mb)",
     )
     worker.add_argument(
+        "--reserved-mb",
+        type=int,
+        default=0,
+        metavar="MIB",
+        help="memory that is not for the processes, where their number follows from it (default: 0)",
+    )
+    worker.add_argument(
         "--name", default="%h", help="tells several workers of one machine apart (default: the host's name)"
     )
     worker.set_defaults(run=run_worker)
@@ -75,7 +82,9 @@ def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
 
     with contextlib.suppress(OSError):  # a worker without its shared directory has other ways to say so
         inputs.make_root(settings)
-    concurrency = arguments.concurrency or default_concurrency(settings.memory_per_process_mb)
+    concurrency = arguments.concurrency or default_concurrency(
+        settings.memory_per_process_mb, arguments.reserved_mb
+    )
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
     from oq_celery import startup
@@ -158,11 +167,15 @@ def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
         _fail(str(error))
 
 
-def default_concurrency(memory_per_process_mb: int) -> int:
-    """The number of processes that this machine has cores and memory for, at least one."""
+def default_concurrency(memory_per_process_mb: int, reserved_mb: int = 0) -> int:
+    """The number of processes that this machine has cores and memory for, at least one.
+
+    Of the memory, `reserved_mb` (MiB) are for something else.
+    """
     memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     # A machine that is sold with 16 GB shows less: what firmware and kernel keep, up to 8 % on AWS, costs no process.
-    return max(1, min(len(os.sched_getaffinity(0)), memory_mb * 100 // 92 // memory_per_process_mb))
+    for_processes_mb = memory_mb * 100 // 92 - reserved_mb
+    return max(1, min(len(os.sched_getaffinity(0)), for_processes_mb // memory_per_process_mb))
 
 
 def _settings() -> Settings:

@@ -115,8 +115,11 @@ def test_a_worker_runs_as_many_processes_as_the_program_counts_with(
     sizes = {"SC_PHYS_PAGES": visible_mb * 256, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", sizes.__getitem__)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(cores))
-    counted = instance_types.processes(instance_types.InstanceType("sold", cores, nominal_mb))
-    assert cli.default_concurrency(facts.MEMORY_PER_PROCESS_MB) == counted
+    for reserved_mb in facts.RESERVED_MB.values():
+        counted = instance_types.processes(
+            instance_types.InstanceType("sold", cores, nominal_mb), reserved_mb
+        )
+        assert cli.default_concurrency(facts.MEMORY_PER_PROCESS_MB, reserved_mb) == counted
 
 
 def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path, broker: Broker) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import configparser
 
-import pytest
-
 from components import facts
-from components.instance_types import InstanceType, processes
 from lab.aws.recorder import Recording
-from tests.unit.conftest import MODES, NAT_DISKLESS, Record
-from tests.unit.node import node_facts, node_files, node_module
+from tests.unit.conftest import MODES, NAT, NAT_DISKLESS, Record
+from tests.unit.node import node_files
 
-GIB = 2**30
 LOOK_SECONDS = 600  # for somebody to look at a worker that is of no use
 
 
@@ -45,15 +41,8 @@ def test_a_machine_that_has_become_a_node_is_not_made_one_again(each_mode: Recor
         assert unit(each_mode, role)["Unit"]["ConditionPathExists"] == f"!{facts.BOOTSTRAP_DONE}"
 
 
-@pytest.mark.parametrize(("vcpus", "sold_gb"), [(2, 4), (2, 8), (16, 32), (16, 64), (1, 2)])
-def test_a_diskless_worker_starts_the_processes_that_the_program_counts_with(
-    record: Record, monkeypatch: pytest.MonkeyPatch, vcpus: int, sold_gb: int
-) -> None:
-    counted = processes(InstanceType("any", vcpus, sold_gb * 1024), facts.DISKLESS_MB)
-    with node_module("worker", node_facts(record(**MODES[NAT_DISKLESS]), "worker")) as worker:
-        shown = {"SC_PHYS_PAGES": int(sold_gb * GIB * 0.95) // 4096, "SC_PAGE_SIZE": 4096}
-        monkeypatch.setattr(worker.os, "sysconf", shown.__getitem__)
-        monkeypatch.setattr(worker.os, "sched_getaffinity", lambda _pid: set(range(vcpus)))
-        started = worker.diskless_processes()
-        monkeypatch.undo()
-    assert started == counted
+def test_a_worker_reserves_the_memory_that_the_program_counts_with(record: Record) -> None:
+    """That it starts the same number of processes then, is a test of oq_celery's."""
+    for mode, storage in ((NAT, "nfs"), (NAT_DISKLESS, "diskless")):
+        celery = node_files(record(**MODES[mode]), "worker")[f"/etc/systemd/system/{facts.CELERY_UNIT}"]
+        assert f"oq-celery worker --reserved-mb {facts.RESERVED_MB[storage]}\n" in celery
