@@ -172,10 +172,13 @@ def default_concurrency(memory_per_process_mb: int, reserved_mb: int = 0) -> int
 
     Of the memory, `reserved_mb` (MiB) are for something else.
     """
-    memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    cores = len(os.sched_getaffinity(0))
+    shown_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     # A machine that is sold with 16 GB shows less: what firmware and kernel keep, up to 8 % on AWS, costs no process.
-    for_processes_mb = memory_mb * 100 // 92 - reserved_mb
-    return max(1, min(len(os.sched_getaffinity(0)), for_processes_mb // memory_per_process_mb))
+    # What is sold are halves of a GiB for each core.
+    half_mb = cores * 512
+    sold_mb = min(-(-shown_mb // half_mb) * half_mb, shown_mb * 100 // 92)
+    return max(1, min(cores, (sold_mb - reserved_mb) // memory_per_process_mb))
 
 
 def _settings() -> Settings:
