@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.base import REPOSITORY
+from lab.region import provider
 from lab.region.stack import CommandError, Stack
 from tests.engine.conftest import SETTINGS, Region, labels
 
@@ -25,6 +27,12 @@ WAIT = "Command:readiness-wait"
 def shape(stack: Stack) -> dict[str, list[str]]:
     """What a stack holds: of each resource the arguments that it was given."""
     return {label: sorted(one["inputs"]) for label, one in stack.resources().items()}
+
+
+def pending(stack: Stack) -> set[tuple[str, str]]:
+    """What the state says that AWS was doing when the last update was cut short: labels, and the engine's words."""
+    operations = json.loads(stack.run("stack", "export"))["deployment"].get("pending_operations", [])
+    return {(provider.label(one["resource"]["urn"]), one["type"]) for one in operations}
 
 
 def test_an_up_that_fails_at_every_resource_once_is_healed_by_the_next_ones(
@@ -72,7 +80,8 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
     region.let_go.set()
     with pytest.raises(CommandError, match="the stack is currently locked"):
         empty.up()
-    text = (Path(__file__).parent.parent.parent / "docs/operations.md").read_text()
+    assert (MASTER, "creating") in pending(empty)
+    text = (REPOSITORY / "docs/operations.md").read_text()
     _, _, after = text.partition("`pulumi up` was killed")
     commands = [line.split("#")[0].split() for line in after.splitlines() if line.startswith("    pulumi ")][
         :3
@@ -81,6 +90,7 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
     for command in commands:
         options = [] if command[1] == "cancel" else [f"--config-file={empty.config_file}", "--skip-preview"]
         empty.run(*command[1:], "--yes", *options)
+    assert pending(empty) == set()
     assert shape(empty) == shape(cluster)
     assert empty.preview() == []
 
