@@ -32,6 +32,8 @@ IAM_PREFIXES = {"monitoring": "cloudwatch"}
 """The prefix of a service's actions in IAM, where it is not the name that requests are signed for."""
 CBOR_OPERATION = "/service/GraniteServiceVersion20100801/operation/"
 """What CloudWatch's requests are sent to in the protocol that boto3 uses for it (Smithy RPC v2 CBOR)."""
+RELOAD_SECONDS = 0.2
+"""Between two looks at the configuration."""
 METRICS = "metrics.jsonl"
 COMPLETED = "completed"
 
@@ -162,22 +164,25 @@ class Events:
 
 
 class Guard:
-    """WSGI middleware that refuses what the recorded IAM policies do not allow."""
+    """WSGI middleware that refuses what the IAM policies do not allow.
+
+    :ivar settings: those of :func:`configuration`; whoever changes them gives it others
+    """
 
     def __init__(self, application: Wsgi, settings: Mapping[str, Any]) -> None:
         self.application = application
-        self.roles: Mapping[str, Statements] = settings["roles"]
-        self.s3_endpoint: Statements = settings["s3_endpoint"]
-        self.arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
+        self.settings = settings
 
     def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
-        key, action, resource = request_of(environ, body, self.arns)
-        permitted = allowed(self.roles.get(key, ()), action, resource)
+        settings = self.settings
+        arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
+        key, action, resource = request_of(environ, body, arns)
+        permitted = allowed(settings["roles"].get(key, ()), action, resource)
         if action.startswith("s3:"):
-            permitted = permitted and allowed(self.s3_endpoint, action, resource)
+            permitted = permitted and allowed(settings["s3_endpoint"], action, resource)
         print(f"{key or 'nobody'} {action} {resource}: {'allowed' if permitted else 'DENIED'}", flush=True)
         if permitted:
             return self.application(environ, respond)
@@ -195,10 +200,50 @@ class Guard:
         return [content.encode()]
 
 
-def serve(settings: Mapping[str, Any]) -> None:
-    """Serve for ever."""
+class Region:
+    """What moto holds of what the program has made, brought up to its configuration file's words."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from moto.backends import get_backend
+
+        account, region = settings["account"], settings["region"]
+        self.secrets = get_backend("secretsmanager")[account][region]
+        self.s3 = get_backend("s3")[account]["aws"]
+        self.metrics = get_backend("cloudwatch")[account][region].metric_data
+        self.region = region
+        self.present: Mapping[str, Any] = {"secrets": [], "objects": []}
+        self.served: list[str] = []  # nobody gets to one that is gone: its address is
+
+    def become(self, settings: Mapping[str, Any]) -> None:
+        """Make and delete secrets, buckets, objects and mount targets as the settings differ from the former ones."""
+        before, self.present = self.present, settings
+        for secret in _only_in(before["secrets"], settings["secrets"]):
+            self.secrets.secrets.pop(secret["name"])
+        for secret in _only_in(settings["secrets"], before["secrets"]):
+            self.secrets.create_secret(
+                name=secret["name"], secret_string=None, secret_binary=None, description=None, tags=[],
+                kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
+            )  # fmt: skip
+            self.secrets.secrets[secret["name"]].arn = secret["arn"]
+        for item in _only_in(before["objects"], settings["objects"]):
+            self.s3.delete_object(item["bucket"], item["key"])
+        for item in _only_in(settings["objects"], before["objects"]):
+            if item["bucket"] not in self.s3.buckets:
+                self.s3.create_bucket(item["bucket"], self.region)
+            self.s3.put_object(item["bucket"], item["key"], base64.b64decode(item["content"]))
+        for address in _only_in(settings["mount_targets"], self.served):
+            self.served.append(address)
+            threading.Thread(target=_accept, args=(address,), daemon=True).start()
+
+
+def _only_in(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    return [one for one in some if one not in others]
+
+
+def serve(file: Path) -> None:
+    """Serve for ever, always by the configuration that the file holds at the moment."""
+    settings = json.loads(file.read_text())
     os.environ["MOTO_ACCOUNT_ID"] = settings["account"]  # read when moto is imported
-    from moto.backends import get_backend
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -206,31 +251,30 @@ def serve(settings: Mapping[str, Any]) -> None:
     )
     from werkzeug.serving import run_simple
 
-    secrets = get_backend("secretsmanager")[settings["account"]][settings["region"]]
-    for secret in settings["secrets"]:
-        secrets.create_secret(
-            name=secret["name"], secret_string=None, secret_binary=None, description=None, tags=[],
-            kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
-        )  # fmt: skip
-        secrets.secrets[secret["name"]].arn = secret["arn"]
-    s3 = get_backend("s3")[settings["account"]]["aws"]
-    for bucket in sorted({item["bucket"] for item in settings["objects"]}):
-        s3.create_bucket(bucket, settings["region"])
-    for item in settings["objects"]:
-        s3.put_object(item["bucket"], item["key"], base64.b64decode(item["content"]))
-    for address in settings["mount_targets"]:
-        threading.Thread(target=_accept, args=(address,), daemon=True).start()
+    region = Region(settings)
     certificates = Path(settings["certificates"])
-    cloudwatch = get_backend("cloudwatch")[settings["account"]][settings["region"]]
     moto = DomainDispatcherApplication(create_backend_app)
+    guard = Guard(Events(moto, Path(settings["events"]), region.metrics), settings)
+    threading.Thread(target=_follow, args=(file, region, guard), daemon=True).start()
     run_simple(
         "0.0.0.0",  # noqa: S104  every address of this namespace is one of AWS's
         HTTPS_PORT,
-        Guard(Events(moto, Path(settings["events"]), cloudwatch.metric_data), settings),
+        guard,
         threaded=True,
         ssl_context=(str(certificates / "api.pem"), str(certificates / "api.key")),
         request_handler=MotoRequestHandler,
     )
+
+
+def _follow(file: Path, region: Region, guard: Guard) -> None:
+    """Read the configuration again whenever it is another file: whoever changes it renames the new one over it."""
+    seen = 0  # whoever read it first may have read an older one
+    while True:
+        if (now := file.stat().st_mtime_ns) != seen:
+            seen, settings = now, json.loads(file.read_text())
+            region.become(settings)
+            guard.settings = settings
+        time.sleep(RELOAD_SECONDS)
 
 
 def _accept(address: str) -> None:
@@ -241,4 +285,4 @@ def _accept(address: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(json.loads(Path(sys.argv[1]).read_text()))
+    serve(Path(sys.argv[1]))

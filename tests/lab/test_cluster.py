@@ -23,7 +23,7 @@ import pytest
 from components import facts, userdata
 from lab.aws.cloud import S3
 from lab.aws.plan import make_plan
-from lab.cluster import cluster
+from lab.cluster import build, cache, cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.cluster.program import SMALL_VOLUMES, record
 from lab.linux import network, volumes
@@ -347,14 +347,14 @@ def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster
     on(
         nfs_cluster,
         "worker-2",
-        f"echo '{{' > {cluster.NODE_FACTS} && rm {facts.BOOTSTRAP_DONE} && "
+        f"echo '{{' > {cache.NODE_FACTS} && rm {facts.BOOTSTRAP_DONE} && "
         f"sed --in-place 's/^RestartSec=.*/RestartSec=100ms/' {unit} && "
         f"systemctl daemon-reload && systemctl start --no-block {facts.BOOTSTRAP_UNIT}",
     )
     wait_until("power-off", lambda: nfs_cluster.machine("worker-2").init() is None, 60)
     cluster.kill(nfs_cluster, "worker-1")
     assert cluster.state(nfs_cluster, nfs_cluster.nodes["worker-1"]).problems == (cluster.OFF,)
-    cluster.scale(nfs_cluster, 2)
+    fleet.scale(nfs_cluster, 2)
     cluster.wait_until_ready(nfs_cluster, print, timeout=120)
     assert list(nfs_cluster.nodes) == ["master", "worker-3", "worker-4"]
 
@@ -430,10 +430,10 @@ def replace_in_bad_hours(lab: Lab) -> None:
     lab.plan = replace(
         plan, instances=[replace(instance, template=replace(instance.template, user_data=impatient))]
     )
-    cluster.replace_master(lab, attach=False)
+    build.replace_master(lab, print, attach=False)
     wait_until("the wait for volumes", lambda: says(lab, "master", "bootstrap is at data volumes"), 120)
     with blocked(lab, facts.HTTP_PORT, facts.HTTPS_PORT, facts.NFS_PORT):
-        cluster.set_capacity(lab, matrix.WORKERS + 1)
+        fleet.set_capacity(lab, matrix.WORKERS + 1)
         cluster.attach_volumes(lab)
         wait_until("the packages", lambda: says(lab, "master", "bootstrap is at Debian packages"), 60)
         reboot(lab, "master")
@@ -469,7 +469,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
 
     replace_in_bad_hours(nfs_cluster)
     cluster.wait_until_ready(nfs_cluster, print, timeout=450)
-    cluster.scale(nfs_cluster, matrix.WORKERS)
+    fleet.scale(nfs_cluster, matrix.WORKERS)
 
     assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
     assert on(nfs_cluster, "master", ids) == accounts

@@ -74,7 +74,7 @@ def test_an_unknown_argument_is_refused_by_name(recording: Recording) -> None:
     ("setting", "refused"),
     [
         ("varVolumeId=vol-0123456789abcdef0", "master-var: volumeId vol-0123456789abcdef0 exists already"),
-        ("varVolumeId=snap-0123456789abcdef0", "storage-var: snapshotId"),
+        ("varVolumeId=snap-0123456789abcdef0", "storage-var: there is no snapshot snap-0123456789abcdef0"),
         ("fileSystemId=fs-0123456789abcdef0", "fileSystemId fs-0123456789abcdef0 exists already"),
     ],
 )
