@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-from lab.aws import resources
+from lab.aws import iam, resources
 from lab.aws.cloud import (
     S3,
     Alarm,
@@ -345,6 +345,8 @@ def _statements(policy: str | None) -> list[Statement]:
     if policy is None:
         return [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
     found: list[Statement] = json.loads(policy)["Statement"]
+    if unknown := list(iam.unknown_conditions(found)):
+        raise LabError(f"the lab does not know {', '.join(unknown)} in a policy")
     return found
 
 

@@ -287,7 +287,11 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         acts_on="instanceId volumeId",
         ignores="deviceName stopInstanceBeforeDetaching",
         forces_new="deviceName instanceId volumeId",
-        id_of=_prefixed("vai"),
+        # The same attachment has the same id, so that one that was made without Pulumi's knowing is found again.
+        # https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/ec2/ebs_volume_attachment.go
+        id_of=lambda resource: "-".join(
+            ["vai", *(str(resource.inputs[key]) for key in ("deviceName", "volumeId", "instanceId"))]
+        ),
     ),
     "aws:efs/fileSystem:FileSystem": ResourceType(
         ignores="encrypted throughputMode lifecyclePolicies",

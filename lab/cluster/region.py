@@ -49,7 +49,7 @@ class LabRegion(Provider):
     def __init__(self, paths: Paths, say: Say) -> None:
         super().__init__()
         self.invokes = {**answers.INVOKES, **self._answers()}
-        self._paths = paths
+        self.paths = paths
         self._say = say
         self._lock = threading.RLock()  # the engine makes many resources at once
         self._file = paths.state / "region.pickle"
@@ -97,7 +97,7 @@ class LabRegion(Provider):
         with self._lock:
             gone = self._existing.pop((type_, id_), None)
             if gone and type_ == VOLUME and outputs.get("finalSnapshot"):
-                self._say(f"{name}: {id_} leaves {volumes.take_snapshot(self._paths, id_)}")
+                self._say(f"{name}: {id_} leaves {volumes.take_snapshot(self.paths, id_)}")
             self._save()
             self._converge()
 
@@ -122,12 +122,12 @@ class LabRegion(Provider):
         try:
             if self._of(VPC):
                 recording = Recording(resources=list(self._existing.values()))
-                plan = make_plan(recording, volumes.snapshots(self._paths))
+                plan = make_plan(recording, volumes.snapshots(self.paths))
                 if self.lab is None:
-                    self.lab = build.open_vpc(self._paths, plan, build.worker_share(WORKERS))
+                    self.lab = build.open_vpc(self.paths, plan, build.worker_share(WORKERS))
                 build.converge(self.lab, plan, self._say)
             elif self.lab:
-                build.close_vpc(self._paths)
+                build.close_vpc(self.paths)
                 self.lab = None
         except LabError as error:
             raise Failure(str(error)) from error
@@ -174,7 +174,7 @@ class LabRegion(Provider):
 
     def _snapshot(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         (id_,) = asked["snapshotIds"]
-        sizes = volumes.snapshots(self._paths)
+        sizes = volumes.snapshots(self.paths)
         if id_ not in sizes:
             raise answers.Refused(f"{id_} does not exist")
         return answers.snapshot_answer(id_, volumeSize=sizes[id_])

@@ -8,7 +8,6 @@ Run as ``python -m lab.services.aws_api CONFIGURATION``, a JSON file that :func:
 from __future__ import annotations
 
 import base64
-import fnmatch
 import io
 import json
 import os
@@ -21,10 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from botocore.parsers import RpcV2CBORParser
+
 from components.facts import HTTPS_PORT, NFS_PORT
+from lab.aws import iam
 from lab.aws.cloud import Plan
 
-Statements = Sequence[Mapping[str, Any]]
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -67,27 +68,6 @@ def configuration(plan: Plan, certificates: Path, events: Path) -> dict[str, Any
     }
 
 
-def allowed(statements: Statements, action: str, resource: str) -> bool:
-    """Whether IAM statements allow an action on a resource: an Allow, and no Deny.
-
-    Conditions are not evaluated: an Allow that has one counts, a Deny that has one does not.
-    """
-
-    def matches(statement: Mapping[str, Any]) -> bool:
-        actions, resources = _listed(statement["Action"]), _listed(statement["Resource"])
-        return any(fnmatch.fnmatchcase(action, pattern) for pattern in actions) and any(
-            fnmatch.fnmatchcase(resource, pattern) for pattern in resources
-        )
-
-    hits = [statement for statement in statements if matches(statement)]
-    denied = any(hit["Effect"] == "Deny" and "Condition" not in hit for hit in hits)
-    return not denied and any(hit["Effect"] == "Allow" for hit in hits)
-
-
-def _listed(value: str | Sequence[str]) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value
-
-
 def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str]) -> tuple[str, str, str]:
     """Who asks for what: the access key's id, the IAM action, the resource's ARN (``*`` where none is known).
 
@@ -114,6 +94,20 @@ def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str])
     form = parse_qs(body.decode(errors="replace"))
     group = form.get("AutoScalingGroupName", [""])[0]
     return key, f"{service}:{form.get('Action', ['?'])[0]}", arns.get(group, group) or "*"
+
+
+def condition_keys(environ: Mapping[str, Any], action: str, body: bytes) -> dict[str, str]:
+    """What a request has of `lab.aws.iam.KEYS`."""
+    keys = {"aws:SecureTransport": "true"}  # nothing else is served
+    if action == "cloudwatch:PutMetricData":
+        if CBOR_OPERATION in environ.get("PATH_INFO", ""):
+            parser = RpcV2CBORParser()
+            keys["cloudwatch:namespace"] = parser.parse_data_item(
+                parser.get_peekable_stream_from_bytes(body)
+            )["Namespace"]
+        else:
+            (keys["cloudwatch:namespace"],) = parse_qs(body.decode())["Namespace"]
+    return keys
 
 
 class Events:
@@ -180,9 +174,10 @@ class Guard:
         settings = self.settings
         arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
         key, action, resource = request_of(environ, body, arns)
-        permitted = allowed(settings["roles"].get(key, ()), action, resource)
+        keys = condition_keys(environ, action, body)
+        permitted = iam.allowed(settings["roles"].get(key, ()), action, resource, keys)
         if action.startswith("s3:"):
-            permitted = permitted and allowed(settings["s3_endpoint"], action, resource)
+            permitted = permitted and iam.allowed(settings["s3_endpoint"], action, resource, keys)
         print(f"{key or 'nobody'} {action} {resource}: {'allowed' if permitted else 'DENIED'}", flush=True)
         if permitted:
             return self.application(environ, respond)

@@ -12,11 +12,10 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,18 +31,21 @@ from lab.services import imds
 from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from tests.lab.conftest import configuration
-from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
+from tests.lab.support import (
+    ALL_PORTS,
+    FLOAT32_ROUNDING,
+    as_user,
+    calculations,
+    compute,
+    listening,
+    on,
+    people,
+    reached,
+    submit,
+    wait_until_a_task_runs,
+)
 
 pytestmark = pytest.mark.lab
-
-
-def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
-    wait_until(
-        "a task to run",
-        lambda: any(matrix.is_busy(lab, node.name, since) for node in lab.workers()) or job.done(),
-        120,
-    )
-    assert not job.done()
 
 
 @contextmanager
@@ -70,15 +72,6 @@ def reboot(lab: Lab, name: str) -> None:
 def says(lab: Lab, name: str, problem: str) -> bool:
     """Whether something like that is among a node's problems."""
     return any(problem in one for one in cluster.state(lab, lab.nodes[name]).problems)
-
-
-def calculations(lab: Lab) -> list[dict[str, Any]]:
-    """All calculations by the API, the oldest first: what the WebUI lists."""
-    url = f"http://localhost:{facts.WEBUI_PORT}/v1/calc/list"
-    program = f"import urllib.request; print(urllib.request.urlopen('{url}').read().decode())"
-    found: list[dict[str, Any]] = json.loads(on(lab, "master", f'python3 -c "{program}"'))
-    wanted = ("id", "owner", "description", "status", "calculation_mode")
-    return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
 
 def test_every_node_boots_with_a_clean_cloud_init(nfs_cluster: Lab) -> None:
@@ -238,20 +231,6 @@ def test_the_words_of_rabbitmq_are_in_its_journal(nfs_cluster: Lab) -> None:
 
 # A minute of the demo job.
 LONG = "--param area_source_discretization=1.5"
-
-
-def people(lab: Lab, *names: str) -> str:
-    """Accounts of people who compute, and a job that both may read."""
-    for name in names:
-        add = f"useradd --create-home --shell /bin/bash --groups {facts.OPENQUAKE_USER} {name}"
-        on(lab, "master", f"id {name} 2>/dev/null || {add}")
-    return f"{facts.ENGINE_DIR}/{CLASSICAL.folder}"
-
-
-def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
-    """The status and the output of what a user does on the master."""
-    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 180)
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
