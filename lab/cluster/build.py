@@ -133,7 +133,8 @@ def _configure_api(lab: Lab) -> None:
     """Let AWS's API answer by the lab's plan."""
     file = _api_configuration(lab.paths)
     new = file.with_suffix(".new")
-    settings = aws_api.configuration(lab.plan, lab.paths.state / "tls", cluster.events_directory(lab.paths))
+    events = cluster.events_directory(lab.paths)
+    settings = aws_api.configuration(lab.plan, lab.paths.state / "tls", events, mount_targets=not lab.nfs)
     new.write_text(json.dumps(settings))
     new.replace(file)
 

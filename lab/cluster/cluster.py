@@ -59,6 +59,7 @@ class Lab:
     :ivar worker_cores: of this machine's cores, those that a worker has
     :ivar capacity: how many instances each group is to have, by the name that AWS knows it by
     :ivar numbers: how many instances each group has had, by its name
+    :ivar nfs: whether an NFS server answers at the mount targets, for nodes with a kernel that has a client
     :ivar cold: whether its nodes start without the engine that the cache keeps
     :ivar layers: the directories that make up the nodes' image, the uppermost first; none before the first node
     """
@@ -68,6 +69,7 @@ class Lab:
     authority: str
     worker_cores: int
     cold: bool = False
+    nfs: bool = False
     layers: list[Path] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     capacity: dict[str, int] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def loop_nodes(paths: Paths) -> list[Path]:
 
 def create(paths: Paths, volume: Volume) -> None:
     """Make a volume, blank or from its snapshot; it takes only the room that is written."""
-    file = _file(paths, volume.id)
+    file = file_of(paths, volume.id)
     file.parent.mkdir(parents=True, exist_ok=True)
     if volume.snapshot:
         _copy(_snapshot(paths, volume.snapshot), file)
@@ -46,7 +46,7 @@ def create(paths: Paths, volume: Volume) -> None:
 
 def grow(paths: Paths, volume: Volume) -> None:
     """Give a volume the size that it is to have, while it is attached, too."""
-    os.truncate(_file(paths, volume.id), volume.size * 1024**3)
+    os.truncate(file_of(paths, volume.id), volume.size * 1024**3)
     device = device_of(paths, volume.id)
     if device is not None:
         run(["losetup", "--set-capacity", device])
@@ -54,7 +54,7 @@ def grow(paths: Paths, volume: Volume) -> None:
 
 def remove(paths: Paths, volume_id: str) -> None:
     """Delete a volume and what it holds."""
-    _file(paths, volume_id).unlink(missing_ok=True)
+    file_of(paths, volume_id).unlink(missing_ok=True)
 
 
 def take_snapshot(paths: Paths, volume_id: str) -> str:
@@ -62,7 +62,7 @@ def take_snapshot(paths: Paths, volume_id: str) -> str:
     snapshot_id = f"snap-{secrets.token_hex(9)[:17]}"
     file = _snapshot(paths, snapshot_id)
     file.parent.mkdir(exist_ok=True)
-    _copy(_file(paths, volume_id), file)
+    _copy(file_of(paths, volume_id), file)
     return snapshot_id
 
 
@@ -73,13 +73,13 @@ def snapshots(paths: Paths) -> dict[str, int]:
 
 def device_of(paths: Paths, volume_id: str) -> Path | None:
     """The loop device of a volume; None where it is not attached."""
-    file = _file(paths, volume_id)
+    file = file_of(paths, volume_id)
     return next((device for device, back in loops(paths).items() if back == file), None)
 
 
 def attach(paths: Paths, volume_id: str, by_id: Path) -> None:
     """Attach a volume: a loop device, and its name in an instance's /dev/disk/by-id directory."""
-    file = _file(paths, volume_id)
+    file = file_of(paths, volume_id)
     device = device_of(paths, volume_id)
     if device is None:
         device = Path(run(["losetup", "--find", "--show", file]).strip())
@@ -130,7 +130,8 @@ def detach_all(paths: Paths) -> None:
         run(["losetup", "--detach", device], check=False)
 
 
-def _file(paths: Paths, volume_id: str) -> Path:
+def file_of(paths: Paths, volume_id: str) -> Path:
+    """The file that holds a volume."""
     return paths.state / "volumes" / volume_id
 
 

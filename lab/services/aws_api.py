@@ -46,9 +46,10 @@ def host_names(region: str) -> list[str]:
     ]  # fmt: skip
 
 
-def configuration(plan: Plan, certificates: Path, events: Path) -> dict[str, Any]:
+def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: bool = True) -> dict[str, Any]:
     """What the server needs of the plan, as JSON values.
 
+    :param mount_targets: whether it answers on their ports; not where an NFS server does
     :param events: the directory where it writes down what the lab wants to know, see :class:`Events`
     """
     return {
@@ -64,7 +65,7 @@ def configuration(plan: Plan, certificates: Path, events: Path) -> dict[str, Any
         ],
         "roles": {name: list(statements) for name, statements in plan.roles.items()},
         "s3_endpoint": list(plan.s3_policy),
-        "mount_targets": [str(target.address) for target in plan.mount_targets],
+        "mount_targets": [str(target.address) for target in plan.mount_targets if mount_targets],
     }
 
 

@@ -40,7 +40,7 @@ from tests.lab.support import as_user, calculations, on, people, wait_until_a_ta
 pytestmark = pytest.mark.lab
 __all__ = ["pulumi"]
 
-SETTINGS: dict[str, object] = {**SMALL_VOLUMES, "workerDesired": 2, "drainMinutes": 2}
+SETTINGS: dict[str, object] = {**SMALL_VOLUMES, "workerDesired": 2, "workerMax": 3, "drainMinutes": 2}
 # Long enough to change settings meanwhile.
 LONG = DemoJob("classical", CLASSICAL.folder, {"width_of_mfd_bin": "0.05"})
 PROGRAM = ("__main__.py", "Pulumi.yaml", "components", "cloud-init", "engine")
@@ -93,6 +93,8 @@ class Life:
     def settle(self) -> None:
         self.region.settle()
         cluster.wait_until_ready(self.lab, print, timeout=300)
+        # What a timer does within a minute: the size of the fleet, accounts written down.
+        on(self.lab, "master", f"systemctl start {facts.REFRESH_SERVICE}")
 
     def compute(self) -> Run:
         return run_job(self.lab, fetch_job(self.lab, CLASSICAL), None, show=False, limit=120)
@@ -137,7 +139,7 @@ def life(paths: Paths, pulumi: Path, tmp_path_factory: pytest.TempPathFactory) -
             life.first = life.compute()
             people(life.lab, "bob")
             on(life.lab, "master", "runuser --login bob --command 'echo mine > notes'")
-            on(life.lab, "master", f"systemctl start {facts.REFRESH_SERVICE}")  # which writes accounts down
+            life.settle()
             life.look()
             yield life
             region.let_go.set()

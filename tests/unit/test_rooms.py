@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "linux": {"aws"},
     "services": {"aws", "linux"},
     "cluster": {"aws", "region", "linux", "services"},
+    "vm": {"aws", "linux", "services", "cluster"},
     "trials": {"aws", "region", "linux", "services", "cluster"},
 }
 THE_CLUSTERS = ("__main__.py", "components", "cloud-init", "engine")
