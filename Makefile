@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa docs check lock host-packages clean
+.PHONY: help demo test unit engine pulumi-cli transport transport-faults transport-host transport-jobs transport-others explore lab vm vm-short bench faults qa docs check lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,10 +16,11 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-# Side by side what waits more than it computes: the transport tier with a compiler, Pulumi's engine with the explorer.
+# Side by side what waits more than it computes: the transport tier with a compiler and the emulated machine, Pulumi's
+# engine with the explorer.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory --jobs=2 transport pulumi-cli
+	@$(MAKE) --no-print-directory --jobs=3 transport pulumi-cli vm-short
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target engine explore
 	@$(MAKE) --no-print-directory lab
 
@@ -53,6 +54,12 @@ explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the 
 
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
 	$(VENV)/bin/python -m pytest tests/lab
+
+vm: $(VENV)/.done host-packages ## the master with Debian's own kernel, emulated: ten minutes, needs root
+	$(VENV)/bin/python -m pytest tests/vm
+
+vm-short: $(VENV)/.done host-packages
+	@exec $(VENV)/bin/python -m pytest --verbose -m "not whole" tests/vm &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
 bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: half an hour, on a quiet machine
 	$(VENV)/bin/python -m benchmarks

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from amqp.exceptions import ConsumerCancelled
 from celery import bootsteps
 from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
@@ -80,7 +81,11 @@ class Valve:
             self._deaths, self._last_death = (0, now) if self._at_once == self.processes else (1, now)
         if self._closed and not self.is_full():
             self._closed = False
-            self._consumer.task_consumer.consume()
+            try:
+                self._consumer.task_consumer.consume()
+            except self._consumer.channel_errors as error:
+                # The queue was deleted. Whoever consumes is told so, connects anew and makes it again; so does this.
+                raise ConsumerCancelled(f"{error}") from error
 
 
 valve = Valve()

@@ -83,6 +83,7 @@ class Machine:
             f"--network-namespace-path=/run/netns/{self.paths.netns(self.name)}",
             f"--cpu-affinity={','.join(map(str, self.cpus))}",
             "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=read-only",
+            "--capability=CAP_SYS_RESOURCE",  # to enlarge a mounted file system
             "--bind=/dev/loop-control", f"--bind={self.by_id}:/dev/disk/by-id", *binds,
         ]  # fmt: skip
         supervisor = [sys.executable, "-m", "lab.linux.machine", self.paths.netns(self.name)]

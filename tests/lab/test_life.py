@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,11 @@ import pytest
 from components import facts
 from lab.aws.plan import make_plan
 from lab.base import REPOSITORY
-from lab.cluster import build, cache, cluster
+from lab.cluster import build, cache, cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.cluster.program import SMALL_VOLUMES, record
 from lab.cluster.region import ATTACHMENT, LabRegion
-from lab.linux import volumes
+from lab.linux import host, volumes
 from lab.linux.host import Paths, wait_until
 from lab.region.provider import Values
 from lab.region.stack import Stack, served
@@ -122,7 +123,9 @@ class Life:
         return {
             "exported": hashlib.sha256(exported.encode()).hexdigest(),
             "calculations": calculations(self.lab),
-            "accounts": on(self.lab, "master", f"id {USER}; id bob; ls -ln /home /home/bob"),
+            "accounts": on(
+                self.lab, "master", f"id {USER}; id bob; stat --format '%n %u %g %a' /home/* /home/bob/notes"
+            ),
             "addresses": [node.address for node in self.lab.nodes.values() if node.group is None],
         }
 
@@ -250,3 +253,21 @@ def test_another_stack_goes_on_with_the_data_that_a_destroyed_one_has_left(
     life.settle()
     life.assert_as_before()
     assert as_user(life.lab, "bob", "cat notes") == (0, "mine\n")
+
+
+def test_destroyed_while_a_worker_drains_it_leaves_the_data_and_nothing_else(life: Life) -> None:
+    """Of adopted data nothing is deleted; a calculation that runs ends with its cluster."""
+    kept = {one.id for one in life.lab.plan.instances[0].volumes} | {life.lab.plan.file_system}
+    job_ini = fetch_job(life.lab, LONG)
+    with ThreadPoolExecutor(1) as pool:
+        since = time.time()
+        running = pool.submit(run_job, life.lab, job_ini, None, show=False, limit=300)
+        wait_until_a_task_runs(life.lab, since, running)
+        fleet.set_capacity(life.lab, 1)
+        assert len(life.lab.workers()) == 2
+        life.stack.destroy()
+        assert running.exception() is not None
+    state = life.region.paths.state
+    assert host.processes(life.region.paths) == host.namespaces(life.region.paths) == []
+    left = {path.name for path in [*state.glob("volumes/*"), *state.glob("efs/*")]}
+    assert kept <= left

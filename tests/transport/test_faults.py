@@ -300,6 +300,22 @@ def test_tasks_whose_queue_was_deleted_are_sent_again(tmp_path: Path, broker: Br
         assert result(master) == EXPECTED
 
 
+def test_a_worker_whose_queue_was_deleted_while_it_paused_takes_tasks_again(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Who does not consume gets no word of the deletion; found by the explorer, seed 503898302."""
+    pause = "from oq_celery import valve; valve.PAUSE_SECONDS = 12"
+    job = "from openquake.baselib import parallel; import tasks; parallel.Starmap(tasks.{0}, [({1},), ({1},)]).reduce()"
+    with harness.cluster(tmp_path / "oqlab-paused", broker) as cluster:
+        worker = cluster.worker("alone", changed=pause)
+        lost = cluster.start("python", "-c", job.format("leave", 1))
+        wait_until(lambda: "no new task for 12 s" in worker.output(), "the pause")
+        lost.kill()  # or it would make the queue again
+        broker.delete_queue(cluster.queue)
+        time.sleep(13)  # the pause is over
+        assert cluster.start("python", "-c", job.format("square", [1])).wait(90) == 0
+
+
 def test_a_result_queue_is_deleted_though_the_connection_broke_since_the_last_task(
     faulty: Cluster, moments: Path, broker: Broker
 ) -> None:
