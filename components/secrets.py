@@ -32,7 +32,9 @@ class Secrets(Component):
             opts=self.child(),
         )
         self.arn, self.name = secret.arn, secret.name
-        self.account = secret.arn.apply(lambda arn: arn.split(":")[4])  # arn:aws:secretsmanager:REGION:ACCOUNT:…
+        self.account = secret.arn.apply(
+            lambda arn: arn.split(":")[4]
+        )  # arn:aws:secretsmanager:REGION:ACCOUNT:…
         self.register_outputs({"arn": self.arn})
 
     def reader(self) -> dict[str, Any]:
