@@ -27,12 +27,14 @@ Report = Callable[..., None]
 
 
 def _plain(value: Any) -> Any:
-    """A value without what pulumi_policy wraps around it, which raises where something is not known yet."""
+    """A value without what pulumi_policy wraps around it, which raises where something is not known yet; whole
+    numbers, which the wire knows only as floats, as int.
+    """
     if isinstance(value, Mapping):
         return {key: _at(value, key) for key in value}
     if hasattr(value, "__getitem__") and not isinstance(value, str):
         return [_at(value, index) for index in range(len(value))]
-    return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _at(values: Any, key: Any) -> Any:
