@@ -77,6 +77,11 @@ EXCEPTIONS: Final = (
         "Fails with `backupDays: 0` only, which asks for no backups.",
     ),
     Excepted(
+        ("AutoScaling.6",),
+        "Group:workers-group",
+        "Fails only where `workerInstanceTypes` names a single type; the defaults are four.",
+    ),
+    Excepted(
         ("CKV2_AWS_11", "EC2.6"),
         "Vpc:network-vpc",
         "Flow logs cost by the GB and are kept and read by whoever answers for the account, who turns them on for all "

@@ -61,8 +61,8 @@ from policy.resources import (
 )
 from tests.unit.conftest import MODES, NAT, SMALL, Record
 
-# Every kind of cluster, and one without backups.
-STACKS = {**MODES, "no backups": {"backupDays": "0"}}
+# Every kind of cluster, and settings by which somebody does without what a control asks for.
+STACKS = {**MODES, "no backups": {"backupDays": "0"}, "one type": {"workerInstanceTypes": '["c7i.xlarge"]'}}
 CUSTOMER_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0"
 
 Breaker = Callable[[Stack], Stack]
