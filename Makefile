@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa docs check lock host-packages clean
+.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab bench faults qa docs check audit lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,9 +82,22 @@ check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# All that is installed anywhere: the program, its tests, the nodes, the policy pack, and what audits them. --strict: a
+# package that could not be looked up counts as a hole, or a day without the network would pass for one without holes.
+LOCKS := requirements.txt requirements-dev.txt requirements-audit.txt engine/bootstrap.txt engine/requirements.txt \
+	policy/requirements.txt
+audit: .cache/audit/.done ## bills of materials (CycloneDX) into out/, and known holes of the locked packages: needs the network
+	@mkdir -p out
+	@for lock in $(LOCKS); do bill=out/sbom-$$(echo $${lock%.txt} | tr / -).cdx.json; \
+		.cache/audit/bin/cyclonedx-py requirements --output-reproducible -o $$bill $$lock || exit 1; echo "wrote $$bill"; done
+	@status=0; for lock in $(LOCKS); do echo "$$lock:"; \
+		.cache/audit/bin/pip-audit --progress-spinner=off --strict --disable-pip --require-hashes --requirement $$lock || \
+		status=1; done; exit $$status
+
 lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in files
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-dev.in -o requirements-dev.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-audit.in -o requirements-audit.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header policy/requirements.in \
 		-o policy/requirements.txt
 	cd engine && ../$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --overrides overrides.txt \
@@ -103,6 +116,9 @@ $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.tom
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 
 policy/.venv/.done: $(VENV)/.done policy/requirements.txt
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+
+.cache/audit/.done: $(VENV)/.done requirements-audit.txt
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 else
 $(VENV)/.done: requirements-dev.txt
@@ -124,6 +140,11 @@ $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.tom
 policy/.venv/.done: $(VENV)/.done policy/requirements.txt
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) policy/.venv
 	$(UV) pip sync --quiet --python policy/.venv/bin/python --require-hashes policy/requirements.txt
+	@touch $@
+
+.cache/audit/.done: $(VENV)/.done requirements-audit.txt
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .cache/audit
+	$(UV) pip sync --quiet --python .cache/audit/bin/python --require-hashes requirements-audit.txt
 	@touch $@
 endif
 
