@@ -44,6 +44,7 @@ from policy.resources import (
     SNAPSHOTS,
     SUBNET,
     TEMPLATE,
+    UNKNOWN,
     VERSIONING,
     VOLUME,
     VPC,
@@ -109,6 +110,8 @@ def open_to(port: int | None) -> Check:
         if port is None:
             return ""
         first, last = rule.inputs.get("fromPort", port), rule.inputs.get("toPort", port)
+        if UNKNOWN in (first, last):
+            return ""
         return f"open to everybody at port {port}" if first <= port <= last else ""
 
     return check
@@ -133,7 +136,9 @@ def by_load_balancer(group: Resource, _stack: Stack) -> str:
     """A group behind a load balancer takes its word for the machines' health."""
     balanced = group.inputs.get("loadBalancers") or group.inputs.get("targetGroupArns")
     return (
-        "health is not the load balancer's" if balanced and group.inputs["healthCheckType"] != "ELB" else ""
+        "health is not the load balancer's"
+        if balanced and group.inputs.get("healthCheckType") != "ELB"
+        else ""
     )
 
 
@@ -193,7 +198,7 @@ def _no_open_peering(route: Resource, _stack: Stack) -> str:
     return "all traffic goes to another VPC" if out and route.inputs.get("vpcPeeringConnectionId") else ""
 
 
-def _nobody_and_everybody(bucket_policy: Resource, _stack: Stack) -> str:
+def _nothing_for_everybody(bucket_policy: Resource, _stack: Stack) -> str:
     open_ = [
         one
         for one in allowing(bucket_policy.statements("policy"))
@@ -362,7 +367,9 @@ RULES: Final = (
     Rule("CKV_AWS_61", "Roles trust no whole account", (ROLE,), _trusts_no_account),
     Rule("CKV_AWS_62", "Policies allow no full administration", (ROLE_POLICY,), _full_admin),
     Rule("CKV_AWS_63", "Policies do not allow all actions", (ROLE_POLICY,), _star_action),
-    Rule("CKV_AWS_70", "Bucket policies allow nothing to everybody", (BUCKET_POLICY,), _nobody_and_everybody),
+    Rule(
+        "CKV_AWS_70", "Bucket policies allow nothing to everybody", (BUCKET_POLICY,), _nothing_for_everybody
+    ),
     Rule(
         "CKV_AWS_79",
         "Instance metadata want a token (IMDSv2)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import gzip
 import re
 from ipaddress import IPv4Network, ip_network
@@ -109,7 +110,10 @@ def secretless(machine: Resource, _stack: Stack) -> str:
     encoded = machine.inputs.get("userDataBase64") or machine.inputs.get("userData") or ""
     if encoded == UNKNOWN:
         return ""
-    data = base64.b64decode(encoded)
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except binascii.Error:  # an instance takes plain text, too
+        data = encoded.encode()
     text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode(errors="replace")
     found = [what for what, pattern in _SECRETS.items() if pattern.search(text)]
     return f"user data hold {found[0]}" if found else ""

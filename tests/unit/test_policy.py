@@ -236,7 +236,8 @@ def trust(principal: Any) -> Breaker:
 
 def user_data(text: str) -> list[Breaker]:
     encoded = base64.b64encode(text.encode()).decode()
-    return [change(INSTANCE, "userDataBase64", encoded), change(TEMPLATE, "userData", encoded)]
+    plain = in_turn(change(INSTANCE, "userDataBase64", None), change(INSTANCE, "userData", text))
+    return [change(INSTANCE, "userDataBase64", encoded), change(TEMPLATE, "userData", encoded), plain]
 
 
 def in_turn(*breakers: Breaker) -> Breaker:
