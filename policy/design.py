@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, ip_network
 from typing import Final
 
 from components import facts
-from policy.actions import unrestricted, wildcards
+from policy.actions import allowing, unrestricted, wildcards
 from policy.resources import (
     BUCKET,
     BUCKET_ENCRYPTION,
@@ -29,6 +29,7 @@ from policy.resources import (
     VOLUME,
     Resource,
     Stack,
+    targets,
 )
 from policy.rules import Rule, both, has, wants
 
@@ -135,6 +136,22 @@ def _least_rights(policy: Resource, _stack: Stack) -> str:
     return f"allows {', '.join(found)} on all resources" if found else ""
 
 
+def _narrow_endpoint(endpoint: Resource, _stack: Stack) -> str:
+    """An endpoint's policy lets through this account's identities, or names what may be reached."""
+    if endpoint.inputs.get("policy") == UNKNOWN:
+        return ""
+    statements = endpoint.statements("policy")
+    if not statements:
+        return "AWS's default policy lets everybody through to everything"
+    wide = [
+        one
+        for one in allowing(statements)
+        if "*" in targets(one)
+        and "aws:PrincipalAccount" not in one.get("Condition", {}).get("StringEquals", {})
+    ]
+    return "its policy lets everybody through to everything" if wide else ""
+
+
 RULES: Final = (
     Rule(
         "three-ports",
@@ -206,6 +223,12 @@ RULES: Final = (
         (VOLUME, FILE_SYSTEM),
         _data_kept,
         whole=True,
+    ),
+    Rule(
+        "narrow-endpoints",
+        "Endpoints let through identities of this account only, or name what may be reached",
+        (ENDPOINT,),
+        _narrow_endpoint,
     ),
     Rule(
         "least-rights",

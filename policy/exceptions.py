@@ -104,6 +104,12 @@ EXCEPTIONS: Final = (
         "have none.",
     ),
     Excepted(
+        ("narrow-endpoints",),
+        "VpcEndpoint:network-s3",
+        "With a NAT gateway only: the master reaches the buckets of other regions through that anyway, so a narrower "
+        "policy would stand in the way of its users' own data in this one. Workers have no route to it.",
+    ),
+    Excepted(
         ("SSM.1",),
         "LaunchTemplate:workers-template",
         "Nobody logs in to a worker, and nothing is installed on one: it is replaced. Its role may not register.",

@@ -312,6 +312,10 @@ BREAKERS: dict[str, list[Breaker]] = {
     ],
     "no-secret-in-user-data": [breaker for text in SECRETS for breaker in user_data(text)],
     "data-kept": [kept(VOLUME, False), kept(FILE_SYSTEM, False)],
+    "narrow-endpoints": [
+        change(ENDPOINT, "policy", None, "endpoints-secretsmanager"),
+        change(ENDPOINT, "policy", policy("*", Principal="*"), "endpoints-secretsmanager"),
+    ],
     "least-rights": [
         rights("*"),
         rights("s3:*", "arn:aws:s3:::bucket/*"),
