@@ -15,8 +15,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "region": {"aws"},
     "linux": {"aws"},
     "services": {"aws", "linux"},
-    "cluster": {"aws", "linux", "services"},
-    "trials": {"aws", "linux", "services", "cluster"},
+    "cluster": {"aws", "region", "linux", "services"},
+    "trials": {"aws", "region", "linux", "services", "cluster"},
 }
 THE_CLUSTERS = ("__main__.py", "components", "cloud-init", "engine")
 
