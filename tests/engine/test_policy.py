@@ -52,22 +52,20 @@ def guarded(pulumi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield stack, region
 
 
-def program(directory: Path, text: str) -> Path:
-    """A program of its own, which is no cluster."""
+def with_program(stack: Stack, directory: Path, text: str) -> Stack:
+    """The stack with a program of its own, which is no cluster."""
     directory.mkdir()
-    (directory / "Pulumi.yaml").write_text("name: openquake-cluster\nruntime: python\n")
     (directory / "__main__.py").write_text(f"import pulumi_aws as aws\n{text}\n")
-    return directory
-
-
-def with_program(stack: Stack, path: Path) -> Stack:
-    return Stack(stack.pulumi, stack.directory, stack.environment, path)
+    linked = stack.directory / "program"
+    linked.unlink()
+    linked.symlink_to(directory)
+    return stack
 
 
 def test_the_pack_lets_the_cluster_through_in_preview_and_up(guarded: tuple[Stack, Region]) -> None:
     stack, region = guarded
     for command in (("preview",), ("up", "--yes", "--skip-preview")):
-        said = stack.run(*command, f"--config-file={stack.config_file}", f"--policy-pack={PACK}")
+        said = stack.run(*command, f"--policy-pack={PACK}")
         assert "✅ openquake-cluster" in said
         assert "[mandatory]" not in said
         assert "can't run policy" not in said
@@ -77,7 +75,7 @@ def test_the_pack_lets_the_cluster_through_in_preview_and_up(guarded: tuple[Stac
 def test_the_pack_stops_a_resource_before_it_is_made(guarded: tuple[Stack, Region], tmp_path: Path) -> None:
     stack, region = guarded
     text = 'aws.ebs.Volume("home", availability_zone="eu-central-1a", size=8)'
-    broken = with_program(stack, program(tmp_path / "program", text))
+    broken = with_program(stack, tmp_path / "program", text)
     with pytest.raises(CommandError) as error:
         broken.up(f"--policy-pack={PACK}")
     assert "[mandatory]  encrypted-volumes" in str(error.value)
@@ -95,9 +93,9 @@ def test_the_pack_sees_in_a_preview_what_only_the_whole_stack_shows(
         'aws.vpc.SecurityGroupIngressRule("in", security_group_id=group.id, ip_protocol="tcp", from_port=22,'
         ' to_port=22, cidr_ipv4="10.0.0.0/8", description="shell")'
     )
-    broken = with_program(stack, program(tmp_path / "program", text))
+    broken = with_program(stack, tmp_path / "program", text)
     with pytest.raises(CommandError) as error:
-        broken.run("preview", f"--config-file={stack.config_file}", f"--policy-pack={PACK}")
+        broken.run("preview", f"--policy-pack={PACK}")
     said = str(error.value)
     assert "Vpc:other: no FlowLog of it" in said
     assert "SecurityGroupIngressRule:in: a group that nothing is in takes tcp 22 to 22 from clients" in said
