@@ -60,7 +60,7 @@ security = Security(
 endpoints = Endpoints(
     "endpoints",
     EndpointsArgs(
-        account=secrets.account,
+        account=network.account,
         region=region.name,
         egress=settings.egress,
         subnets=subnets,

@@ -18,6 +18,7 @@ import pulumi_aws as aws
 
 from components.component import Component
 
+_OLD_VERSION_DAYS: Final = 30  # long enough to notice; a bundle has some hundred KB
 # What the bundle is made of, within engine/. Named one by one, so that a stray file rebuilds nobody's engine.
 _PARTS: Final = (
     "build-image",
@@ -28,7 +29,6 @@ _PARTS: Final = (
     "oq_celery",
 )
 _MODULES: Final = (".py", ".typed")  # what counts of a directory
-_OLD_VERSION_DAYS: Final = 30  # long enough to notice; a bundle has some hundred KB
 
 
 @dataclass(frozen=True)

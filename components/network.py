@@ -51,6 +51,7 @@ class Network(Component):
     """
 
     vpc_id: pulumi.Output[str]
+    account: pulumi.Output[str]
     master_subnet_id: pulumi.Output[str]
     worker_subnet_ids: Mapping[str, pulumi.Output[str]]
     s3_prefix_list_id: pulumi.Output[str]
@@ -66,6 +67,7 @@ class Network(Component):
             opts=self.child(),
         )
         self.vpc_id = vpc.id
+        self.account = vpc.arn.apply(lambda arn: arn.split(":")[4])  # arn:aws:ec2:REGION:ACCOUNT:vpc/…
         # Without rules of its own, whatever lands in the default group by mistake reaches nothing.
         aws.ec2.DefaultSecurityGroup(
             self.named("default"),

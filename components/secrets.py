@@ -18,7 +18,6 @@ class Secrets(Component):
 
     arn: pulumi.Output[str]
     name: pulumi.Output[str]
-    account: pulumi.Output[str]
 
     def __init__(self, name: str, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
@@ -32,9 +31,6 @@ class Secrets(Component):
             opts=self.child(),
         )
         self.arn, self.name = secret.arn, secret.name
-        self.account = secret.arn.apply(
-            lambda arn: arn.split(":")[4]
-        )  # arn:aws:secretsmanager:REGION:ACCOUNT:…
         self.register_outputs({"arn": self.arn})
 
     def reader(self) -> dict[str, Any]:

@@ -51,6 +51,9 @@ NAMES: Mapping[str, str] = {
     "openquake.server.db.actions": (
         "del_calc delete_uncompleted_calculations finish get_job log reset_is_running upgrade_db"
     ),
+    # the WebUI as Django runs it
+    "openquake.server.settings": "",
+    "openquake.server.wsgi": "application",
     "openquake.server.views": "JsonResponse calc_abort calc_remove logs utils",
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }

@@ -13,8 +13,8 @@ import upstream
 PROJECT = Path(__file__).parent.parent.parent
 SOURCES = [
     path
-    for folder in ("engine/oq_celery", "cloud-init", "lab")
-    for path in sorted((PROJECT / folder).rglob("*.py"))
+    for folder in (*sorted(PROJECT.glob("engine/oq_*")), PROJECT / "cloud-init", PROJECT / "lab")
+    for path in sorted(folder.rglob("*.py"))
 ]
 # What a local name stands for where oq_celery is handed a module or a class of the engine.
 HANDED = {
@@ -46,7 +46,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.startswith("openquake."))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("openquake"):
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            yield from (f"{node.module}.{name.name}".removesuffix(".*") for name in node.names)
         elif (
             isinstance(node, ast.Constant)
             and isinstance(node.value, str)
