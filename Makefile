@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli transport transport-faults transport-host transport-jobs transport-others explore lab vm vm-short bench faults qa docs check lock host-packages clean
+.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab vm vm-short bench faults qa docs check audit lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,18 +20,21 @@ demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute
 # engine with the explorer.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory --jobs=3 transport pulumi-cli vm-short
+	@$(MAKE) --no-print-directory --jobs=4 transport pulumi-cli policy-pack vm-short
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target engine explore
 	@$(MAKE) --no-print-directory lab
 
 unit: $(VENV)/.done ## the program under mocks: seconds, no root
 	$(VENV)/bin/python -m pytest tests/unit
 
-engine: $(VENV)/.done pulumi-cli ## the program under Pulumi's real engine, with a provider of ours: minutes, no root
+engine: $(VENV)/.done pulumi-cli policy-pack ## the program under Pulumi's real engine, with a provider of ours: minutes, no root
 	$(VENV)/bin/python -m pytest tests/engine
 
 pulumi-cli:
 	@lab/region/cli/build .cache/pulumi/pulumi
+
+# The policy pack's environment, which Pulumi would make itself, beside the pack.
+policy-pack: policy/.venv/.done
 
 transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against a real RabbitMQ
 	@$(MAKE) --no-print-directory --jobs=4 transport-faults transport-jobs transport-others \
@@ -86,9 +89,24 @@ check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# All that is installed anywhere: the program, its tests, the nodes, the policy pack, and what audits them. --strict: a
+# package that could not be looked up counts as a hole, or a day without the network would pass for one without holes.
+LOCKS := requirements.txt requirements-dev.txt requirements-audit.txt engine/bootstrap.txt engine/requirements.txt \
+	policy/requirements.txt
+audit: .cache/audit/.done ## bills of materials (CycloneDX) into out/, and known holes of the locked packages: needs the network
+	@mkdir -p out
+	@for lock in $(LOCKS); do bill=out/sbom-$$(echo $${lock%.txt} | tr / -).cdx.json; \
+		.cache/audit/bin/cyclonedx-py requirements --output-reproducible -o $$bill $$lock || exit 1; echo "wrote $$bill"; done
+	@status=0; for lock in $(LOCKS); do echo "$$lock:"; \
+		.cache/audit/bin/pip-audit --progress-spinner=off --strict --disable-pip --require-hashes --requirement $$lock || \
+		status=1; done; exit $$status
+
 lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in files
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-dev.in -o requirements-dev.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements-audit.in -o requirements-audit.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header policy/requirements.in \
+		-o policy/requirements.txt
 	cd engine && ../$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --overrides overrides.txt \
 		requirements.in -o requirements.txt
 
@@ -102,6 +120,12 @@ $(VENV)/.done: requirements-dev.txt
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 
 $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/*)
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+
+policy/.venv/.done: $(VENV)/.done policy/requirements.txt
+	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
+
+.cache/audit/.done: $(VENV)/.done requirements-audit.txt
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 else
 $(VENV)/.done: requirements-dev.txt
@@ -119,7 +143,17 @@ $(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.tom
 	@echo "numba compiles the engine's functions, once: a minute or two"
 	$(ENGINE_VENV)/bin/python -c "import openquake.commands.engine; from openquake.calculators import *"
 	@touch $@
+
+policy/.venv/.done: $(VENV)/.done policy/requirements.txt
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) policy/.venv
+	$(UV) pip sync --quiet --python policy/.venv/bin/python --require-hashes policy/requirements.txt
+	@touch $@
+
+.cache/audit/.done: $(VENV)/.done requirements-audit.txt
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .cache/audit
+	$(UV) pip sync --quiet --python .cache/audit/bin/python --require-hashes requirements-audit.txt
+	@touch $@
 endif
 
 clean: ## remove what the commands above made, and the lab's cache
-	rm -rf $(VENV) $(ENGINE_VENV) .cache out
+	rm -rf $(VENV) $(ENGINE_VENV) policy/.venv .cache out

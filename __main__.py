@@ -60,6 +60,7 @@ security = Security(
 endpoints = Endpoints(
     "endpoints",
     EndpointsArgs(
+        account=network.account,
         region=region.name,
         egress=settings.egress,
         subnets=subnets,

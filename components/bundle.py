@@ -18,6 +18,7 @@ import pulumi_aws as aws
 
 from components.component import Component
 
+_OLD_VERSION_DAYS: Final = 30  # long enough to notice; a bundle has some hundred KB
 # What the bundle is made of, within engine/. Named one by one, so that a stray file rebuilds nobody's engine.
 _PARTS: Final = (
     "build-image",
@@ -71,7 +72,7 @@ class BundleStoreArgs:
 
 class BundleStore(Component):
     """A private, encrypted bucket with the engine bundle in it. It holds nothing else and goes away with the
-    stack.
+    stack, with all versions.
     """
 
     bucket: pulumi.Output[str]
@@ -136,6 +137,35 @@ class BundleStore(Component):
             ),
             opts=self.child(depends_on=[encryption]),
         )
+        # A bundle's key is its hash, so only what somebody overwrote or removed beside Pulumi has an older version.
+        versioning = aws.s3.BucketVersioning(
+            self.named("versions"),
+            bucket=bucket.id,
+            versioning_configuration=aws.s3.BucketVersioningVersioningConfigurationArgs(status="Enabled"),
+            opts=self.child(depends_on=[policy]),
+        )
+        lifecycle = aws.s3.BucketLifecycleConfiguration(
+            self.named("lifecycle"),
+            bucket=bucket.id,
+            rules=[
+                aws.s3.BucketLifecycleConfigurationRuleArgs(
+                    id="old-versions",
+                    status="Enabled",
+                    filter=aws.s3.BucketLifecycleConfigurationRuleFilterArgs(prefix=""),
+                    noncurrent_version_expiration=(
+                        aws.s3.BucketLifecycleConfigurationRuleNoncurrentVersionExpirationArgs(
+                            noncurrent_days=_OLD_VERSION_DAYS
+                        )
+                    ),
+                    abort_incomplete_multipart_upload=(
+                        aws.s3.BucketLifecycleConfigurationRuleAbortIncompleteMultipartUploadArgs(
+                            days_after_initiation=1
+                        )
+                    ),
+                )
+            ],
+            opts=self.child(depends_on=[versioning]),
+        )
         self.sha256 = args.bundle.sha256
         self.key = f"engine/{self.sha256}.zip"
         aws.s3.BucketObjectv2(
@@ -145,7 +175,7 @@ class BundleStore(Component):
             content_base64=base64.b64encode(args.bundle.data).decode(),
             content_type="application/zip",
             tags=self.tags("engine"),
-            opts=self.child(depends_on=[policy]),
+            opts=self.child(depends_on=[lifecycle]),
         )
         self.bucket, self.bucket_arn = bucket.id, bucket.arn
         self.register_outputs({"bucket": self.bucket, "key": self.key})

@@ -22,7 +22,8 @@ from components.tags import cluster_name
 
 _ROOT_GB: Final = 20  # the image, the packages, and the engine while it is being built
 # What the Session Manager agent calls. Not the managed policy AmazonSSMManagedInstanceCore, by which everybody on the
-# machine could read all of the account's parameters. None of these can be narrowed to a resource.
+# machine could read all of the account's parameters. Those of ssm could
+# be narrowed to the machine, which does not exist yet when its role is made; the others know no resources.
 # https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
 _AGENT_ACTIONS: Final = (
     "ssm:UpdateInstanceInformation",
@@ -133,6 +134,8 @@ class Master(Component):
                 delete_on_termination=True,
                 tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags
             ),
+            monitoring=True,  # metrics by the minute: at five minutes a job that fills the memory is over first
+            ebs_optimized=True,  # so is every Nitro type anyway; said for who audits the program
             user_data_base64=self.user_data,
             user_data_replace_on_change=True,
             tags={**self.tags("instance"), facts.NUM_CORES_TAG: str(args.fleet_processes)},

@@ -51,6 +51,7 @@ class Network(Component):
     """
 
     vpc_id: pulumi.Output[str]
+    account: pulumi.Output[str]
     master_subnet_id: pulumi.Output[str]
     worker_subnet_ids: Mapping[str, pulumi.Output[str]]
     s3_prefix_list_id: pulumi.Output[str]
@@ -66,6 +67,7 @@ class Network(Component):
             opts=self.child(),
         )
         self.vpc_id = vpc.id
+        self.account = vpc.arn.apply(lambda arn: arn.split(":")[4])  # arn:aws:ec2:REGION:ACCOUNT:vpc/…
         # Without rules of its own, whatever lands in the default group by mistake reaches nothing.
         aws.ec2.DefaultSecurityGroup(
             self.named("default"),
@@ -182,8 +184,9 @@ class Network(Component):
 
 @dataclass(frozen=True)
 class EndpointsArgs:
-    """Where the interface endpoints go, and the security group that guards them."""
+    """Where the interface endpoints go, the security group that guards them, and the account that may use them."""
 
+    account: pulumi.Input[str]
     region: str
     egress: Egress
     subnets: Subnets
@@ -197,11 +200,28 @@ class Endpoints(Component):
 
     They stand in the master's subnet only: a cluster whose master's zone is down computes nothing anyway, and
     a second zone would double their price. Their addresses are fixed, so that none of them takes the
-    master's.
+    master's. They let through what identities of this account ask for, so that nobody carries data out of the
+    cluster with credentials of another account.
     """
 
     def __init__(self, name: str, args: EndpointsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
+        # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html
+        policy = pulumi.Output.json_dumps(
+            {
+                "Version": "2012-10-17",
+                "Statement": [
+                    {
+                        "Sid": "OnlyThisAccount",
+                        "Effect": "Allow",
+                        "Principal": "*",
+                        "Action": "*",
+                        "Resource": "*",
+                        "Condition": {"StringEquals": {"aws:PrincipalAccount": args.account}},
+                    }
+                ],
+            }
+        )
         for service, place in endpoint_services(args.egress).items():
             aws.ec2.VpcEndpoint(
                 self.named(service),
@@ -216,6 +236,7 @@ class Endpoints(Component):
                     )
                 ],
                 security_group_ids=[args.security_group_id],
+                policy=policy,
                 tags=self.tags(service),
                 # Neither its address nor its service's name can be with two endpoints at a time.
                 opts=self.child(delete_before_replace=True),

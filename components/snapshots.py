@@ -41,8 +41,10 @@ class Snapshots(Component):
             tags=self.tags("role"),
             opts=self.child(),
         )
-        # The part of AWS's AWSDataLifecycleManagerServiceRole that snapshots in one region need:
+        # The part of AWS's AWSDataLifecycleManagerServiceRole that snapshots in one region need, each action on the
+        # types of resource that it knows:
         # https://docs.aws.amazon.com/ebs/latest/userguide/managed-policies.html
+        # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html
         rights = aws.iam.RolePolicy(
             self.named("rights"),
             role=role.name,
@@ -53,9 +55,6 @@ class Snapshots(Component):
                         {
                             "Effect": "Allow",
                             "Action": [
-                                "ec2:CreateSnapshot",
-                                "ec2:CreateSnapshots",
-                                "ec2:DeleteSnapshot",
                                 "ec2:DescribeInstances",
                                 "ec2:DescribeSnapshots",
                                 "ec2:DescribeVolumes",
@@ -64,7 +63,16 @@ class Snapshots(Component):
                         },
                         {
                             "Effect": "Allow",
-                            "Action": ["ec2:CreateTags"],
+                            "Action": ["ec2:CreateSnapshot", "ec2:CreateSnapshots"],
+                            "Resource": [
+                                "arn:aws:ec2:*:*:volume/*",
+                                "arn:aws:ec2:*:*:instance/*",
+                                "arn:aws:ec2:*::snapshot/*",
+                            ],
+                        },
+                        {
+                            "Effect": "Allow",
+                            "Action": ["ec2:DeleteSnapshot", "ec2:CreateTags"],
                             "Resource": "arn:aws:ec2:*::snapshot/*",
                         },
                     ],

@@ -213,10 +213,10 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     ),
     "aws:ec2/instance:Instance": ResourceType(
         acts_on="ami instanceType primaryNetworkInterface iamInstanceProfile userDataBase64 metadataOptions",
-        ignores="rootBlockDevice userDataReplaceOnChange",
+        ignores="rootBlockDevice userDataReplaceOnChange monitoring ebsOptimized",
         # A change of the type stops and starts the machine. Of rootBlockDevice only the device name and the encryption
         # force a new one, and the program changes neither alone.
-        forces_new="ami primaryNetworkInterface",
+        forces_new="ami primaryNetworkInterface ebsOptimized",
         id_of=_prefixed("i"),
         outputs=_arn_of("ec2", "instance"),
     ),
@@ -331,6 +331,12 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     ),
     "aws:s3/bucketPolicy:BucketPolicy": ResourceType(
         ignores="bucket policy", forces_new="bucket", id_of=_bucket_of
+    ),
+    "aws:s3/bucketVersioning:BucketVersioning": ResourceType(
+        ignores="bucket versioningConfiguration", forces_new="bucket", id_of=_bucket_of
+    ),
+    "aws:s3/bucketLifecycleConfiguration:BucketLifecycleConfiguration": ResourceType(
+        ignores="bucket rules", forces_new="bucket", id_of=_bucket_of
     ),
     "aws:iam/role:Role": ResourceType(
         ignores="assumeRolePolicy",

@@ -21,7 +21,7 @@ from components import facts, userdata
 from components.capacity import steps_out
 from components.tags import shown_in_metadata
 from lab.aws.recorder import UNKNOWN, Recorded, Recording, run_program
-from lab.aws.resources import REGION
+from lab.aws.resources import ACCOUNT, REGION
 from tests.unit.conftest import (
     AMI,
     ENDPOINTS,
@@ -264,6 +264,14 @@ def test_the_interface_endpoints_answer_to_the_services_own_names(
     vpc = recording.one("aws:ec2/vpc:Vpc").inputs
     assert vpc["enableDnsSupport"]
     assert vpc["enableDnsHostnames"]
+
+
+def test_the_interface_endpoints_let_only_this_account_through(each_mode: Recording) -> None:
+    endpoints = [one for one in each_mode.of_type(ENDPOINT) if one.inputs["vpcEndpointType"] == "Interface"]
+    assert endpoints
+    for one in endpoints:
+        (statement,) = statements(one.inputs["policy"])
+        assert statement["Condition"] == {"StringEquals": {"aws:PrincipalAccount": ACCOUNT}}
 
 
 def test_an_endpoint_has_the_same_address_whatever_others_there_are(record: Record) -> None:
@@ -544,17 +552,23 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
     assert statements(each_mode.one(ROLE_POLICY, "snapshots-rights").inputs["policy"]) == [
         {
             "Effect": "Allow",
-            "Action": [
-                "ec2:CreateSnapshot",
-                "ec2:CreateSnapshots",
-                "ec2:DeleteSnapshot",
-                "ec2:DescribeInstances",
-                "ec2:DescribeSnapshots",
-                "ec2:DescribeVolumes",
-            ],
+            "Action": ["ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"],
             "Resource": "*",
         },
-        {"Effect": "Allow", "Action": ["ec2:CreateTags"], "Resource": "arn:aws:ec2:*::snapshot/*"},
+        {
+            "Effect": "Allow",
+            "Action": ["ec2:CreateSnapshot", "ec2:CreateSnapshots"],
+            "Resource": [
+                "arn:aws:ec2:*:*:volume/*",
+                "arn:aws:ec2:*:*:instance/*",
+                "arn:aws:ec2:*::snapshot/*",
+            ],
+        },
+        {
+            "Effect": "Allow",
+            "Action": ["ec2:DeleteSnapshot", "ec2:CreateTags"],
+            "Resource": "arn:aws:ec2:*::snapshot/*",
+        },
     ]
     principals = {"master": "ec2", "workers": "ec2", "snapshots": "dlm"}
     for name, service in principals.items():
@@ -602,7 +616,14 @@ def test_the_bucket_is_private_and_refuses_plain_http(each_mode: Recording) -> N
 def test_the_bucket_is_changed_by_one_thing_at_a_time(each_mode: Recording) -> None:
     chain = [
         each_mode.one(f"aws:s3/bucket{name}:Bucket{name}")
-        for name in ("PublicAccessBlock", "OwnershipControls", "ServerSideEncryptionConfiguration", "Policy")
+        for name in (
+            "PublicAccessBlock",
+            "OwnershipControls",
+            "ServerSideEncryptionConfiguration",
+            "Policy",
+            "Versioning",
+            "LifecycleConfiguration",
+        )
     ]
     chain.append(each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2"))
     for first, second in itertools.pairwise(chain):

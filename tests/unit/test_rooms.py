@@ -54,6 +54,17 @@ def test_a_room_imports_only_those_before_it(room: str) -> None:
         assert rooms_of(path) <= MAY_IMPORT[room] | {room}, path
 
 
+def test_the_policy_pack_imports_facts_and_nothing_else_of_the_project_and_nobody_needs_it() -> None:
+    ours = {"components", "lab", "tests", "docs", "explorer", "benchmarks", "oq_celery", "oq_node"}
+    files = list((PROJECT / "policy").glob("*.py"))
+    assert len(files) > 5
+    modules = {module for path in files for module in imported(path) if module.split(".")[0] in ours}
+    assert modules == {"components", "components.facts"}
+    for name in ("components", "cloud-init", "engine", "lab"):
+        for path in (PROJECT / name).rglob("*.py"):
+            assert not [module for module in imported(path) if module.split(".")[0] == "policy"], path
+
+
 def test_nothing_of_the_cluster_imports_the_lab() -> None:
     files = [
         path

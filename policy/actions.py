@@ -1,0 +1,60 @@
+"""What AWS says of the IAM actions that the program allows its roles.
+
+From the Service Authorization Reference:
+https://docs.aws.amazon.com/service-authorization/latest/reference/reference_policies_actions-resources-contextkeys.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from policy.resources import actions, targets
+
+# Those that know no resource, so that a statement can only say "*".
+WITHOUT_RESOURCE: Final = frozenset(
+    {
+        "cloudwatch:PutMetricData",
+        "ec2:DescribeInstances",
+        "ec2:DescribeSnapshots",
+        "ec2:DescribeVolumes",
+        "ec2messages:AcknowledgeMessage",
+        "ec2messages:DeleteMessage",
+        "ec2messages:FailMessage",
+        "ec2messages:GetEndpoint",
+        "ec2messages:GetMessages",
+        "ec2messages:SendReply",
+        "ssmmessages:CreateControlChannel",
+        "ssmmessages:CreateDataChannel",
+        "ssmmessages:OpenControlChannel",
+        "ssmmessages:OpenDataChannel",
+    }
+)
+# Those that only read, of all that know resources. What is not in one of the two tables counts as writing.
+READING: Final = frozenset({"s3:GetObject", "secretsmanager:GetSecretValue", "ssm:ListInstanceAssociations"})
+
+
+def allowing(statements: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The statements that allow something."""
+    return (statement for statement in statements if statement["Effect"] == "Allow")
+
+
+def unrestricted(statements: list[Mapping[str, Any]]) -> list[str]:
+    """The actions that are allowed on all resources without a condition, though they could be restricted."""
+    return [
+        action
+        for statement in allowing(statements)
+        if "*" in targets(statement) and "Condition" not in statement
+        for action in actions(statement)
+        if action not in WITHOUT_RESOURCE
+    ]
+
+
+def wildcards(statements: list[Mapping[str, Any]]) -> list[str]:
+    """The allowed actions that have a wildcard in them, and statements that allow all actions but some."""
+    return [
+        action
+        for statement in allowing(statements)
+        for action in (["NotAction"] if "NotAction" in statement else actions(statement))
+        if "*" in action or action == "NotAction"
+    ]

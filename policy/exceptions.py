@@ -1,0 +1,123 @@
+"""The controls that fail, each with the reason: docs/security.md has the table.
+
+tests/unit/test_policy.py lets no control fail without a row here, and no row stand here whose control holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from policy.resources import Resource, matches
+
+
+@dataclass(frozen=True)
+class Excepted:
+    """Controls that fail for resources, whose labels are a pattern (Volume:*), and why they may."""
+
+    controls: tuple[str, ...]
+    resources: str
+    reason: str
+
+    def covers(self, control: str, resource: Resource) -> bool:
+        """Whether it excuses a failure."""
+        return control in self.controls and matches(resource.label, self.resources)
+
+
+EXCEPTIONS: Final = (
+    Excepted(
+        ("CKV_AWS_189",),
+        "Volume:storage-*",
+        "Encrypted with AWS's key for EBS. A key of the customer's adds who may use it, and a way to lose all data "
+        "with it; there is no setting for one yet.",
+    ),
+    Excepted(("CKV_AWS_184",), "FileSystem:storage-shared", "The same, with AWS's key for EFS."),
+    Excepted(
+        ("CKV_AWS_149",),
+        "Secret:secrets-cluster",
+        "The same, with AWS's key for Secrets Manager. A key of the customer's would give the nodes' roles one more "
+        "right (`kms:Decrypt`).",
+    ),
+    Excepted(
+        ("CKV2_AWS_57", "SecretsManager.1", "SecretsManager.4"),
+        "Secret:secrets-cluster",
+        "Nothing rotates it: RabbitMQ, the master and every worker that computes hold the password, so a function that "
+        "changes it would cut running calculations off. The security groups are the guard.",
+    ),
+    Excepted(
+        ("CKV_AWS_145",),
+        "Bucket:engine-bucket",
+        "Encrypted with S3's keys (AES-256). It holds published sources and a lock file, no secret.",
+    ),
+    Excepted(
+        ("CKV_AWS_144",),
+        "Bucket:engine-bucket",
+        "The next `pulumi up` writes its one object anew, from the user's clone.",
+    ),
+    Excepted(
+        ("CKV_AWS_18", "S3.9", "CKV2_AWS_62"),
+        "Bucket:engine-bucket",
+        "One role reads one object of it, at the master's first boot. A log of accesses needs a second bucket, events "
+        "need somebody who listens.",
+    ),
+    Excepted(
+        ("CKV2_AWS_9",),
+        "Volume:storage-*",
+        "Data Lifecycle Manager makes their daily snapshots (`backupDays`): a vault of AWS Backup would hold `pulumi "
+        "destroy` up as long as there is a backup in it.",
+    ),
+    Excepted(
+        ("CKV2_AWS_18",),
+        "FileSystem:storage-shared",
+        "Its own switch puts it into AWS Backup's plan for EFS, which Checkov does not see; EFS.2 and EFS.7 do.",
+    ),
+    Excepted(
+        ("EFS.2", "EFS.7"),
+        "FileSystem:storage-shared",
+        "Fails with `backupDays: 0` only, which asks for no backups.",
+    ),
+    Excepted(
+        ("AutoScaling.6",),
+        "Group:workers-group",
+        "Fails only where `workerInstanceTypes` names a single type; the defaults are four.",
+    ),
+    Excepted(
+        ("CKV2_AWS_11", "EC2.6"),
+        "Vpc:network-vpc",
+        "Flow logs cost by the GB and are kept and read by whoever answers for the account, who turns them on for all "
+        "of its networks. In this one, all that may flow is in the security groups.",
+    ),
+    Excepted(
+        ("EC2.10",),
+        "Vpc:network-vpc",
+        "No node calls EC2's API: what a machine has to know of itself is in its metadata.",
+    ),
+    Excepted(
+        ("EC2.55", "EC2.56", "EC2.58", "EC2.60"),
+        "Vpc:network-vpc",
+        "No node uses these services.",
+    ),
+    Excepted(
+        ("EC2.57",),
+        "Vpc:network-vpc",
+        "There with `egress: endpoints` only. With a NAT gateway the master's agent goes through that, and workers "
+        "have none.",
+    ),
+    Excepted(
+        ("narrow-endpoints",),
+        "VpcEndpoint:network-s3",
+        "With a NAT gateway only: the master reaches the buckets of other regions through that anyway, so a narrower "
+        "policy would stand in the way of its users' own data in this one. Workers have no route to it.",
+    ),
+    Excepted(
+        ("SSM.1",),
+        "LaunchTemplate:workers-template",
+        "Nobody logs in to a worker, and nothing is installed on one: it is replaced. Its role may not register.",
+    ),
+    Excepted(
+        ("CKV_AWS_290", "CKV_AWS_355", "least-rights"),
+        "RolePolicy:master-rights",
+        "Session Manager's agent reports its machine and asks what is to be done on it. These two actions know "
+        "resources, but a role is made before its machine has an id.",
+    ),
+)
