@@ -8,7 +8,6 @@ import sys
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from components import facts
 from lab.cluster.cluster import Lab
 from lab.linux.host import in_netns
 from lab.trials.job import CLASSICAL, Difference, Run, compare, fetch_job, run_job, work_done
@@ -27,16 +26,6 @@ def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] =
         in_netns(lab.paths.netns(source), command), capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout))
-
-
-def submit(lab: Lab, job_ini: Path, seconds: float = 120) -> str:
-    """The log of a calculation that a client's computer has run through the engine's API."""
-    program = str(Path(__file__).with_name("submit.py"))
-    url = f"http://{lab.master().address}:{facts.WEBUI_PORT}"
-    command = [sys.executable, program, url, str(job_ini), str(seconds)]
-    done = subprocess.run(in_netns(lab.paths.netns("client"), command), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def on(lab: Lab, node: str, line: str, timeout: float = 60) -> str:

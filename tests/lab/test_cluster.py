@@ -32,7 +32,8 @@ from lab.services import imds
 from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from tests.lab.conftest import configuration
-from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached, submit
+from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached
+from tests.lab.web import Client, account, administrator, administrators_password, submit
 
 pytestmark = pytest.mark.lab
 
@@ -73,10 +74,8 @@ def says(lab: Lab, name: str, problem: str) -> bool:
 
 
 def calculations(lab: Lab) -> list[dict[str, Any]]:
-    """All calculations by the API, the oldest first: what the WebUI lists."""
-    url = f"http://localhost:{facts.WEBUI_PORT}/v1/calc/list"
-    program = f"import urllib.request; print(urllib.request.urlopen('{url}').read().decode())"
-    found: list[dict[str, Any]] = json.loads(on(lab, "master", f'python3 -c "{program}"'))
+    """All calculations by the API, the oldest first: what the WebUI lists to the administrator."""
+    found: list[dict[str, Any]] = administrator(lab).get("/v1/calc/list").json()
     wanted = ("id", "owner", "description", "status", "calculation_mode")
     return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
@@ -273,11 +272,8 @@ def test_nobody_aborts_or_removes_what_is_not_theirs_and_what_is_aborted_has_end
         number = calculations(nfs_cluster)[-1]["id"]
         status, said = as_user(nfs_cluster, "ann", f"oq abort {number}")
         assert (status, f"sudo oq abort {number}" in said) == (1, True), said
-        post = (
-            f"import http.client; web = http.client.HTTPConnection('localhost', {facts.WEBUI_PORT}); "
-            f"web.request('POST', '/v1/calc/{number}/abort'); print(web.getresponse().read().decode())"
-        )
-        assert "oq abort" in on(nfs_cluster, "master", f'python3 -c "{post}"')
+        said = administrator(nfs_cluster).post(f"/v1/calc/{number}/abort").text
+        assert f"sudo oq abort {number}" in said
         assert f"{number} of bob" not in as_user(nfs_cluster, "ann", "oq purge old --days 0")[1]
         assert calculations(nfs_cluster)[-1]["status"] == "executing"
         assert not job.done()
@@ -465,6 +461,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
     ids = f"for name in {USER} bob ssm-user; do id --user $name; id --groups --name $name | xargs -n 1 | sort; done"
     ids += "; id --user late"
     accounts = on(nfs_cluster, "master", ids)
+    webui = {"bob": account(nfs_cluster, "add", "bob"), "admin": administrators_password(nfs_cluster)}
     machine = on(nfs_cluster, "master", "cat /etc/machine-id")
 
     replace_in_bad_hours(nfs_cluster)
@@ -473,6 +470,8 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
 
     assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
     assert on(nfs_cluster, "master", ids) == accounts
+    for name, password in webui.items():
+        assert Client(nfs_cluster).login(name, password).status_code == 200, name
     root = on(nfs_cluster, "master", "runuser --user ssm-user -- sudo --non-interactive id --user")
     assert root.strip() == "0"
     assert calculations(nfs_cluster) == calculated
