@@ -76,6 +76,11 @@ def _serve(socket: str) -> None:
         accounts.prepare()
         if (password := settings.secret("admin_password")) is not None:
             accounts.ensure_administrator(password)
+    if directory := os.environ.get(settings.UPLOADS):
+        uploads = Path(directory)
+        uploads.mkdir(mode=0o700, exist_ok=True)
+        for left in uploads.iterdir():  # by a server that was killed
+            left.unlink()
     sys.argv[1:] = []  # gunicorn and upstream look at them
     Server(socket).run()
 
@@ -87,12 +92,11 @@ def _accounts(action: str, name: str = "", **options: bool) -> None:
 
     owner = Path(config.dbserver.file).expanduser().parent.owner()
     if os.geteuid() == 0:
-        user = pwd.getpwnam(owner)
-        os.initgroups(owner, user.pw_gid)
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-        os.environ |= {"HOME": user.pw_dir, "USER": owner, "LOGNAME": owner}
-    elif getpass.getuser() != owner:
+        # By the node's own command again, which finds numba's cache of that user. Another one's cannot be read, and
+        # numba would compile for a minute.
+        environment = {"PATH": os.environ["PATH"], "HOME": pwd.getpwnam(owner).pw_dir}
+        os.execvpe("runuser", ["runuser", "--user", owner, "--", "oq-webui", *sys.argv[1:]], environment)  # noqa: S606
+    if getpass.getuser() != owner:
         sys.exit(f"oq-webui {action}: accounts are root's to manage: sudo oq-webui {action} {name}".rstrip())
     _set_up()
     from oq_webui import accounts

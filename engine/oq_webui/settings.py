@@ -21,6 +21,8 @@ SECRETS = "OQ_WEBUI_SECRETS"
 """Names a JSON file with `secret_key` and `admin_password`, which only the server can read."""
 HOSTS = "OQ_WEBUI_HOSTS"
 """By which names and addresses people reach the server besides its own, separated by spaces."""
+UPLOADS = "OQ_WEBUI_UPLOADS"
+"""A directory of the server's own for what is being uploaded."""
 DATABASE = Path(config.dbserver.file).expanduser().with_name("webui.sqlite3")
 """Accounts and sessions. Not in the engine's database, which every member of the group can read and which is locked
 while the DbServer writes a job's log."""
@@ -46,7 +48,7 @@ DATABASE_ROUTERS = ["oq_webui.router.EngineRouter"]
 
 # An upload lies beside the calculations until it is unpacked there: gigabytes of it would fill the disk of the
 # databases.
-FILE_UPLOAD_TEMP_DIR = os.environ.get("OQ_WEBUI_UPLOADS") or upstream.FILE_UPLOAD_TEMP_DIR
+FILE_UPLOAD_TEMP_DIR = os.environ.get(UPLOADS) or upstream.FILE_UPLOAD_TEMP_DIR
 
 # Where the engine's build collects them, and nginx serves them.
 STATIC_ROOT = str(Path(sys.prefix, "static"))

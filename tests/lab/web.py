@@ -30,7 +30,7 @@ def administrators_password(lab: Lab) -> str:
 
 def account(lab: Lab, *words: str) -> str:
     """The password that `oq-webui add` or `oq-webui password` prints."""
-    name, _, password = on(lab, "master", f"oq-webui {' '.join(words)}").strip().partition(": ")
+    name, _, password = on(lab, "master", f"oq-webui {' '.join(words)}", 120).strip().partition(": ")
     assert name in words
     return password
 
