@@ -180,13 +180,15 @@ def test_instance_metadata_needs_a_token(nfs_cluster: Lab) -> None:
     assert on(nfs_cluster, "worker-1", f'python3 -c "{program}"').strip() == "401"
 
 
-def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) -> None:
-    (secret,) = nfs_cluster.plan.secrets
+def test_a_workers_role_reads_the_clusters_secret_alone_and_cannot_change_it(nfs_cluster: Lab) -> None:
+    clusters, webuis = (secret.arn for secret in nfs_cluster.plan.secrets)
     program = (
         "import boto3\n"
         f"client = boto3.client('secretsmanager', region_name='{nfs_cluster.plan.region}')\n"
-        f"print(len(client.get_secret_value(SecretId='{secret.arn}')['SecretString']) > 0)\n"
-        f"try: client.put_secret_value(SecretId='{secret.arn}', SecretString='mine')\n"
+        f"print(len(client.get_secret_value(SecretId='{clusters}')['SecretString']) > 0)\n"
+        f"try: client.put_secret_value(SecretId='{clusters}', SecretString='mine')\n"
+        "except client.exceptions.ClientError as error: print(error.response['Error']['Code'])\n"
+        f"try: client.get_secret_value(SecretId='{webuis}')\n"
         "except client.exceptions.ClientError as error: print(error.response['Error']['Code'])"
     )
     said = on(
@@ -194,7 +196,7 @@ def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) 
         "worker-1",
         f'AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt {facts.ENGINE_DIR}/bin/python -c "{program}"',
     )
-    assert said.split() == ["True", "AccessDeniedException"]
+    assert said.split() == ["True", "AccessDeniedException", "AccessDeniedException"]
 
 
 def test_a_job_with_several_source_models_in_a_users_home(nfs_cluster: Lab, tmp_path: Path) -> None:
