@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks import nodes
 from benchmarks.report import Chart, Part, Table
 from components import facts
-from lab.cluster import cluster
+from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab
 from tests.transport.harness import wait_until
 
@@ -71,10 +71,10 @@ def _report(part: Part, measured: dict[str, list[dict[str, float]]]) -> None:
 
 def _boot(lab: Lab) -> dict[str, float]:
     """Power a worker on while tasks wait; seconds of each phase."""
-    cluster.scale(lab, 0)
+    fleet.scale(lab, 0)
     with nodes.tasks(lab, ["true", "true"]) as ends:
         _wait_for_queue(lab)
-        cluster.scale(lab, 1)
+        fleet.scale(lab, 1)
         (node,) = lab.workers()
         finished = float(ends.readline())
     cluster.wait_until_ready(lab, lambda _: None)

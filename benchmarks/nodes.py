@@ -13,7 +13,7 @@ from typing import IO
 from benchmarks.modes import Skipped
 from components import facts
 from lab.aws.plan import make_plan
-from lab.cluster import cluster
+from lab.cluster import build, cluster
 from lab.cluster.cluster import Lab, Node
 from lab.cluster.program import record, small_config
 from lab.linux import host, teardown
@@ -33,11 +33,11 @@ def booted(say: Callable[[str], None], **settings: object) -> Iterator[Lab]:
     paths = _paths()
     teardown.remove(paths)  # what a run that was killed has left
     try:
-        lab = cluster.up(paths, make_plan(record(configuration(**settings))), say)
+        lab = build.up(paths, make_plan(record(configuration(**settings))), say)
         cluster.wait_until_ready(lab, say)
         yield lab
     finally:
-        cluster.down(paths)
+        build.down(paths)
 
 
 @contextmanager

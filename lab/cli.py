@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lab.aws.plan import make_plan
 from lab.base import REPOSITORY, LabError
-from lab.cluster import cluster
+from lab.cluster import build, cluster, fleet, region
 from lab.cluster.program import read_config, record
 from lab.linux.host import Paths, lab_paths, require_host
 from lab.trials import demo, faults, job, matrix, scale_demo
@@ -27,7 +27,7 @@ def say(line: str) -> None:
 
 def _up(paths: Paths, arguments: argparse.Namespace) -> int:
     plan = make_plan(record(read_config(arguments.stack, arguments.set)))
-    lab = cluster.up(paths, plan, say, cold=arguments.cold)
+    lab = build.up(paths, plan, say, cold=arguments.cold)
     say(f"powered on: {', '.join(lab.nodes)}")
     if not arguments.no_wait:
         cluster.wait_until_ready(lab, say)
@@ -38,6 +38,10 @@ def _demo(paths: Paths, arguments: argparse.Namespace) -> int:
     show = scale_demo.run_scale_demo if arguments.scale else demo.run_demo
     show(paths, arguments.stack, arguments.set, arguments.out, say, cold=arguments.cold, keep=arguments.keep)
     return 0
+
+
+def _pulumi(paths: Paths, arguments: argparse.Namespace) -> int:
+    return region.pulumi(paths, arguments.words, say)
 
 
 def _status(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -96,14 +100,14 @@ def _start(paths: Paths, arguments: argparse.Namespace) -> int:
 def _replace(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     lab = cluster.load(paths)
-    cluster.replace_master(lab)
+    build.replace_master(lab, say)
     cluster.wait_until_ready(lab, say)
     return 0
 
 
 def _scale(paths: Paths, arguments: argparse.Namespace) -> int:
     lab = cluster.load(paths)
-    cluster.scale(lab, arguments.number)
+    fleet.scale(lab, arguments.number)
     cluster.wait_until_ready(lab, say)
     return 0
 
@@ -144,7 +148,7 @@ def _qa(paths: Paths, arguments: argparse.Namespace) -> int:
 
 def _down(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
-    cluster.down(paths)
+    build.down(paths)
     return 0
 
 
@@ -245,6 +249,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--document", type=Path, default=REPOSITORY / "docs/qa.md", metavar="FILE", help="for the figures"
     )
+    one = command(
+        "pulumi",
+        _pulumi,
+        "run a command of Pulumi (up, preview, config set …) with this machine in the place of AWS",
+    )
+    one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND …", help="what Pulumi is told")
     command("down", _down, "remove all that belongs to the lab, after a crash too")
     return parser
 

@@ -67,7 +67,8 @@ def _offerings(args: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_IMAGES: Final = {"x86_64": "ami-0d3b1a4a7e0c5f6b8", "arm64": "ami-0a9f8e7d6c5b4a392"}
+DEBIAN_IMAGES: Final = {"x86_64": "ami-0d3b1a4a7e0c5f6b8", "arm64": "ami-0a9f8e7d6c5b4a392"}
+"""The images that Debian publishes, by architecture; another one is somebody's own."""
 
 
 def _parameter(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,15 +77,15 @@ def _parameter(args: Mapping[str, Any]) -> dict[str, Any]:
         "id": args["name"],
         "name": args["name"],
         "type": "String",
-        "value": _IMAGES[architecture],
-        "insecureValue": _IMAGES[architecture],
+        "value": DEBIAN_IMAGES[architecture],
+        "insecureValue": DEBIAN_IMAGES[architecture],
     }
 
 
 def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
-    asked = _asked(args, "image-id")
-    architecture = "arm64" if asked == _IMAGES["arm64"] else "x86_64"
-    return ami_answer(asked, architecture)
+    image = asked(args, "image-id")
+    architecture = "arm64" if image == DEBIAN_IMAGES["arm64"] else "x86_64"
+    return ami_answer(image, architecture)
 
 
 def network_answers(vpc_id: str, cidr: str, subnets: Mapping[str, Mapping[str, Any]]) -> Invokes:
@@ -100,7 +101,7 @@ def network_answers(vpc_id: str, cidr: str, subnets: Mapping[str, Mapping[str, A
     }
 
 
-def _asked(args: Mapping[str, Any], name: str) -> str:
+def asked(args: Mapping[str, Any], name: str) -> str:
     """The one value that a filter asks for."""
     (value,) = (one["values"][0] for one in args["filters"] if one["name"] == name)
     return str(value)
@@ -162,7 +163,7 @@ INVOKES: Final[Invokes] = {
     "aws:ec2/getInstanceType:getInstanceType": _instance_type,
     "aws:ssm/getParameter:getParameter": _parameter,
     "aws:ec2/getAmi:getAmi": _ami,
-    "aws:ebs/getVolume:getVolume": lambda args: volume_answer(_asked(args, "volume-id")),
+    "aws:ebs/getVolume:getVolume": lambda args: volume_answer(asked(args, "volume-id")),
     "aws:ebs/getSnapshot:getSnapshot": lambda args: snapshot_answer(args["snapshotIds"][0]),
     "aws:efs/getFileSystem:getFileSystem": lambda args: file_system_answer(args["fileSystemId"]),
     # Nothing that exists is in use.

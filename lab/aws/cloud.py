@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
+from lab.aws.answers import DEBIAN_IMAGES
+
 Statement = Mapping[str, object]
 """A statement of an IAM policy, as in its JSON."""
 
@@ -64,10 +66,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Volume:
-    """An EBS volume; size in GiB."""
+    """An EBS volume; size in GiB.
+
+    :ivar snapshot: the id of the snapshot that it was made from, empty for none
+    """
 
     id: str
     size: int
+    snapshot: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,9 @@ class Group:
     """An autoscaling group; its instances are named ``name-1`` and so on.
 
     :ivar arn: its ARN, which ends in ``autoScalingGroupName/`` and the name that AWS knows it by
+    :ivar release: what new instances are made from, as one text: a change of it replaces those that run
+    :ivar healthy: how much of the group stays in service while its instances are replaced, in percent
+    :ivar warmup: seconds after which a new instance counts as being in service
     """
 
     name: str
@@ -185,6 +194,9 @@ class Group:
     maximum: int
     minimum: int = 0
     arn: str = ""
+    release: str = ""
+    healthy: int = 0
+    warmup: float = 0
     hook: Hook | None = None
     policies: tuple[Policy, ...] = ()
     alarms: tuple[Alarm, ...] = ()
@@ -197,27 +209,39 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the program registered and the lab builds.
+    """All that exists and the lab builds.
 
     :ivar rules: of all security groups
     :ivar prefix_lists: the networks behind a prefix list's id
+    :ivar file_system: the id of the one with mount targets, empty without
+    :ivar volumes: all EBS volumes, attached or not, by their ids
     :ivar roles: the IAM statements of each role, by its name
     :ivar s3_policy: the statements of the S3 gateway endpoint's policy
-    :ivar official_image: whether the nodes start from Debian's own image, not from one with all baked in
     """
 
     region: str
     account: str
     vpc: IPv4Network
-    subnets: Mapping[str, Subnet]
-    rules: Sequence[Rule]
-    prefix_lists: Mapping[str, str]
-    endpoints: Sequence[Endpoint]
-    mount_targets: Sequence[Interface]
-    roles: Mapping[str, Sequence[Statement]]
-    secrets: Sequence[Secret]
-    objects: Sequence[S3Object]
-    s3_policy: Sequence[Statement]
-    instances: Sequence[Instance]
-    groups: Sequence[Group]
-    official_image: bool
+    subnets: Mapping[str, Subnet] = field(default_factory=dict)
+    rules: Sequence[Rule] = ()
+    prefix_lists: Mapping[str, str] = field(default_factory=dict)
+    endpoints: Sequence[Endpoint] = ()
+    mount_targets: Sequence[Interface] = ()
+    file_system: str = ""
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    roles: Mapping[str, Sequence[Statement]] = field(default_factory=dict)
+    secrets: Sequence[Secret] = ()
+    objects: Sequence[S3Object] = ()
+    s3_policy: Sequence[Statement] = ()
+    instances: Sequence[Instance] = ()
+    groups: Sequence[Group] = ()
+
+    @property
+    def templates(self) -> list[Template]:
+        """What all instances are made from, those of groups too."""
+        return [*(one.template for one in self.instances), *(one.template for one in self.groups)]
+
+    @property
+    def official_image(self) -> bool:
+        """Whether the nodes start from Debian's own image, not from one with all baked in."""
+        return all(template.image_id in DEBIAN_IMAGES.values() for template in self.templates)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-from lab.aws import resources
+from lab.aws import iam, resources
 from lab.aws.cloud import (
     S3,
     Alarm,
@@ -37,19 +37,20 @@ from lab.base import LabError
 
 GROUP_TAG = "aws:autoscaling:groupName"
 """The tag that AWS itself gives to the instances of a group."""
-DEBIAN_PARAMETERS = "/aws/service/debian/"
-"""Where Debian publishes the ids of its images; an image that was not looked up there is somebody's own."""
 
 
-def make_plan(recording: Recording) -> Plan:
-    """What the lab builds of a recording; LabError that lists everything in it that the lab does not know."""
-    problems = _unknown(recording)
+def make_plan(recording: Recording, snapshots: Collection[str] = ()) -> Plan:
+    """What the lab builds of a recording; LabError that lists everything in it that the lab does not know.
+
+    :param snapshots: the ids of those that exist
+    """
+    problems = _unknown(recording, snapshots)
     if problems:
         raise LabError("the lab does not know what the program registers:\n  " + "\n  ".join(problems))
     return _Reader(recording).plan()
 
 
-def _unknown(recording: Recording) -> list[str]:
+def _unknown(recording: Recording, snapshots: Collection[str]) -> list[str]:
     """What of the recording the lab does not know or cannot build."""
     problems = [
         line
@@ -57,9 +58,11 @@ def _unknown(recording: Recording) -> list[str]:
         if one.custom
         for line in resources.not_buildable(one.type, one.name, one.inputs)
     ]
-    for type_ in ("aws:ec2/vpc:Vpc", "aws:efs/fileSystem:FileSystem"):
-        if (number := len(recording.of_type(type_))) != 1:
-            problems.append(f"{number} resources of type {type_}: the lab builds one")
+    if (number := len(recording.of_type("aws:ec2/vpc:Vpc"))) != 1:
+        problems.append(f"{number} resources of type aws:ec2/vpc:Vpc: the lab builds one")
+    mounted = {one.inputs["fileSystemId"] for one in recording.of_type("aws:efs/mountTarget:MountTarget")}
+    if len(mounted) > 1:
+        problems.append(f"mount targets of {len(mounted)} file systems: the lab has those of one")
     made = {one.id for one in recording.resources}
     for type_, argument in (
         ("aws:ec2/volumeAttachment:VolumeAttachment", "volumeId"),
@@ -70,6 +73,11 @@ def _unknown(recording: Recording) -> list[str]:
             for one in recording.of_type(type_)
             if one.inputs[argument] not in made
         ]
+    problems += [
+        f"aws:ebs/volume:Volume {one.name}: there is no snapshot {one.inputs['snapshotId']}"
+        for one in recording.of_type("aws:ebs/volume:Volume")
+        if one.inputs.get("snapshotId", "") not in {"", *snapshots}
+    ]
     return problems
 
 
@@ -95,6 +103,10 @@ class _Reader:
                 Interface(IPv4Address(one.inputs["ipAddress"]), tuple(one.inputs["securityGroups"]))
                 for one in self._of("aws:efs/mountTarget:MountTarget")
             ],
+            file_system=next(
+                (one.inputs["fileSystemId"] for one in self._of("aws:efs/mountTarget:MountTarget")), ""
+            ),
+            volumes={one.id: _volume(one) for one in self._of("aws:ebs/volume:Volume")},
             roles=self._roles(),
             secrets=[
                 Secret(one.outputs["name"], one.outputs["arn"])
@@ -109,10 +121,6 @@ class _Reader:
             s3_policy=[statement for one in gateways for statement in _statements(one.inputs.get("policy"))],
             instances=[self._instance(one) for one in self._of("aws:ec2/instance:Instance")],
             groups=[self._group(one) for one in self._of("aws:autoscaling/group:Group")],
-            official_image=any(
-                str(arguments.get("name", "")).startswith(DEBIAN_PARAMETERS)
-                for _, arguments in self.recording.invokes
-            ),
         )
 
     def _of(self, type_: str) -> list[Recorded]:
@@ -209,7 +217,7 @@ class _Reader:
                 zone = self.subnets[interface.inputs["subnetId"]].zone
                 if volume.inputs["availabilityZone"] != zone:
                     raise LabError(f"{volume.name} is in another zone than {one.name}: AWS cannot attach it")
-                volumes.append(Volume(volume.id, volume.inputs["size"]))
+                volumes.append(_volume(volume))
         template = Template(
             image_id=one.inputs["ami"],
             instance_type=one.inputs["instanceType"],
@@ -232,6 +240,7 @@ class _Reader:
         template = self.recording.by_id(policy["launchTemplateSpecification"]["launchTemplateId"])
         _require_imds_v2(template)
         (interface,) = template.inputs["networkInterfaces"]
+        refresh = one.inputs["instanceRefresh"]["preferences"]
         return Group(
             name=(one.name.rpartition("-")[0] or one.name).removesuffix("s"),
             template=Template(
@@ -247,6 +256,10 @@ class _Reader:
             maximum=one.inputs["maxSize"],
             minimum=one.inputs["minSize"],
             arn=one.outputs["arn"],
+            # the argument whose change starts an instance refresh, with the template's version in it
+            release=json.dumps(one.inputs["mixedInstancesPolicy"], sort_keys=True),
+            healthy=refresh["minHealthyPercentage"],
+            warmup=float(refresh["instanceWarmup"]),
             hook=self._hook(one),
             policies=tuple(self._policies(one)),
             alarms=tuple(self._alarms()),
@@ -303,6 +316,10 @@ class _Reader:
             )
 
 
+def _volume(one: Recorded) -> Volume:
+    return Volume(one.id, one.inputs["size"], one.inputs.get("snapshotId", ""))
+
+
 def _number(text: str | None) -> float | None:
     return None if text is None else float(text)
 
@@ -328,6 +345,8 @@ def _statements(policy: str | None) -> list[Statement]:
     if policy is None:
         return [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
     found: list[Statement] = json.loads(policy)["Statement"]
+    if unknown := list(iam.unknown_conditions(found)):
+        raise LabError(f"the lab does not know {', '.join(unknown)} in a policy")
     return found
 
 

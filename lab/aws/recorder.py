@@ -39,25 +39,26 @@ class Recorded:
     """One registered resource: what the program said of it, and the outputs it was given.
 
     `parent`, `dependencies` and `property_dependencies` hold URNs; `timeouts` maps create, update and delete
-    to texts such as 10m, where the program sets them. In a preview, unknown values are UNKNOWN.
+    to texts such as 10m, where the program sets them. In a preview, unknown values are UNKNOWN. A provider knows no
+    more of a resource than type, name, id, inputs and outputs.
     """
 
     type: str
     name: str
-    urn: str
     id: str
-    custom: bool
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    parent: str
-    protect: bool
-    retain_on_delete: bool
-    delete_before_replace: bool
-    ignore_changes: tuple[str, ...]
-    replace_on_changes: tuple[str, ...]
-    timeouts: dict[str, str]
-    dependencies: frozenset[str]
-    property_dependencies: dict[str, frozenset[str]]
+    urn: str = ""
+    custom: bool = True
+    parent: str = ""
+    protect: bool = False
+    retain_on_delete: bool = False
+    delete_before_replace: bool = False
+    ignore_changes: tuple[str, ...] = ()
+    replace_on_changes: tuple[str, ...] = ()
+    timeouts: dict[str, str] = field(default_factory=dict)
+    dependencies: frozenset[str] = frozenset()
+    property_dependencies: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,6 @@ class ResourceType:
 
     :ivar acts_on: the arguments that make a difference in the lab
     :ivar ignores: those that make none on one machine
-    :ivar unbuilt: those that the lab refuses, because it cannot build them; Pulumi's engine may have them
     :ivar forces_new: those whose change forces a new resource
     :ivar demands: the values that the lab has in any case, so that a program which says otherwise must not pass
     :ivar counts_up: the outputs that each change counts up by one
@@ -62,7 +61,6 @@ class ResourceType:
 
     acts_on: str = ""
     ignores: str = ""
-    unbuilt: str = ""
     forces_new: str = ""
     counts_up: str = ""
     demands: Values = field(default_factory=dict)
@@ -72,7 +70,7 @@ class ResourceType:
     @property
     def arguments(self) -> frozenset[str]:
         """All arguments that are known; `tags` are always."""
-        return frozenset({*self.acts_on.split(), *self.ignores.split(), *self.unbuilt.split(), "tags"})
+        return frozenset({*self.acts_on.split(), *self.ignores.split(), "tags"})
 
     def forces(self, inputs: Values) -> frozenset[str]:
         """The arguments whose change forces a new resource, of one that is to become `inputs`."""
@@ -235,8 +233,8 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         },
     ),
     "aws:autoscaling/group:Group": ResourceType(
-        acts_on="vpcZoneIdentifiers desiredCapacity minSize maxSize mixedInstancesPolicy",
-        ignores="capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout instanceRefresh",
+        acts_on="vpcZoneIdentifiers desiredCapacity minSize maxSize mixedInstancesPolicy instanceRefresh",
+        ignores="capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout",
         outputs=lambda _resource, id_: {
             "name": id_,
             "arn": arn("autoscaling", f"autoScalingGroup:{id_}:autoScalingGroupName/{id_}"),
@@ -265,14 +263,13 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         outputs=lambda _resource, id_: {"name": id_, "arn": arn("cloudwatch", f"alarm:{id_}")},
     ),
     "aws:ebs/volume:Volume": ResourceType(
-        acts_on="size availabilityZone",
-        ignores="type encrypted finalSnapshot",
-        unbuilt="snapshotId",
+        acts_on="size availabilityZone finalSnapshot snapshotId",
+        ignores="type encrypted",
         forces_new="availabilityZone encrypted snapshotId",
         id_of=_prefixed("vol"),
         outputs=_arn_of("ec2", "volume"),
     ),
-    # The lab neither makes snapshots nor backs up; it ends with all of its data.
+    # The lab makes no backups; it ends with all of its data.
     "aws:ec2/tag:Tag": ResourceType(
         ignores="resourceId key value",
         forces_new="resourceId key",
@@ -290,7 +287,11 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         acts_on="instanceId volumeId",
         ignores="deviceName stopInstanceBeforeDetaching",
         forces_new="deviceName instanceId volumeId",
-        id_of=_prefixed("vai"),
+        # The same attachment has the same id, so that one that was made without Pulumi's knowing is found again.
+        # https://github.com/hashicorp/terraform-provider-aws/blob/main/internal/service/ec2/ebs_volume_attachment.go
+        id_of=lambda resource: "-".join(
+            ["vai", *(str(resource.inputs[key]) for key in ("deviceName", "volumeId", "instanceId"))]
+        ),
     ),
     "aws:efs/fileSystem:FileSystem": ResourceType(
         ignores="encrypted throughputMode lifecyclePolicies",
@@ -368,8 +369,6 @@ def not_buildable(type_: str, name: str, inputs: Values) -> Iterator[str]:
     """What of a resource the lab cannot build, whether it is known or not; a line for each."""
     yield from unknown(type_, name, inputs)
     known = TYPES.get(type_, ResourceType())
-    for argument in sorted(set(inputs) & set(known.unbuilt.split())):
-        yield f"{type_} {name}: {argument}"
     for argument, value in known.demands.items():
         if inputs.get(argument) != value:
             yield f"{type_} {name}: {argument} must be {value}, not {inputs.get(argument)}"

@@ -1,39 +1,27 @@
-"""A lab from up to down: builds what a plan says, and remembers it in the lab's own directory."""
+"""A lab that is up: its nodes and what can be done with one. Remembered in the lab's own directory."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import pickle
-import secrets
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from components import facts, userdata
-from lab.aws.cloud import Group, Instance, Interface, Plan, Template
+from components import facts
+from lab.aws.cloud import Group, Interface, Plan, Template
 from lab.base import LabError
-from lab.linux import images, network, teardown, volumes
-from lab.linux.host import Paths, cores, in_netns, start
+from lab.cluster import cache
+from lab.linux import network, teardown, volumes
+from lab.linux.host import Paths
 from lab.linux.machine import Machine
-from lab.services import aws_api, imds, tls
+from lab.services import imds
 
 Say = Callable[[str], None]
-ENGINES = Path(facts.ENGINE_IMAGE_DIR).relative_to(facts.NFS_DIR)
-"""Where engine images are within the shared file system."""
-KEPT_ENGINES = 3
-"""Engine images in the cache, of some 350 MB each."""
 READY_SECONDS = 1200
 """A first boot builds the engine: minutes, on a slow network many."""
-NODE_FACTS = "/etc/openquake/node.json"
-"""The file in a node's user data that holds what its own program knows."""
-LEAVING_POLL_SECONDS = 0.5
-"""Between two looks at whether a node that leaves is done."""
 EFS = "/run/oqlab/efs"
 APT = "/run/oqlab/apt"
 
@@ -43,6 +31,7 @@ class Node:
     """One instance of the lab.
 
     :ivar group: the autoscaling group that it belongs to, None for an instance of the program's own
+    :ivar release: of its group, by which it was made
     :ivar powered_on: when, in seconds since the epoch
     :ivar ready_after: seconds from then until it was ready, None before
     :ivar leaves_by: when the group ends it at the latest, in seconds since the epoch; None while it stays
@@ -55,6 +44,7 @@ class Node:
     address: IPv4Address
     template: Template
     cpus: tuple[int, ...]
+    release: str = ""
     powered_on: float = 0.0
     ready_after: float | None = None
     leaves_by: float | None = None
@@ -62,21 +52,32 @@ class Node:
 
 @dataclass
 class Lab:
-    """A lab that is up: what it was built from and its nodes. Saved after every change.
+    """A lab that is up: what it is built from and its nodes. Saved after every change.
 
-    :ivar layers: the directories that make up the nodes' image, the uppermost first
+    :ivar plan: what exists in it
+    :ivar authority: PEM certificate by which its AWS API is signed
+    :ivar worker_cores: of this machine's cores, those that a worker has
+    :ivar capacity: how many instances each group is to have, by the name that AWS knows it by
+    :ivar numbers: how many instances each group has had, by its name
+    :ivar nfs: whether an NFS server answers at the mount targets, for nodes with a kernel that has a client
+    :ivar cold: whether its nodes start without the engine that the cache keeps
+    :ivar layers: the directories that make up the nodes' image, the uppermost first; none before the first node
     """
 
     paths: Paths
     plan: Plan
-    layers: list[Path]
     authority: str
+    worker_cores: int
+    cold: bool = False
+    nfs: bool = False
+    layers: list[Path] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
+    capacity: dict[str, int] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
     def save(self) -> None:
         """Write it to the lab's directory, atomically."""
-        file = _file(self.paths)
+        file = record_of(self.paths)
         new = file.with_suffix(".new")
         new.touch(mode=0o600)
         new.write_bytes(pickle.dumps(self))
@@ -87,8 +88,12 @@ class Lab:
         if name not in self.nodes:
             raise LabError(f"no node {name}; there are {', '.join(self.nodes)}")
         node = self.nodes[name]
-        binds = {self.paths.state / "efs": EFS, self.paths.state / "apt": APT}
+        binds = {self.file_system(): EFS, self.paths.state / "apt": APT}
         return Machine(self.paths, name, node.address, node.cpus, binds)
+
+    def file_system(self) -> Path:
+        """The directory that is the shared file system; another one when other mount targets are there."""
+        return self.paths.state / "efs" / (self.plan.file_system or "none")
 
     def group(self) -> Group:
         """The group of workers."""
@@ -109,64 +114,21 @@ class Lab:
         return [node for node in self.workers() if node.leaves_by is None]
 
 
-def _file(paths: Paths) -> Path:
+def record_of(paths: Paths) -> Path:
+    """The file in which a lab that is up is remembered."""
     return paths.state / "lab.pickle"
 
 
 def load(paths: Paths) -> Lab:
     """The lab that is up; LabError when there is none."""
-    file = _file(paths)
+    file = record_of(paths)
     if not file.exists():
-        hint = "a part of one is left: python -m lab down" if teardown.exists(paths) else "python -m lab up"
+        hint = "python -m lab up"
+        if teardown.exists(paths):
+            hint = "volumes or a part of one are left: python -m lab down, or python -m lab pulumi up"
         raise LabError(f"no lab is up ({hint})")
     lab = pickle.loads(file.read_bytes())  # noqa: S301  written by save() into root's own directory
     assert isinstance(lab, Lab)
-    return lab
-
-
-def refuse_second(paths: Paths) -> None:
-    """LabError when a lab of this name, or a part of one, is there."""
-    if teardown.exists(paths):
-        raise LabError(f"a lab named {paths.name} is there already; first: python -m lab down")
-
-
-def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
-    """Build what the plan says and power the nodes on; they are booting when this returns.
-
-    :param cold: start with an empty shared file system, without the engine that the cache keeps
-    """
-    refuse_second(paths)
-    image = images.base_image(paths, () if plan.official_image else baked_packages(plan), say)
-    paths.state.mkdir(parents=True, mode=0o700)
-    _take_packages(paths)
-    efs, baked = paths.state / "efs", paths.state / "baked"
-    efs.mkdir(mode=0o755)
-    kept = kept_engine(paths, plan)
-    if kept.exists() and not cold:
-        # Where nobody gets out, the image of the nodes carries it; else it is on a file system that was kept.
-        place = efs / ENGINES if plan.official_image else baked / facts.BAKED_ENGINE_DIR.lstrip("/")
-        place.mkdir(parents=True)
-        shutil.copy2(kept, place)
-    logs = paths.state / "logs"
-    certificates = paths.state / "tls"
-    layers = [baked, image] if baked.exists() else [image]
-    lab = Lab(paths, plan, layers, tls.make_certificates(certificates, aws_api.host_names(plan.region)))
-    lab.save()
-    network.create(paths, plan, logs)
-    configuration = paths.state / "aws_api.json"
-    configuration.write_text(json.dumps(aws_api.configuration(plan, certificates, events_directory(paths))))
-    for namespace, module, argument in (
-        ("vpc", "lab.services.imds", imds_directory(paths)),
-        ("aws", "lab.services.aws_api", configuration),
-    ):
-        command = [sys.executable, "-m", module, str(argument)]
-        start(paths, in_netns(paths.netns(namespace), command), logs / f"{module}.log")
-    subnet = plan.subnets[plan.instances[0].subnet].cidr
-    # An address that AWS would give away last: somebody in the VPC who belongs to no security group.
-    network.connect(paths, "client", [subnet[-2]], network.router_address(subnet))
-    for instance in plan.instances:
-        _launch_instance(lab, instance)
-    scale(lab, plan.groups[0].desired)
     return lab
 
 
@@ -180,18 +142,7 @@ def events_directory(paths: Paths) -> Path:
     return paths.state / "events"
 
 
-def baked_packages(plan: Plan) -> Sequence[str]:
-    """The Debian packages that the user data would install: what an image with everything baked in has."""
-    packages: set[str] = set()
-    for template in [*(one.template for one in plan.instances), *(group.template for group in plan.groups)]:
-        config = userdata.decode(base64.b64encode(template.user_data).decode())
-        for file in config["write_files"]:
-            if file["path"] == NODE_FACTS:
-                packages.update(json.loads(file["content"]).get("packages", ()))
-    return sorted(packages)
-
-
-def _free_addresses(lab: Lab, subnet_id: str) -> Iterator[IPv4Address]:
+def free_addresses(lab: Lab, subnet_id: str) -> Iterator[IPv4Address]:
     """The addresses of a subnet that AWS may give to a new instance."""
     plan = lab.plan
     used = {node.address for node in lab.nodes.values()}
@@ -204,20 +155,9 @@ def _free_addresses(lab: Lab, subnet_id: str) -> Iterator[IPv4Address]:
             yield cidr[number]
 
 
-def _gateway(lab: Lab, subnet_id: str) -> IPv4Address:
+def gateway(lab: Lab, subnet_id: str) -> IPv4Address:
+    """The router of a subnet."""
     return network.router_address(lab.plan.subnets[subnet_id].cidr)
-
-
-def _launch_instance(lab: Lab, instance: Instance, attach: bool = True) -> None:
-    node = Node(
-        instance.name, instance.id, None, instance.subnet, instance.address, instance.template, tuple(cores())
-    )
-    for volume in instance.volumes:
-        volumes.create(lab.paths, volume.id, volume.size)
-    _launch(lab, node)
-    # After power-on, as on AWS, where an attachment needs an instance that runs.
-    if attach:
-        attach_volumes(lab)
 
 
 def attach_volumes(lab: Lab) -> None:
@@ -227,45 +167,20 @@ def attach_volumes(lab: Lab) -> None:
         volumes.attach(lab.paths, volume.id, lab.machine(instance.name).by_id)
 
 
-def replace_master(lab: Lab, attach: bool = True) -> None:
-    """Terminate the master and boot another machine with its address and volumes; it is booting when this returns.
-
-    AWS does this when the master's user data change. The new one has another id and a blank disk.
-
-    :param attach: whether the volumes are attached now; else :func:`attach_volumes` does it
-    """
-    old = lab.master()
-    lab.machine(old.name).power_off()
-    _terminate(lab, old)
-    (instance,) = [one for one in lab.plan.instances if one.name == old.name]
-    _launch_instance(lab, replace(instance, id=f"i-{secrets.token_hex(9)[:17]}"), attach)
-    lab.nodes = {old.name: lab.nodes.pop(old.name), **lab.nodes}
-    lab.save()
-
-
-def _launch_worker(lab: Lab, group: Group) -> None:
-    number = lab.numbers[group.name] = lab.numbers.get(group.name, 0) + 1
-    placed = [node.subnet for node in lab.workers()]
-    subnet = min(group.subnets, key=placed.count)  # AWS keeps the zones of a group in balance
-    own = cores()
-    share = max(1, len(own) // max(1, group.desired))
-    # The cores that the fewest workers have: as many as getInstanceType told the program.
-    load = {core: sum(core in node.cpus for node in lab.workers()) for core in own}
-    cpus = tuple(sorted(sorted(own, key=lambda core: (load[core], core))[:share]))
-    name = f"{group.name}-{number}"
-    identifier = f"i-{number:017x}"
-    node = Node(
-        name, identifier, group.name, subnet, next(_free_addresses(lab, subnet)), group.template, cpus
-    )
-    _launch(lab, node)
-
-
-def _launch(lab: Lab, node: Node) -> None:
+def launch(lab: Lab, node: Node, say: Say) -> None:
     """Make a node's network, metadata and disk, and power it on."""
+    if not lab.plan.file_system:
+        raise LabError(
+            f"{node.name}: the lab starts no machine before the shared file system has mount targets"
+        )
+    if not lab.layers:
+        lab.layers = _image_layers(lab, say)
     plan, subnet = lab.plan, lab.plan.subnets[node.subnet]
     lab.nodes[node.name] = node
+    if node.group is None:  # people look for the master first
+        lab.nodes = {node.name: lab.nodes.pop(node.name), **lab.nodes}
     lab.save()
-    network.connect(lab.paths, node.name, [node.address], _gateway(lab, node.subnet))
+    network.connect(lab.paths, node.name, [node.address], gateway(lab, node.subnet))
     apply_rules(lab)
     place = (subnet.id, str(subnet.cidr))
     imds.publish(
@@ -278,6 +193,17 @@ def _launch(lab: Lab, node: Node) -> None:
     machine = lab.machine(node.name)
     machine.create(lab.layers, network.resolver_address(plan.vpc), lab.authority)
     power_on(lab, node)
+
+
+def _image_layers(lab: Lab, say: Say) -> list[Path]:
+    """The nodes' image, and the engine of an earlier lab where a node looks for it."""
+    paths, plan, baked = lab.paths, lab.plan, lab.paths.state / "baked"
+    layers = [cache.nodes_image(paths, plan, say)]
+    if not lab.cold:
+        # Where nobody gets out, the image of the nodes carries it; else it is on a file system that was kept.
+        own = baked / facts.BAKED_ENGINE_DIR.lstrip("/")
+        cache.take_engines(paths, plan, lab.file_system() / cache.ENGINES if plan.official_image else own)
+    return [baked, *layers] if baked.exists() else layers
 
 
 def power_on(lab: Lab, node: Node) -> None:
@@ -293,52 +219,13 @@ def apply_rules(lab: Lab) -> None:
     network.apply_rules(lab.paths, lab.plan, interfaces)
 
 
-def scale(lab: Lab, number: int) -> None:
-    """Make the group this large, and wait for those that leave; see :func:`set_capacity`."""
-    set_capacity(lab, number)
-    while lab.workers() != lab.staying():
-        if not end_drained(lab):
-            time.sleep(LEAVING_POLL_SECONDS)
-
-
-def set_capacity(lab: Lab, number: int) -> None:
-    """Make the group this large: replace the dead, start what lacks, let the newest of too many leave.
-
-    Those that leave are told by their metadata, and end in :func:`end_drained`: the group's lifecycle hook.
-    """
-    group = lab.group()
-    if not 0 <= number <= group.maximum:
-        raise LabError(f"the group {group.name} has at most {group.maximum} instances")
-    for node in lab.workers():
-        if lab.machine(node.name).init() is None:
-            _terminate(lab, node)
-    for node in lab.staying()[number:]:
-        node.leaves_by = time.time() + (group.hook.seconds if group.hook else 0)
-        imds.announce(imds_directory(lab.paths), node.address, imds.LIFECYCLE_STATE, "Terminated")
-        lab.save()
-    for _ in range(number - len(lab.staying())):
-        _launch_worker(lab, group)
-
-
-def end_drained(lab: Lab) -> list[str]:
-    """End the leaving nodes that have said that they can go, that are off, or whose time is over; their names."""
-    ended = []
-    for node in lab.workers():
-        if node.leaves_by is None:
-            continue
-        completed = events_directory(lab.paths) / aws_api.COMPLETED / node.id
-        if completed.exists() or time.time() > node.leaves_by or lab.machine(node.name).init() is None:
-            lab.machine(node.name).power_off()
-            _terminate(lab, node)
-            ended.append(node.name)
-    return ended
-
-
-def _terminate(lab: Lab, node: Node) -> None:
+def terminate(lab: Lab, node: Node) -> None:
+    """Shut a node down and take its disk and its address away; its volumes stay."""
     machine = lab.machine(node.name)
-    machine.kill()
+    machine.power_off()
     network.disconnect(lab.paths, node.name)
     machine.remove()
+    (imds_directory(lab.paths) / f"{node.address}.json").unlink(missing_ok=True)
     del lab.nodes[node.name]
     apply_rules(lab)
     lab.save()
@@ -367,14 +254,18 @@ def state(lab: Lab, node: Node) -> State:
     return State(answer["ready"], tuple(answer["problems"]))
 
 
-def wait_until_ready(lab: Lab, say: Say, timeout: float = READY_SECONDS) -> None:
+def wait_until_ready(
+    lab: Lab, say: Say, timeout: float = READY_SECONDS, nodes: Sequence[Node] | None = None
+) -> None:
     """Wait until every node says that it is ready; LabError with its problems for one that is off, or not in time.
 
     :param say: told when a node is ready, and why its bootstrap fails: it is tried again
+    :param nodes: only these
     """
     begin = time.monotonic()
     failed: set[str] = set()
-    waiting = [node for node in lab.nodes.values() if node.ready_after is None]
+    asked = lab.nodes.values() if nodes is None else nodes
+    waiting = [node for node in asked if node.ready_after is None]
     while waiting:
         for node in list(waiting):
             answer = state(lab, node)
@@ -407,49 +298,3 @@ def console_tail(lab: Lab, node: Node, lines: int = 15) -> str:
 def kill(lab: Lab, name: str) -> None:
     """kill -9 of a whole node; its disk and volumes stay."""
     lab.machine(name).kill()
-
-
-def down(paths: Paths) -> None:
-    """Take the lab away, whatever is left of it; what it built and downloaded goes to the cache."""
-    teardown.stop(paths)
-    _keep(paths, (paths.state / "apt").glob("*.deb"), "apt")
-    if _keep(paths, (paths.state / "efs" / ENGINES).glob("*.squashfs"), "engine"):
-        _forget_old_engines(paths)
-    teardown.remove(paths)
-
-
-def _take_packages(paths: Paths) -> None:
-    """Give the lab the packages that earlier ones have downloaded.
-
-    A copy: apt locks its directory, and of two labs that boot at once one would fail.
-    """
-    apt = paths.state / "apt"
-    (apt / "partial").mkdir(parents=True)
-    for package in (paths.cache / "apt").glob("*.deb"):
-        shutil.copy2(package, apt)
-
-
-def kept_engine(paths: Paths, plan: Plan) -> Path:
-    """Where the cache keeps the engine that the plan's bundle gives; what a retained file system has on AWS."""
-    (bundle,) = plan.objects
-    name = userdata.engine_id(hashlib.sha256(bundle.content).hexdigest())
-    return paths.cache / "engine" / f"{name}.squashfs"
-
-
-def _keep(paths: Paths, files: Iterable[Path], kind: str) -> bool:
-    """Copy files into a directory of the cache, unless they are there; True if one was new."""
-    directory = paths.cache / kind
-    new = [file for file in files if not (directory / file.name).exists()]
-    for file in new:
-        directory.mkdir(parents=True, exist_ok=True)
-        part = directory / f"{file.name}.{paths.name}.partial"  # another lab may be keeping the same
-        shutil.copyfile(file, part)
-        part.rename(directory / file.name)
-    return bool(new)
-
-
-def _forget_old_engines(paths: Paths) -> None:
-    kept = (paths.cache / "engine").glob("*.squashfs")
-    newest_first = sorted(kept, key=lambda file: file.stat().st_mtime, reverse=True)
-    for old in newest_first[KEPT_ENGINES:]:
-        old.unlink()

@@ -15,6 +15,7 @@ from components.settings import KEYS, Settings, SettingsError
 from lab.aws import answers, recorder
 from lab.aws.recorder import Recording
 from lab.base import REPOSITORY, LabError
+from lab.cluster.build import worker_share
 from lab.linux.host import cores
 
 SMALL_VOLUMES = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4}
@@ -53,12 +54,13 @@ def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recor
         settings = Settings.parse({key: own.get(key) for key in sorted({*own, *KEYS})})
     except SettingsError as error:
         raise LabError(str(error)) from None
-    share = max(1, len(cores()) // max(1, settings.worker_desired))
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
 
     def instance_type(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         name = arguments["instanceType"]
-        vcpus = len(cores()) if name == settings.master_instance_type else share
+        vcpus = (
+            len(cores()) if name == settings.master_instance_type else worker_share(settings.worker_desired)
+        )
         return answers.instance_type_answer(name, vcpus, memory_mb, settings.architecture)
 
     return recorder.run_program(

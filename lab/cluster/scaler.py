@@ -10,7 +10,7 @@ from threading import Event
 
 from lab.aws.autoscaling import Fleet, Sample, Scaler
 from lab.base import LabError
-from lab.cluster import cluster
+from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab, Node
 from lab.services import aws_api
 
@@ -61,7 +61,7 @@ def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
     while not stop.is_set():
         now = time.time()
         _note_ready(lab, say)
-        for name in cluster.end_drained(lab):
+        for name in fleet.end_drained(lab):
             say(f"{name} has ended")
         staying = lab.staying()
         history.add(len(staying))
@@ -70,7 +70,7 @@ def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
         for line in lines:
             say(line)
         if number != len(staying):
-            cluster.set_capacity(lab, number)
+            fleet.set_capacity(lab, number)
         stop.wait(POLL_SECONDS)
     return history
 

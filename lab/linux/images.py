@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from components.facts import EBS_DEVICE_PREFIX
 from lab.base import LabError
 from lab.linux.host import Paths, mounts_below, run
 
@@ -25,6 +26,15 @@ PACKAGES = (
     "kmod", "e2fsprogs", "python3", "ca-certificates", "sudo", "netcat-openbsd", "openssh-server",
     "systemd-resolved",
 )  # fmt: skip
+MACHINE_PACKAGES = (
+    # What that image has besides, as far as it shows in a boot: the kernel, the network by DHCP, the clock, sessions.
+    "linux-image-cloud-amd64", "netplan.io", "dhcpcd-base", "systemd-timesyncd", "libpam-systemd", "dmidecode",
+)  # fmt: skip
+EBS_NAMES = f"""\
+# QEMU's NVMe disks have a model of their own, which no option changes; this is the name that udev gives to EBS volumes.
+SUBSYSTEM=="block", KERNEL=="nvme*n*", ENV{{DEVTYPE}}=="disk", ENV{{ID_SERIAL_SHORT}}=="vol*", \\
+  SYMLINK+="{EBS_DEVICE_PREFIX.removeprefix("/dev/")}$env{{ID_SERIAL_SHORT}}"
+"""
 TREE = Path(__file__).parent / "image"
 """Files that the lab adds to an image; each says why."""
 HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -38,6 +48,16 @@ def base_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -
     """
     packages = sorted({*PACKAGES, *extra})
     return _cached(paths, _key(packages), packages, "minbase", _finish_node, say)
+
+
+def machine_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -> Path:
+    """The directory of an image with a kernel, for a virtual machine: it has more of Debian's cloud image.
+
+    :param extra: packages on top of it
+    :param say: told what takes time
+    """
+    packages = sorted({*PACKAGES, *MACHINE_PACKAGES, *extra})
+    return _cached(paths, f"machine-{_key(packages)}", packages, "minbase", _finish_machine, say)
 
 
 def broker_image(paths: Paths, say: Callable[[str], None]) -> Path:
@@ -98,6 +118,17 @@ def _finish_node(image: Path) -> None:
     (image / "etc/hostname").unlink(missing_ok=True)
     (image / "etc/resolv.conf").unlink(missing_ok=True)
     (image / "etc/machine-id").write_text("")
+
+
+def _finish_machine(image: Path) -> None:
+    """What makes a bootable root file system of it; the kernel finds the disk without an initramfs."""
+    for name in ("etc/hostname", "etc/resolv.conf"):
+        (image / name).unlink(missing_ok=True)
+    (image / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    (image / "etc/machine-id").write_text("uninitialized\n")
+    (image / "etc/fstab").write_text("/dev/nvme0n1 / ext4 errors=remount-ro 0 1\n")
+    (image / "etc/cloud/cloud.cfg.d/90-oqlab.cfg").write_text("datasource_list: [Ec2]\n")
+    (image / "etc/udev/rules.d/61-oqlab.rules").write_text(EBS_NAMES)
 
 
 def _key(packages: Sequence[str]) -> str:

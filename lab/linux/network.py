@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lab.aws.cloud import S3, Interface, Plan, Rule
 from lab.base import LabError
-from lab.linux.host import Paths, in_netns, run, start, wait_until
+from lab.linux.host import Paths, in_netns, kill, run, start, wait_until
 
 IMDS = IPv4Address("169.254.169.254")
 # The lab's internet is in the block that RFC 2544 sets aside for benchmarks, which no real network has.
@@ -59,21 +59,16 @@ def link_name(name: str) -> str:
     return f"to-{name}"
 
 
-def create(paths: Paths, plan: Plan, logs: Path) -> None:
-    """Make the namespaces that are there before any instance, and start their resolver and way out."""
+def create(paths: Paths, vpc_network: IPv4Network, logs: Path) -> None:
+    """Make the namespaces that are there before anything in the VPC, and their way out."""
     vpc = paths.netns("vpc")
     _namespace(vpc)
     # Strict reverse paths are AWS's source check; there is no IPv6 in the VPC, so none passes beside the
     # rules.
     _sysctl(vpc, "ipv4/ip_forward=1", "ipv4/conf/all/rp_filter=1", "ipv6/conf/all/disable_ipv6=1")
-    gateways = {router_address(subnet.cidr) for subnet in plan.subnets.values()}
-    for address in sorted({*gateways, resolver_address(plan.vpc), IMDS}):
-        _ip(vpc, "address", "add", f"{address}/32", "dev", "lo")
-    _ip(vpc, "route", "add", "blackhole", str(plan.vpc))
-
-    inside = [interface.address for endpoint in plan.endpoints for interface in endpoint.interfaces]
-    inside += [target.address for target in plan.mount_targets]
-    connect(paths, "aws", [*inside, PUBLIC_API, S3], router_address(plan.vpc))
+    _change_addresses(vpc, "lo", set(), {router_address(vpc_network), resolver_address(vpc_network), IMDS})
+    _ip(vpc, "route", "add", "blackhole", str(vpc_network))
+    connect(paths, "aws", [PUBLIC_API, S3], router_address(vpc_network))
     world = paths.netns("world")
     connect(paths, "world", [WORLD], WORLD_LINK)
     _ip(vpc, "address", "add", f"{WORLD_LINK}/32", "dev", link_name("world"))
@@ -84,11 +79,50 @@ def create(paths: Paths, plan: Plan, logs: Path) -> None:
         "table ip world { chain out { type nat hook postrouting priority 100; oifname tap0 masquerade; }; }",
     )
     # The lab's own addresses are behind the router, whatever this machine's network calls by them.
-    for own in (plan.vpc, WORLD_NETWORK):
+    for own in (vpc_network, WORLD_NETWORK):
         _ip(world, "route", "add", str(own), "via", str(WORLD_LINK), "dev", DEVICE)
     _start_slirp(paths, world, logs)
-    apply_rules(paths, plan, {})
-    _start_resolver(paths, plan, logs)
+
+
+def update(paths: Paths, before: Plan, after: Plan, logs: Path) -> None:
+    """Change the subnets' gateways, AWS's addresses and the names in the VPC from those of one plan to another's.
+
+    The security groups are :func:`apply_rules`'s.
+    """
+    vpc, aws = paths.netns("vpc"), paths.netns("aws")
+    _change_addresses(vpc, "lo", _gateways(before), _gateways(after))
+    gone, new = _change_addresses(aws, DEVICE, _aws_addresses(before), _aws_addresses(after))
+    for address in gone:
+        _ip(vpc, "route", "delete", f"{address}/32", "dev", link_name("aws"))
+    for address in new:
+        _ip(vpc, "route", "add", f"{address}/32", "dev", link_name("aws"))
+    pids = _resolver(paths)
+    if not pids or _names(before) != _names(after):
+        kill(pids)
+        _start_resolver(paths, after, logs)
+
+
+def _gateways(plan: Plan) -> set[IPv4Address]:
+    """Those of the subnets, but for the one that is there with the VPC."""
+    return {router_address(subnet.cidr) for subnet in plan.subnets.values()} - {router_address(plan.vpc)}
+
+
+def _aws_addresses(plan: Plan) -> set[IPv4Address]:
+    """Where AWS answers inside the VPC."""
+    inside = {interface.address for endpoint in plan.endpoints for interface in endpoint.interfaces}
+    return inside | {target.address for target in plan.mount_targets}
+
+
+def _change_addresses(
+    namespace: str, device: str, before: set[IPv4Address], after: set[IPv4Address]
+) -> tuple[list[IPv4Address], list[IPv4Address]]:
+    """Remove addresses from a device and add others; which."""
+    gone, new = sorted(before - after), sorted(after - before)
+    for address in gone:
+        _ip(namespace, "address", "delete", f"{address}/32", "dev", device)
+    for address in new:
+        _ip(namespace, "address", "add", f"{address}/32", "dev", device)
+    return gone, new
 
 
 def connect(paths: Paths, name: str, addresses: Sequence[IPv4Address], gateway: IPv4Address) -> None:
@@ -241,17 +275,33 @@ def _start_slirp(paths: Paths, world: str, logs: Path) -> None:
     _ip(world, "route", "replace", "default", "via", str(SLIRP_GATEWAY), "dev", "tap0")
 
 
+def _names(plan: Plan) -> list[tuple[str, IPv4Address]]:
+    """The names of AWS's services and their addresses in the VPC."""
+    domain = f"{plan.region}.amazonaws.com"
+    return [
+        ("amazonaws.com", PUBLIC_API),
+        (f"s3.{domain}", S3),
+        *(
+            (endpoint.name, interface.address)
+            for endpoint in plan.endpoints
+            for interface in endpoint.interfaces
+        ),
+    ]
+
+
+def _resolver(paths: Paths) -> list[int]:
+    """The process of the VPC's resolver, if it runs."""
+    pids = run(["ip", "netns", "pids", paths.netns("vpc")]).split()
+    return [int(pid) for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == "dnsmasq"]
+
+
 def _start_resolver(paths: Paths, plan: Plan, logs: Path) -> None:
     """dnsmasq as the VPC's resolver: the endpoints' private names, AWS's others, this machine's DNS."""
-    domain = f"{plan.region}.amazonaws.com"
-    names = [f"--address=/amazonaws.com/{PUBLIC_API}", f"--address=/s3.{domain}/{S3}"]
+    names = [f"--address=/{name}/{address}" for name, address in _names(plan)]
     names.append("--address=/api.openquake.org/")  # no such name: the engine asks there for newer versions
-    for endpoint in plan.endpoints:
-        names += [f"--address=/{endpoint.name}/{interface.address}" for interface in endpoint.interfaces]
-    resolver = resolver_address(plan.vpc)
     command = [
         "dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--bind-interfaces",
-        "--conf-file=/dev/null", "--pid-file=", "--user=root", f"--listen-address={resolver}",
+        "--conf-file=/dev/null", "--pid-file=", "--user=root", f"--listen-address={resolver_address(plan.vpc)}",
         f"--server={SLIRP_RESOLVER}", *names,
     ]  # fmt: skip
     start(paths, in_netns(paths.netns("vpc"), command), logs / "dnsmasq.log")

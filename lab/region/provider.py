@@ -1,13 +1,13 @@
 """A provider for Pulumi's engine: the AWS resources of this program, as `lab.aws` knows them.
 
 It keeps nothing: what has been made is in the engine's state. What a resource is on this machine, a subclass says by
-overriding `make`, `change`, `remove` and `look`.
+overriding `make`, `change`, `remove` and `look`, and `unknown` for what this machine has not.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -35,6 +35,10 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         self.asked: list[tuple[str, str]] = []
 
     # --- what a resource is on this machine ---
+
+    def unknown(self, type_: str, name: str, inputs: Values) -> Iterator[str]:
+        """What of a resource is refused by name, a line for each."""
+        return resources.unknown(type_, name, inputs)
 
     def make(self, type_: str, name: str, id_: str, outputs: Values) -> None:
         """Make a resource. Raises Failure where AWS would refuse."""
@@ -82,7 +86,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
     def Check(self, request: Any, _context: Any) -> Any:
         """Refuse by name what is not known."""
         type_, name = _type_and_name(request.urn)
-        problems = list(resources.unknown(type_, name, _values(request.news)))
+        problems = list(self.unknown(type_, name, _values(request.news)))
         failures = [provider_pb2.CheckFailure(reason=f"not known here: {problem}") for problem in problems]
         return provider_pb2.CheckResponse(inputs=request.news, failures=failures)
 

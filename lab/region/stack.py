@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +59,27 @@ def served(provider: Provider) -> Iterator[dict[str, str]]:
         server.stop(grace=None).wait()
 
 
+def make_project(directory: Path) -> None:
+    """Make a project of Pulumi with this repository's program: its settings and its state are in the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # Pulumi takes a program below the project's file only.
+    (directory / "program").symlink_to(REPOSITORY)
+    project = yaml.safe_load((REPOSITORY / "Pulumi.yaml").read_text())
+    (directory / "Pulumi.yaml").write_text(yaml.safe_dump({**project, "main": "program"}, sort_keys=False))
+
+
+def surroundings(directory: Path) -> dict[str, str]:
+    """The environment of Pulumi in such a project: nothing of the user's own Pulumi is read or written."""
+    return {
+        **os.environ,
+        "PULUMI_HOME": str(directory / "home"),
+        "PULUMI_BACKEND_URL": f"file://{directory}",
+        "PULUMI_CONFIG_PASSPHRASE": "",
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+    }
+
+
 @dataclass(frozen=True)
 class Step:
     """What Pulumi does with one resource.
@@ -80,21 +101,21 @@ class Step:
 
 @dataclass
 class Stack:
-    """A stack of a program, its state and its settings in a directory of its own.
+    """A stack of the program, in a directory of its own.
 
-    :ivar directory: holds the state and the stack's settings; a copy of it is another stack at the same point
+    :ivar directory: holds a project with this repository's program, the stack's settings and its state; a copy of it
+        is another stack at the same point
     :ivar environment: by which Pulumi finds the provider and the host
     """
 
     pulumi: Path
     directory: Path
     environment: Mapping[str, str]
-    program: Path = REPOSITORY
     name: str = "test"
 
     @property
     def config_file(self) -> Path:
-        """The stack's settings, which Pulumi would look for beside the program."""
+        """The stack's settings."""
         return self.directory / f"Pulumi.{self.name}.yaml"
 
     def configure(self, **settings: object) -> None:
@@ -108,23 +129,18 @@ class Stack:
         return [str(self.pulumi), *arguments, "--non-interactive", f"--stack={self.name}"]
 
     def surroundings(self) -> dict[str, str]:
-        """The environment of a Pulumi command on this stack: nothing of the user's own Pulumi is read or written."""
+        """The environment of a Pulumi command on this stack."""
         return {
-            **os.environ,
+            **surroundings(self.directory),
             **self.environment,
-            "PULUMI_HOME": str(self.directory / "home"),
-            "PULUMI_BACKEND_URL": f"file://{self.directory}",
-            "PULUMI_CONFIG_PASSPHRASE": "",
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
             "NO_COLOR": "1",
         }
 
-    def run(self, *arguments: str, directory: Path | None = None) -> str:
+    def run(self, *arguments: str) -> str:
         """Run a Pulumi command on this stack; its standard output. Raises CommandError if it fails."""
         done = subprocess.run(
             self.command(*arguments),
-            cwd=directory or self.program,
+            cwd=self.directory,
             env=self.surroundings(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if "--json" not in arguments else subprocess.PIPE,
@@ -137,34 +153,31 @@ class Stack:
 
     def init(self) -> Stack:
         """Make the stack, which is empty then."""
-        # `stack init` writes the salt of its encryption beside the project's file and takes no other place for it.
-        self.directory.mkdir(parents=True, exist_ok=True)
-        project = self.directory / "Pulumi.yaml"
-        project.write_text(yaml.safe_dump({"name": facts.PROJECT, "runtime": "python"}))
+        make_project(self.directory)
         self.configure()
-        self.run("stack", "init", directory=self.directory)
+        self.run("stack", "init")
         return self
 
     def copy(self, directory: Path) -> Stack:
         """Another stack at the same point: a copy of state and settings."""
-        shutil.copytree(self.directory, directory)
-        return Stack(self.pulumi, directory, self.environment, self.program, self.name)
+        shutil.copytree(self.directory, directory, symlinks=True)
+        return replace(self, directory=directory)
 
     def up(self, *options: str) -> str:
         """Update; what Pulumi printed."""
-        return self.run("up", "--yes", "--skip-preview", *self._config(), *options)
+        return self.run("up", "--yes", "--skip-preview", *options)
 
     def destroy(self) -> str:
         """Destroy; what Pulumi printed."""
-        return self.run("destroy", "--yes", "--skip-preview", *self._config())
+        return self.run("destroy", "--yes", "--skip-preview")
 
     def refresh(self) -> str:
         """Refresh the state; what Pulumi printed."""
-        return self.run("refresh", "--yes", "--skip-preview", *self._config())
+        return self.run("refresh", "--yes", "--skip-preview")
 
     def preview(self) -> list[Step]:
         """What `up` would do now, without what stays as it is and without components."""
-        answer = json.loads(self.run("preview", "--json", *self._config()))
+        answer = json.loads(self.run("preview", "--json"))
         return [step for step in map(_step, answer["steps"]) if step is not None]
 
     def resources(self) -> dict[str, dict[str, Any]]:
@@ -175,9 +188,6 @@ class Stack:
             for one in deployment.get("resources", [])
             if one["custom"] and not one["type"].startswith("pulumi:")
         }
-
-    def _config(self) -> tuple[str, ...]:
-        return (f"--config-file={self.config_file}",)
 
 
 def _step(step: Mapping[str, Any]) -> Step | None:

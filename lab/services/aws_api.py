@@ -8,7 +8,6 @@ Run as ``python -m lab.services.aws_api CONFIGURATION``, a JSON file that :func:
 from __future__ import annotations
 
 import base64
-import fnmatch
 import io
 import json
 import os
@@ -21,10 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from botocore.parsers import RpcV2CBORParser
+
 from components.facts import HTTPS_PORT, NFS_PORT
+from lab.aws import iam
 from lab.aws.cloud import Plan
 
-Statements = Sequence[Mapping[str, Any]]
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -32,6 +33,8 @@ IAM_PREFIXES = {"monitoring": "cloudwatch"}
 """The prefix of a service's actions in IAM, where it is not the name that requests are signed for."""
 CBOR_OPERATION = "/service/GraniteServiceVersion20100801/operation/"
 """What CloudWatch's requests are sent to in the protocol that boto3 uses for it (Smithy RPC v2 CBOR)."""
+RELOAD_SECONDS = 0.2
+"""Between two looks at the configuration."""
 METRICS = "metrics.jsonl"
 COMPLETED = "completed"
 
@@ -43,9 +46,10 @@ def host_names(region: str) -> list[str]:
     ]  # fmt: skip
 
 
-def configuration(plan: Plan, certificates: Path, events: Path) -> dict[str, Any]:
+def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: bool = True) -> dict[str, Any]:
     """What the server needs of the plan, as JSON values.
 
+    :param mount_targets: whether it answers on their ports; not where an NFS server does
     :param events: the directory where it writes down what the lab wants to know, see :class:`Events`
     """
     return {
@@ -61,29 +65,8 @@ def configuration(plan: Plan, certificates: Path, events: Path) -> dict[str, Any
         ],
         "roles": {name: list(statements) for name, statements in plan.roles.items()},
         "s3_endpoint": list(plan.s3_policy),
-        "mount_targets": [str(target.address) for target in plan.mount_targets],
+        "mount_targets": [str(target.address) for target in plan.mount_targets if mount_targets],
     }
-
-
-def allowed(statements: Statements, action: str, resource: str) -> bool:
-    """Whether IAM statements allow an action on a resource: an Allow, and no Deny.
-
-    Conditions are not evaluated: an Allow that has one counts, a Deny that has one does not.
-    """
-
-    def matches(statement: Mapping[str, Any]) -> bool:
-        actions, resources = _listed(statement["Action"]), _listed(statement["Resource"])
-        return any(fnmatch.fnmatchcase(action, pattern) for pattern in actions) and any(
-            fnmatch.fnmatchcase(resource, pattern) for pattern in resources
-        )
-
-    hits = [statement for statement in statements if matches(statement)]
-    denied = any(hit["Effect"] == "Deny" and "Condition" not in hit for hit in hits)
-    return not denied and any(hit["Effect"] == "Allow" for hit in hits)
-
-
-def _listed(value: str | Sequence[str]) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value
 
 
 def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str]) -> tuple[str, str, str]:
@@ -112,6 +95,20 @@ def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str])
     form = parse_qs(body.decode(errors="replace"))
     group = form.get("AutoScalingGroupName", [""])[0]
     return key, f"{service}:{form.get('Action', ['?'])[0]}", arns.get(group, group) or "*"
+
+
+def condition_keys(environ: Mapping[str, Any], action: str, body: bytes) -> dict[str, str]:
+    """What a request has of `lab.aws.iam.KEYS`."""
+    keys = {"aws:SecureTransport": "true"}  # nothing else is served
+    if action == "cloudwatch:PutMetricData":
+        if CBOR_OPERATION in environ.get("PATH_INFO", ""):
+            parser = RpcV2CBORParser()
+            keys["cloudwatch:namespace"] = parser.parse_data_item(
+                parser.get_peekable_stream_from_bytes(body)
+            )["Namespace"]
+        else:
+            (keys["cloudwatch:namespace"],) = parse_qs(body.decode())["Namespace"]
+    return keys
 
 
 class Events:
@@ -162,22 +159,26 @@ class Events:
 
 
 class Guard:
-    """WSGI middleware that refuses what the recorded IAM policies do not allow."""
+    """WSGI middleware that refuses what the IAM policies do not allow.
+
+    :ivar settings: those of :func:`configuration`; whoever changes them gives it others
+    """
 
     def __init__(self, application: Wsgi, settings: Mapping[str, Any]) -> None:
         self.application = application
-        self.roles: Mapping[str, Statements] = settings["roles"]
-        self.s3_endpoint: Statements = settings["s3_endpoint"]
-        self.arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
+        self.settings = settings
 
     def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
-        key, action, resource = request_of(environ, body, self.arns)
-        permitted = allowed(self.roles.get(key, ()), action, resource)
+        settings = self.settings
+        arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
+        key, action, resource = request_of(environ, body, arns)
+        keys = condition_keys(environ, action, body)
+        permitted = iam.allowed(settings["roles"].get(key, ()), action, resource, keys)
         if action.startswith("s3:"):
-            permitted = permitted and allowed(self.s3_endpoint, action, resource)
+            permitted = permitted and iam.allowed(settings["s3_endpoint"], action, resource, keys)
         print(f"{key or 'nobody'} {action} {resource}: {'allowed' if permitted else 'DENIED'}", flush=True)
         if permitted:
             return self.application(environ, respond)
@@ -195,10 +196,50 @@ class Guard:
         return [content.encode()]
 
 
-def serve(settings: Mapping[str, Any]) -> None:
-    """Serve for ever."""
+class Region:
+    """What moto holds of what the program has made, brought up to its configuration file's words."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from moto.backends import get_backend
+
+        account, region = settings["account"], settings["region"]
+        self.secrets = get_backend("secretsmanager")[account][region]
+        self.s3 = get_backend("s3")[account]["aws"]
+        self.metrics = get_backend("cloudwatch")[account][region].metric_data
+        self.region = region
+        self.present: Mapping[str, Any] = {"secrets": [], "objects": []}
+        self.served: list[str] = []  # nobody gets to one that is gone: its address is
+
+    def become(self, settings: Mapping[str, Any]) -> None:
+        """Make and delete secrets, buckets, objects and mount targets as the settings differ from the former ones."""
+        before, self.present = self.present, settings
+        for secret in _only_in(before["secrets"], settings["secrets"]):
+            self.secrets.secrets.pop(secret["name"])
+        for secret in _only_in(settings["secrets"], before["secrets"]):
+            self.secrets.create_secret(
+                name=secret["name"], secret_string=None, secret_binary=None, description=None, tags=[],
+                kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
+            )  # fmt: skip
+            self.secrets.secrets[secret["name"]].arn = secret["arn"]
+        for item in _only_in(before["objects"], settings["objects"]):
+            self.s3.delete_object(item["bucket"], item["key"])
+        for item in _only_in(settings["objects"], before["objects"]):
+            if item["bucket"] not in self.s3.buckets:
+                self.s3.create_bucket(item["bucket"], self.region)
+            self.s3.put_object(item["bucket"], item["key"], base64.b64decode(item["content"]))
+        for address in _only_in(settings["mount_targets"], self.served):
+            self.served.append(address)
+            threading.Thread(target=_accept, args=(address,), daemon=True).start()
+
+
+def _only_in(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    return [one for one in some if one not in others]
+
+
+def serve(file: Path) -> None:
+    """Serve for ever, always by the configuration that the file holds at the moment."""
+    settings = json.loads(file.read_text())
     os.environ["MOTO_ACCOUNT_ID"] = settings["account"]  # read when moto is imported
-    from moto.backends import get_backend
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -206,31 +247,30 @@ def serve(settings: Mapping[str, Any]) -> None:
     )
     from werkzeug.serving import run_simple
 
-    secrets = get_backend("secretsmanager")[settings["account"]][settings["region"]]
-    for secret in settings["secrets"]:
-        secrets.create_secret(
-            name=secret["name"], secret_string=None, secret_binary=None, description=None, tags=[],
-            kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
-        )  # fmt: skip
-        secrets.secrets[secret["name"]].arn = secret["arn"]
-    s3 = get_backend("s3")[settings["account"]]["aws"]
-    for bucket in sorted({item["bucket"] for item in settings["objects"]}):
-        s3.create_bucket(bucket, settings["region"])
-    for item in settings["objects"]:
-        s3.put_object(item["bucket"], item["key"], base64.b64decode(item["content"]))
-    for address in settings["mount_targets"]:
-        threading.Thread(target=_accept, args=(address,), daemon=True).start()
+    region = Region(settings)
     certificates = Path(settings["certificates"])
-    cloudwatch = get_backend("cloudwatch")[settings["account"]][settings["region"]]
     moto = DomainDispatcherApplication(create_backend_app)
+    guard = Guard(Events(moto, Path(settings["events"]), region.metrics), settings)
+    threading.Thread(target=_follow, args=(file, region, guard), daemon=True).start()
     run_simple(
         "0.0.0.0",  # noqa: S104  every address of this namespace is one of AWS's
         HTTPS_PORT,
-        Guard(Events(moto, Path(settings["events"]), cloudwatch.metric_data), settings),
+        guard,
         threaded=True,
         ssl_context=(str(certificates / "api.pem"), str(certificates / "api.key")),
         request_handler=MotoRequestHandler,
     )
+
+
+def _follow(file: Path, region: Region, guard: Guard) -> None:
+    """Read the configuration again whenever it is another file: whoever changes it renames the new one over it."""
+    seen = 0  # whoever read it first may have read an older one
+    while True:
+        if (now := file.stat().st_mtime_ns) != seen:
+            seen, settings = now, json.loads(file.read_text())
+            region.become(settings)
+            guard.settings = settings
+        time.sleep(RELOAD_SECONDS)
 
 
 def _accept(address: str) -> None:
@@ -241,4 +281,4 @@ def _accept(address: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(json.loads(Path(sys.argv[1]).read_text()))
+    serve(Path(sys.argv[1]))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from lab.aws.plan import make_plan
 from lab.base import LabError
-from lab.cluster import cluster
+from lab.cluster import build, cache, cluster
 from lab.cluster.cluster import Lab
 from lab.cluster.program import read_config, record
-from lab.linux import images
 from lab.linux.host import Paths
 from lab.trials import report
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
@@ -28,14 +27,14 @@ def run_demo(
     It is taken down after an error too, but not with ``keep``.
     """
     begin = time.monotonic()
-    cluster.refuse_second(paths)  # which the end of the demo would take down
+    build.refuse_second(paths)  # which the end of the demo would take down
     with phase("the Pulumi program, recorded", say):
         plan = make_plan(record(read_config(stack, settings)))
     with phase("the Debian image", say):
-        images.base_image(paths, () if plan.official_image else cluster.baked_packages(plan), say)
+        cache.nodes_image(paths, plan, say)
     try:
         with phase("power-on to ready", say):
-            lab = cluster.up(paths, plan, say, cold=cold)
+            lab = build.up(paths, plan, say, cold=cold)
             cluster.wait_until_ready(lab, say)
         job_ini = fetch_job(lab, CLASSICAL)
         with phase("the job on the cluster", say):
@@ -50,7 +49,7 @@ def run_demo(
     finally:
         if not keep:
             with phase("down", say):
-                cluster.down(paths)
+                build.down(paths)
     print()
     print(nodes_table(lab, work))
     print()

@@ -19,7 +19,7 @@ from explorer import ledger
 from explorer.ledger import Entry
 from lab.aws.plan import make_plan
 from lab.base import LabError
-from lab.cluster import cluster
+from lab.cluster import build, cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.cluster.program import read_config, record
 from lab.linux.host import Paths, cores, wait_until
@@ -123,8 +123,8 @@ KINDS = (
     Kind("kill RabbitMQ", 2, ((0, 4),), lambda lab, _, seconds: faults.crash(lab, "rabbitmq", seconds)),
     Kind("restart DbServer", 1, ((0, 0),), lambda lab, _, __: faults.restart(lab, "dbserver")),
     Kind("kill DbServer", 1, ((0, 4),), lambda lab, _, seconds: faults.crash(lab, "dbserver", seconds)),
-    Kind("scale in", 2, ((0, 0),), lambda lab, _, __: cluster.scale(lab, WORKERS - 1)),
-    Kind("scale out", 2, ((0, 0),), lambda lab, _, __: cluster.scale(lab, WORKERS + 1)),
+    Kind("scale in", 2, ((0, 0),), lambda lab, _, __: fleet.scale(lab, WORKERS - 1)),
+    Kind("scale out", 2, ((0, 0),), lambda lab, _, __: fleet.scale(lab, WORKERS + 1)),
     Kind(
         "a worker loses its shared directory",
         2,
@@ -167,7 +167,7 @@ def explore(
 
     :param document: the file with the figures, which has them as soon as the runs of a storage mode are done
     """
-    cluster.refuse_second(paths)
+    build.refuse_second(paths)
     results: list[Result] = []
     begin = time.monotonic()
     shares = {storage: STORAGES[storage] for storage in storages}
@@ -177,13 +177,13 @@ def explore(
         asked = [*settings, f"workerStorage={storage}", f"workerDesired={WORKERS}"]
         plan = make_plan(record(read_config(stack, asked)))
         try:
-            lab = cluster.up(paths, plan, say)
+            lab = build.up(paths, plan, say)
             cluster.wait_until_ready(lab, say)
             for result in run_cases(lab, [draw(seed) for seed in seeds[first:last]], say):
                 results.append(result)
                 say(str(result))
         finally:
-            cluster.down(paths)
+            build.down(paths)
         first = last
         versions = {"workers": " and ".join(shares), "cores": str(len(cores()))} | ledger.machine()
         tier = ledger.sum_up([result.entry() for result in results], versions, time.monotonic() - begin)
@@ -203,7 +203,7 @@ def run_cases(lab: Lab, asked: Sequence[Case], say: Say) -> Iterator[Result]:
             undisturbed[name] = job_ini, run, tasks
             say(f"{name}, undisturbed: {run.seconds:.1f} s, {tasks} tasks")
         yield run_case(lab, case, *undisturbed[name])
-        cluster.scale(lab, WORKERS)
+        fleet.scale(lab, WORKERS)
         cluster.wait_until_ready(lab, lambda _: None, timeout=READY_SECONDS)
         wait_until(f"all workers to answer after seed {case.seed}", lambda: _all_answer(lab), ANSWER_SECONDS)
 
@@ -217,7 +217,7 @@ def run_case(lab: Lab, case: Case, job_ini: Path, undisturbed: Run, tasks: int) 
         moments = [pool.submit(_strike, lab, begin, job, fault, tasks) for fault in case.faults]
         struck = tuple(fault for fault in (moment.result() for moment in moments) if fault)
         if not any(_lives(lab, node.name) for node in lab.staying()):
-            cluster.scale(lab, WORKERS)  # as the group does by itself
+            fleet.scale(lab, WORKERS)  # as the group does by itself
         try:
             run = job.result()
             seconds = run.seconds

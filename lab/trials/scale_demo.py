@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from lab.aws.plan import make_plan
-from lab.cluster import cluster, scaler
+from lab.cluster import build, cluster, scaler
 from lab.cluster.cluster import Lab
 from lab.cluster.program import read_config, record
 from lab.linux.host import Paths
@@ -32,17 +32,17 @@ def run_scale_demo(
 
     It is taken down after an error too, but not with ``keep``.
     """
-    cluster.refuse_second(paths)
+    build.refuse_second(paths)
     plan = make_plan(record(read_config(stack, [*settings, "workerMin=0", "workerDesired=0"])))
     try:
         with phase("power-on to ready", say):
-            lab = cluster.up(paths, plan, say, cold=cold)
+            lab = build.up(paths, plan, say, cold=cold)
             cluster.wait_until_ready(lab, say)
         history = follow_job(lab, out, say)
     finally:
         if not keep:
             with phase("down", say):
-                cluster.down(paths)
+                build.down(paths)
     print(f"\nworkers: {history}")
     first = history.numbers[0][0]
     for moment, number in history.numbers:

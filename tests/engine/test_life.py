@@ -64,8 +64,8 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
 ) -> None:
     region.holds = "master-instance"
     killed = subprocess.Popen(
-        empty.command("up", "--yes", "--skip-preview", f"--config-file={empty.config_file}"),
-        cwd=empty.program,
+        empty.command("up", "--yes", "--skip-preview"),
+        cwd=empty.directory,
         env=empty.surroundings(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -88,7 +88,7 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
     ]
     assert [command[1] for command in commands] == ["cancel", "refresh", "up"]
     for command in commands:
-        options = [] if command[1] == "cancel" else [f"--config-file={empty.config_file}", "--skip-preview"]
+        options = [] if command[1] == "cancel" else ["--skip-preview"]
         empty.run(*command[1:], "--yes", *options)
     assert pending(empty) == set()
     assert shape(empty) == shape(cluster)
@@ -169,7 +169,7 @@ def test_wrong_settings_are_one_error_and_nothing_is_made(command: str, empty: S
     empty.configure(egress="fly", workerMin=9, workerMax=3, homeVolumeGb=0)
     options = ["--yes", "--skip-preview"] if command == "up" else []
     with pytest.raises(CommandError) as error:
-        empty.run(command, *options, f"--config-file={empty.config_file}")
+        empty.run(command, *options)
     text = str(error.value).partition("Diagnostics:")[2]  # Pulumi has shown its progress before
     assert text.count("error:") == text.count("error: wrong settings: 3") == 1, str(error.value)
     for line in (
@@ -195,8 +195,10 @@ def test_what_the_lab_does_not_know_is_refused_by_name(
 ) -> None:
     program = tmp_path / "program"
     program.mkdir()
-    (program / "Pulumi.yaml").write_text("name: openquake-cluster\nruntime: python\n")
+    linked = empty.directory / "program"
+    linked.unlink()
+    linked.symlink_to(program)
     (program / "__main__.py").write_text(f"import pulumi_aws as aws\naws.{resource}\n")
     with pytest.raises(CommandError, match=f"not known here: {refused}"):
-        Stack(empty.pulumi, empty.directory, empty.environment, program).up()
+        empty.up()
     assert region.asked == []

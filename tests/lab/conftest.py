@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 
 from lab.aws.plan import make_plan
-from lab.cluster import cluster
+from lab.cluster import build, cache, cluster
 from lab.cluster.cluster import Lab
 from lab.cluster.program import record, small_config
 from lab.linux import host, teardown
@@ -77,7 +77,7 @@ def diskless_cluster(paths: Paths) -> Iterator[Lab]:
     asks nobody for a password.
     """
     settings = {"workerStorage": "diskless", "egress": "endpoints", "amiId": OWN_IMAGE, "webuiLogin": "false"}
-    if not cluster.kept_engine(paths, make_plan(record(configuration(**settings)))).exists():
+    if not cache.kept_engine(paths, make_plan(record(configuration(**settings)))).exists():
         with booted(paths):  # which has a way to PyPI and leaves its engine in the cache
             pass
     with booted(paths, **settings) as lab:
@@ -92,11 +92,11 @@ def configuration(**settings: object) -> dict[str, str]:
 def booted(paths: Paths, **settings: object) -> Iterator[Lab]:
     teardown.remove(paths)  # what a test run that was killed has left
     try:
-        lab = cluster.up(paths, make_plan(record(configuration(**settings))), print)
+        lab = build.up(paths, make_plan(record(configuration(**settings))), print)
         cluster.wait_until_ready(lab, print)
         yield lab
     finally:
-        cluster.down(paths)
+        build.down(paths)
     assert left_over(paths) == []
 
 

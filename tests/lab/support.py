@@ -1,15 +1,19 @@
-"""What the tests of both clusters ask of a lab."""
+"""What the tests on real boots ask of a lab."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
+from components import facts
 from lab.cluster.cluster import Lab
-from lab.linux.host import in_netns
+from lab.linux.host import in_netns, wait_until
+from lab.trials import matrix
 from lab.trials.job import CLASSICAL, Difference, Run, compare, fetch_job, run_job, work_done
 
 ALL_PORTS = (1, 65535)
@@ -52,3 +56,26 @@ def compute(lab: Lab, out: Path) -> tuple[dict[str, tuple[int, float]], Differen
     work = work_done(lab, distributed)
     alone = run_job(lab, job_ini, None, processpool=True, show=False)
     return work, compare(lab, alone, distributed)
+
+
+def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
+    wait_until(
+        "a task to run",
+        lambda: any(matrix.is_busy(lab, node.name, since) for node in lab.workers()) or job.done(),
+        120,
+    )
+    assert not job.done()
+
+
+def people(lab: Lab, *names: str) -> str:
+    """Accounts of people who compute, and a job that both may read."""
+    for name in names:
+        add = f"useradd --create-home --shell /bin/bash --groups {facts.OPENQUAKE_USER} {name}"
+        on(lab, "master", f"id {name} 2>/dev/null || {add}")
+    return f"{facts.ENGINE_DIR}/{CLASSICAL.folder}"
+
+
+def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
+    """The status and the output of what a user does on the master."""
+    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 180)
+    return done.returncode, done.stdout + done.stderr

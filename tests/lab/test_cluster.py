@@ -12,18 +12,17 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from components import facts, userdata
 from lab.aws.cloud import S3
 from lab.aws.plan import make_plan
-from lab.cluster import cluster
+from lab.cluster import build, cache, cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.cluster.program import SMALL_VOLUMES, record
 from lab.linux import network, volumes
@@ -32,19 +31,27 @@ from lab.services import imds
 from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from tests.lab.conftest import configuration
-from tests.lab.support import ALL_PORTS, FLOAT32_ROUNDING, compute, listening, on, reached
-from tests.lab.web import Client, account, administrator, administrators_password, submit
+from tests.lab.support import (
+    ALL_PORTS,
+    FLOAT32_ROUNDING,
+    as_user,
+    compute,
+    listening,
+    on,
+    people,
+    reached,
+    wait_until_a_task_runs,
+)
+from tests.lab.web import (
+    Client,
+    account,
+    administrator,
+    administrators_password,
+    calculations,
+    submit,
+)
 
 pytestmark = pytest.mark.lab
-
-
-def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
-    wait_until(
-        "a task to run",
-        lambda: any(matrix.is_busy(lab, node.name, since) for node in lab.workers()) or job.done(),
-        120,
-    )
-    assert not job.done()
 
 
 @contextmanager
@@ -71,13 +78,6 @@ def reboot(lab: Lab, name: str) -> None:
 def says(lab: Lab, name: str, problem: str) -> bool:
     """Whether something like that is among a node's problems."""
     return any(problem in one for one in cluster.state(lab, lab.nodes[name]).problems)
-
-
-def calculations(lab: Lab) -> list[dict[str, Any]]:
-    """All calculations by the API, the oldest first: what the WebUI lists to the administrator."""
-    found: list[dict[str, Any]] = administrator(lab).get("/v1/calc/list").json()
-    wanted = ("id", "owner", "description", "status", "calculation_mode")
-    return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
 
 def test_every_node_boots_with_a_clean_cloud_init(nfs_cluster: Lab) -> None:
@@ -241,20 +241,6 @@ def test_the_words_of_rabbitmq_are_in_its_journal(nfs_cluster: Lab) -> None:
 LONG = "--param area_source_discretization=1.5"
 
 
-def people(lab: Lab, *names: str) -> str:
-    """Accounts of people who compute, and a job that both may read."""
-    for name in names:
-        add = f"useradd --create-home --shell /bin/bash --groups {facts.OPENQUAKE_USER} {name}"
-        on(lab, "master", f"id {name} 2>/dev/null || {add}")
-    return f"{facts.ENGINE_DIR}/{CLASSICAL.folder}"
-
-
-def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
-    """The status and the output of what a user does on the master."""
-    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 180)
-    return done.returncode, done.stdout + done.stderr
-
-
 def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
     directory = people(nfs_cluster, "ann")
     program = shlex.quote(Path(__file__).with_name("session.py").read_text())
@@ -345,14 +331,14 @@ def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster
     on(
         nfs_cluster,
         "worker-2",
-        f"echo '{{' > {cluster.NODE_FACTS} && rm {facts.BOOTSTRAP_DONE} && "
+        f"echo '{{' > {cache.NODE_FACTS} && rm {facts.BOOTSTRAP_DONE} && "
         f"sed --in-place 's/^RestartSec=.*/RestartSec=100ms/' {unit} && "
         f"systemctl daemon-reload && systemctl start --no-block {facts.BOOTSTRAP_UNIT}",
     )
     wait_until("power-off", lambda: nfs_cluster.machine("worker-2").init() is None, 60)
     cluster.kill(nfs_cluster, "worker-1")
     assert cluster.state(nfs_cluster, nfs_cluster.nodes["worker-1"]).problems == (cluster.OFF,)
-    cluster.scale(nfs_cluster, 2)
+    fleet.scale(nfs_cluster, 2)
     cluster.wait_until_ready(nfs_cluster, print, timeout=120)
     assert list(nfs_cluster.nodes) == ["master", "worker-3", "worker-4"]
 
@@ -428,10 +414,10 @@ def replace_in_bad_hours(lab: Lab) -> None:
     lab.plan = replace(
         plan, instances=[replace(instance, template=replace(instance.template, user_data=impatient))]
     )
-    cluster.replace_master(lab, attach=False)
+    build.replace_master(lab, print, attach=False)
     wait_until("the wait for volumes", lambda: says(lab, "master", "bootstrap is at data volumes"), 120)
     with blocked(lab, facts.HTTP_PORT, facts.HTTPS_PORT, facts.NFS_PORT):
-        cluster.set_capacity(lab, matrix.WORKERS + 1)
+        fleet.set_capacity(lab, matrix.WORKERS + 1)
         cluster.attach_volumes(lab)
         wait_until("the packages", lambda: says(lab, "master", "bootstrap is at Debian packages"), 60)
         reboot(lab, "master")
@@ -468,7 +454,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
 
     replace_in_bad_hours(nfs_cluster)
     cluster.wait_until_ready(nfs_cluster, print, timeout=450)
-    cluster.scale(nfs_cluster, matrix.WORKERS)
+    fleet.scale(nfs_cluster, matrix.WORKERS)
 
     assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
     assert on(nfs_cluster, "master", ids) == accounts

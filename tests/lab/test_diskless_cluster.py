@@ -8,7 +8,7 @@ import pytest
 
 from components import facts
 from lab.aws.cloud import S3
-from lab.cluster import cluster
+from lab.cluster import build
 from lab.cluster.cluster import Lab
 from lab.linux import network
 from lab.linux.host import kill, processes
@@ -85,5 +85,5 @@ def test_down_removes_everything_after_a_crash_of_the_lab(diskless_cluster: Lab)
     paths = diskless_cluster.paths
     kill(processes(paths)[::2])
     (paths.state / "lab.pickle").write_bytes(b"half a fi")
-    cluster.down(paths)
+    build.down(paths)
     assert left_over(paths) == []

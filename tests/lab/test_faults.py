@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.cluster import cluster
+from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.services import aws_api
@@ -30,7 +30,7 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
     assert result.trouble == ""
     states = [cluster.state(nfs_cluster, node).problems for node in nfs_cluster.workers()]
     assert sorted(states) == [(), (cluster.OFF,)]
-    cluster.scale(nfs_cluster, matrix.WORKERS)
+    fleet.scale(nfs_cluster, matrix.WORKERS)
     cluster.wait_until_ready(nfs_cluster, print, timeout=120)
 
 
@@ -46,12 +46,12 @@ def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_before_it
         wait_until(
             "a task of it", lambda: matrix.is_busy(nfs_cluster, leaving.name, since) or job.done(), 120
         )
-        cluster.set_capacity(nfs_cluster, 1)
+        fleet.set_capacity(nfs_cluster, 1)
         assert not job.done()
         completed = cluster.events_directory(nfs_cluster.paths) / aws_api.COMPLETED / leaving.id
         wait_until("CompleteLifecycleAction", completed.exists, 120)
         said = on(nfs_cluster, leaving.name, "journalctl --output=cat --identifier=oq-node")
-        cluster.scale(nfs_cluster, 1)
+        fleet.scale(nfs_cluster, 1)
         disturbed = job.result()
     assert "drained: all running tasks were finished" in said
     assert leaving.name not in nfs_cluster.nodes

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import nodes
+from components import facts
+from lab.aws import iam
 from lab.aws.cloud import Interface, Template
 from lab.aws.plan import make_plan
 from lab.aws.recorder import Recording
@@ -74,7 +76,7 @@ def test_an_unknown_argument_is_refused_by_name(recording: Recording) -> None:
     ("setting", "refused"),
     [
         ("varVolumeId=vol-0123456789abcdef0", "master-var: volumeId vol-0123456789abcdef0 exists already"),
-        ("varVolumeId=snap-0123456789abcdef0", "storage-var: snapshotId"),
+        ("varVolumeId=snap-0123456789abcdef0", "storage-var: there is no snapshot snap-0123456789abcdef0"),
         ("fileSystemId=fs-0123456789abcdef0", "fileSystemId fs-0123456789abcdef0 exists already"),
     ],
 )
@@ -128,9 +130,9 @@ def test_a_worker_may_complete_the_hook_of_its_own_group_only(recording: Recordi
     form = "Action=CompleteLifecycleAction&AutoScalingGroupName="
     asked = aws_api.request_of(signed, (form + group.aws_name).encode(), {group.aws_name: group.arn})
     assert asked == ("a-role", "autoscaling:CompleteLifecycleAction", group.arn)
-    assert aws_api.allowed(statements, *asked[1:])
+    assert iam.allowed(statements, *asked[1:])
     other = aws_api.request_of(signed, (form + "other").encode(), {group.aws_name: group.arn})
-    assert not aws_api.allowed(statements, *other[1:])
+    assert not iam.allowed(statements, *other[1:])
 
 
 def test_the_master_alone_may_publish_metrics(recording: Recording) -> None:
@@ -141,18 +143,62 @@ def test_the_master_alone_may_publish_metrics(recording: Recording) -> None:
     }
     _, action, resource = aws_api.request_of(signed, b"", {})
     assert action == "cloudwatch:PutMetricData"
-    assert aws_api.allowed(plan.roles[plan.instances[0].template.role], action, resource)
-    assert not aws_api.allowed(plan.roles[plan.groups[0].template.role], action, resource)
+    own = {"cloudwatch:namespace": facts.METRICS_NAMESPACE}
+    assert iam.allowed(plan.roles[plan.instances[0].template.role], action, resource, own)
+    assert not iam.allowed(
+        plan.roles[plan.instances[0].template.role], action, resource, {"cloudwatch:namespace": "AWS/EC2"}
+    )
+    assert not iam.allowed(plan.roles[plan.groups[0].template.role], action, resource, own)
+
+
+@pytest.mark.parametrize(
+    ("environ", "body"),
+    [
+        ({}, b"Action=PutMetricData&Namespace=A%2FB&Version=2010-08-01"),
+        # CBOR: a map of one pair of texts
+        ({"PATH_INFO": f"{aws_api.CBOR_OPERATION}PutMetricData"}, b"\xa1\x69Namespace\x63A/B"),
+    ],
+    ids=["query", "CBOR"],
+)
+def test_the_namespace_of_metrics_is_read_in_both_of_cloudwatchs_protocols(
+    environ: dict[str, str], body: bytes
+) -> None:
+    keys = aws_api.condition_keys(environ, "cloudwatch:PutMetricData", body)
+    assert keys["cloudwatch:namespace"] == "A/B"
+
+
+def test_a_condition_holds_only_for_the_value_that_it_names() -> None:
+    read = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"}
+    secured = {**read, "Condition": {"Bool": {"aws:SecureTransport": "true"}}}
+    assert iam.allowed([secured], "s3:GetObject", "x", {"aws:SecureTransport": "true"})
+    assert not iam.allowed([secured], "s3:GetObject", "x", {"aws:SecureTransport": "false"})
+    assert not iam.allowed([secured], "s3:GetObject", "x")
+    deny = {**secured, "Effect": "Deny"}
+    assert not iam.allowed([read, deny], "s3:GetObject", "x", {"aws:SecureTransport": "true"})
+    assert iam.allowed([read, deny], "s3:GetObject", "x", {"aws:SecureTransport": "false"})
+
+
+def test_a_condition_that_is_not_evaluated_is_refused_by_name(recording: Recording) -> None:
+    changed = [
+        replace(
+            one, inputs={**one.inputs, "policy": one.inputs["policy"].replace("StringEquals", "StringLike")}
+        )
+        if one.type == "aws:iam/rolePolicy:RolePolicy"
+        else one
+        for one in recording.resources
+    ]
+    with pytest.raises(LabError, match="the condition StringLike on cloudwatch:namespace"):
+        make_plan(replace(recording, resources=changed))
 
 
 def test_an_action_is_allowed_only_by_a_statement_that_names_it_and_its_resource() -> None:
     read = {"Effect": "Allow", "Action": ["secretsmanager:GetSecretValue"], "Resource": SECRET}
-    assert aws_api.allowed([read], "secretsmanager:GetSecretValue", SECRET)
-    assert not aws_api.allowed([read], "secretsmanager:PutSecretValue", SECRET)
-    assert not aws_api.allowed([read], "secretsmanager:GetSecretValue", SECRET + "x")
-    assert not aws_api.allowed([], "secretsmanager:GetSecretValue", SECRET)
+    assert iam.allowed([read], "secretsmanager:GetSecretValue", SECRET)
+    assert not iam.allowed([read], "secretsmanager:PutSecretValue", SECRET)
+    assert not iam.allowed([read], "secretsmanager:GetSecretValue", SECRET + "x")
+    assert not iam.allowed([], "secretsmanager:GetSecretValue", SECRET)
     deny = {"Effect": "Deny", "Action": "*", "Resource": "*"}
-    assert not aws_api.allowed([read, deny], "secretsmanager:GetSecretValue", SECRET)
+    assert not iam.allowed([read, deny], "secretsmanager:GetSecretValue", SECRET)
 
 
 def test_requests_are_read_as_iam_reads_them() -> None:

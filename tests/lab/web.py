@@ -100,6 +100,13 @@ def administrator(lab: Lab) -> Client:
     return Client(lab, ADMINISTRATOR, administrators_password(lab))
 
 
+def calculations(lab: Lab) -> list[dict[str, Any]]:
+    """All calculations, the oldest first: what the WebUI lists to the administrator."""
+    found: list[dict[str, Any]] = administrator(lab).get("/v1/calc/list").json()
+    wanted = ("id", "owner", "description", "status", "calculation_mode")
+    return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
+
+
 def submit(lab: Lab, job_ini: Path, seconds: float = 120) -> str:
     """The log of a calculation that a client's computer has run through the engine's API."""
     client = administrator(lab)

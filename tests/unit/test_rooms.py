@@ -15,8 +15,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "region": {"aws"},
     "linux": {"aws"},
     "services": {"aws", "linux"},
-    "cluster": {"aws", "linux", "services"},
-    "trials": {"aws", "linux", "services", "cluster"},
+    "cluster": {"aws", "region", "linux", "services"},
+    "vm": {"aws", "linux", "services", "cluster"},
+    "trials": {"aws", "region", "linux", "services", "cluster"},
 }
 THE_CLUSTERS = ("__main__.py", "components", "cloud-init", "engine")
 

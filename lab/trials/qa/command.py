@@ -10,7 +10,7 @@ from pathlib import Path
 from lab.aws.cloud import Plan
 from lab.aws.plan import make_plan
 from lab.base import LabError
-from lab.cluster import cluster
+from lab.cluster import build, cluster
 from lab.cluster.program import read_config, record
 from lab.linux import teardown
 from lab.linux.host import Paths
@@ -32,7 +32,7 @@ def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document
     """
     was_up = teardown.exists(paths)
     try:
-        lab = cluster.load(paths) if was_up else cluster.up(paths, _plan(stack, changes), say)
+        lab = cluster.load(paths) if was_up else build.up(paths, _plan(stack, changes), say)
         cluster.wait_until_ready(lab, say)
         everything = families(prepare(lab))
         asked = select(everything, pattern)
@@ -43,7 +43,7 @@ def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document
         run_all(partial(start_driver, lab), asked, results, say)
     finally:
         if not was_up:
-            cluster.down(paths)
+            build.down(paths)
     jobs = [job for family in asked for job in family]
     found = {job.ini: result for job in jobs if (result := results.get(job.ini))}
     if asked == everything:

@@ -7,7 +7,8 @@ import json
 
 from components import facts
 from lab.base import LabError
-from lab.cluster.cluster import Lab, kept_engine
+from lab.cluster.cache import kept_engine
+from lab.cluster.cluster import Lab
 from lab.trials.job import USER, make_user
 from lab.trials.qa.run import CLUSTER, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
 

@@ -1,0 +1,126 @@
+"""The autoscaling group of the lab: its size, its lifecycle hook, and how new instances come in the place of old."""
+
+from __future__ import annotations
+
+import time
+
+from lab.base import LabError
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab, Node, Say
+from lab.linux.host import cores
+from lab.services import aws_api, imds
+
+LEAVING_POLL_SECONDS = 0.5
+"""Between two looks at whether a node that leaves is done."""
+
+
+def scale(lab: Lab, number: int) -> None:
+    """Make the group this large, and wait for those that leave; see :func:`set_capacity`."""
+    set_capacity(lab, number)
+    while lab.workers() != lab.staying():
+        if not end_drained(lab):
+            time.sleep(LEAVING_POLL_SECONDS)
+
+
+def converge(lab: Lab, say: Say) -> None:
+    """Give the plan's group as many instances as it asks for when it is new, and later as it allows.
+
+    Without a group the workers are shut down at once: whoever deletes a group has deleted its hook before.
+    """
+    if not lab.plan.groups:
+        for node in lab.workers():
+            cluster.terminate(lab, node)
+        return
+    group = lab.group()
+    present = lab.capacity.get(group.aws_name)
+    wanted = group.desired if present is None else min(max(present, group.minimum), group.maximum)
+    if wanted != present:
+        set_capacity(lab, wanted, say)
+
+
+def outdated(lab: Lab) -> list[Node]:
+    """The workers that stay and were made from something else than the group's new ones."""
+    return [node for node in lab.staying() if node.release != lab.group().release]
+
+
+def refresh(lab: Lab, say: Say) -> None:
+    """Replace the outdated workers, through the hook, as many at a time as the group may lack: an instance refresh.
+
+    A new one counts as serving when it is ready, or after the group's warm-up, whatever it does.
+    """
+    group = lab.group()
+    at_once = max(1, lab.capacity[group.aws_name] * (100 - group.healthy) // 100)
+    while leaving := outdated(lab)[:at_once]:
+        names = {node.name for node in leaving}
+        say(f"instance refresh: {', '.join(sorted(names))} to be replaced")
+        for node in leaving:
+            _leave(lab, node)
+        while names & lab.nodes.keys():
+            if not end_drained(lab):
+                time.sleep(LEAVING_POLL_SECONDS)
+        for _ in leaving:
+            _launch_worker(lab, say)
+        try:
+            cluster.wait_until_ready(lab, say, group.warmup, lab.staying())
+        except LabError as error:
+            say(f"instance refresh goes on, as AWS's would: {error}")
+
+
+def set_capacity(lab: Lab, number: int, say: Say = print) -> None:
+    """Make the group this large: replace the dead, start what lacks, let the newest of too many leave.
+
+    Those that leave are told by their metadata, and end in :func:`end_drained`: the group's lifecycle hook.
+    """
+    group = lab.group()
+    if not 0 <= number <= group.maximum:
+        raise LabError(f"the group {group.name} has at most {group.maximum} instances")
+    for node in lab.workers():
+        if lab.machine(node.name).init() is None:
+            cluster.terminate(lab, node)
+    lab.capacity[group.aws_name] = number
+    for node in lab.staying()[number:]:
+        _leave(lab, node)
+    for _ in range(number - len(lab.staying())):
+        _launch_worker(lab, say)
+
+
+def _leave(lab: Lab, node: Node) -> None:
+    """Tell a node that it is to end, and give it the hook's time."""
+    hook = lab.group().hook
+    node.leaves_by = time.time() + (hook.seconds if hook else 0)
+    imds.announce(cluster.imds_directory(lab.paths), node.address, imds.LIFECYCLE_STATE, "Terminated")
+    lab.save()
+
+
+def _launch_worker(lab: Lab, say: Say) -> None:
+    group = lab.group()
+    number = lab.numbers[group.name] = lab.numbers.get(group.name, 0) + 1
+    placed = [node.subnet for node in lab.workers()]
+    subnet = min(group.subnets, key=placed.count)  # AWS keeps the zones of a group in balance
+    # The cores that the fewest workers have: as many as getInstanceType told the program.
+    load = {core: sum(core in node.cpus for node in lab.workers()) for core in cores()}
+    cpus = sorted(sorted(load, key=lambda core: (load[core], core))[: lab.worker_cores])
+    node = Node(
+        name=f"{group.name}-{number}",
+        id=f"i-{number:017x}",
+        group=group.name,
+        subnet=subnet,
+        address=next(cluster.free_addresses(lab, subnet)),
+        template=group.template,
+        cpus=tuple(cpus),
+        release=group.release,
+    )
+    cluster.launch(lab, node, say)
+
+
+def end_drained(lab: Lab) -> list[str]:
+    """End the leaving nodes that have said that they can go, that are off, or whose time is over; their names."""
+    ended = []
+    for node in lab.workers():
+        if node.leaves_by is None:
+            continue
+        completed = cluster.events_directory(lab.paths) / aws_api.COMPLETED / node.id
+        if completed.exists() or time.time() > node.leaves_by or lab.machine(node.name).init() is None:
+            cluster.terminate(lab, node)
+            ended.append(node.name)
+    return ended
