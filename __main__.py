@@ -15,7 +15,7 @@ from components.master import Master, MasterArgs
 from components.network import Endpoints, EndpointsArgs, Network, NetworkArgs
 from components.readiness import Readiness, ReadinessArgs
 from components.scaling import Scaling, ScalingArgs
-from components.secrets import Secrets
+from components.secrets import Secrets, SecretsArgs
 from components.security import Security, SecurityArgs
 from components.snapshots import Snapshots, SnapshotsArgs
 from components.storage import Storage, StorageArgs, take_data_back
@@ -30,9 +30,9 @@ master_zone = region.zones[0]
 reserved_mb = facts.RESERVED_MB[settings.worker_storage]
 processes = fleet_processes(settings.worker_max, region.worker_types, reserved_mb)
 
-# --- the engine's sources and the cluster's secret ---
+# --- the engine's sources and the cluster's secrets ---
 bundle = BundleStore("engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine")))
-secrets = Secrets("secrets")
+secrets = Secrets("secrets", SecretsArgs(webui=settings.webui))
 
 # --- the private network and who may talk to whom in it ---
 network = Network(
@@ -102,6 +102,7 @@ master = Master(
         instance_type=settings.master_instance_type,
         image=image,
         webui=settings.webui,
+        webui_login=settings.webui_login,
         address=subnets.master_address,
         subnet_id=network.master_subnet_id,
         security_group_id=security.master.id,
@@ -174,6 +175,12 @@ if settings.webui:
     forward = f" --document-name AWS-StartPortForwardingSession --parameters {ports}"
     pulumi.export("webUiUrl", f"http://{subnets.master_address}:{facts.WEBUI_PORT}")
     pulumi.export("webUiPortForward", pulumi.Output.concat(session, forward))
+if secrets.webui and settings.webui_login:
+    shown = " --query SecretString --output text | python3 -c "
+    shown += "\"import json, sys; print(json.load(sys.stdin)['admin_password'])\""
+    asked = "aws secretsmanager get-secret-value --region "
+    command = pulumi.Output.concat(asked, region.name, " --secret-id ", secrets.webui.name, shown)
+    pulumi.export("webUiPasswordCommand", command)
 pulumi.export("volumeIds", dict(storage.volume_ids))
 pulumi.export("efsId", storage.file_system_id)
 if settings.keep_data_on_destroy:
@@ -181,4 +188,4 @@ if settings.keep_data_on_destroy:
         "takeDataBack", take_data_back(region.name, region.zones, storage.volume_ids, storage.file_system_id)
     )
 pulumi.export("workerGroupName", workers.group_name)
-pulumi.export("secretName", secrets.name)
+pulumi.export("secretName", secrets.cluster.name)

@@ -27,8 +27,9 @@ _PARTS: Final = (
     "pyproject.toml",
     "oq_celery.pth",
     "oq_celery",
+    "oq_webui",
 )
-_MODULES: Final = (".py", ".typed")  # what counts of a directory
+_MODULES: Final = (".py", ".typed", ".conf")  # what counts of a directory
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ ENGINE_DIR: Final = "/opt/openquake"
 DBSERVER_DIR: Final = "/var/lib/openquake"
 RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
+WEBUI_SOCKET: Final = "/run/openquake-webui/socket"  # from nginx to gunicorn
+WEBUI_SECRETS: Final = "/etc/openquake/webui.json"  # root's, handed to the WebUI alone
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
 BOOTSTRAP_DONE: Final = "/etc/openquake/bootstrap-done"  # is there once a machine has become a node
 
@@ -54,6 +56,7 @@ NFS_BLOCK: Final = 1024**2
 RABBITMQ_UNIT: Final = "rabbitmq-server.service"
 DBSERVER_UNIT: Final = "openquake-dbserver.service"
 WEBUI_UNIT: Final = "openquake-webui.service"
+NGINX_UNIT: Final = "openquake-nginx.service"  # in front of it
 BOOTSTRAP_UNIT: Final = "openquake-bootstrap.service"
 MOUNTS_UNIT: Final = "openquake-mounts.service"
 CELERY_UNIT: Final = "openquake-celery.service"

@@ -57,6 +57,7 @@ class MasterArgs:
     instance_type: str
     image: pulumi.Output[Image]
     webui: bool
+    webui_login: bool
     address: IPv4Address
     subnet_id: pulumi.Input[str]
     security_group_id: pulumi.Input[str]
@@ -86,7 +87,8 @@ class Master(Component):
             name,
             NodeRoleArgs(
                 statements=[
-                    args.secrets.keeper(),
+                    args.secrets.cluster.keeper(),
+                    *([args.secrets.webui.keeper()] if args.secrets.webui else []),
                     {
                         "Effect": "Allow",
                         "Action": ["s3:GetObject"],
@@ -167,6 +169,7 @@ class Master(Component):
                     architecture=args.architecture,
                     master_address=str(args.address),
                     webui=args.webui,
+                    webui_login=args.webui_login,
                     bundle_key=args.bundle.key,
                     bundle_sha256=args.bundle.sha256,
                     nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
@@ -176,7 +179,8 @@ class Master(Component):
             )
 
         return pulumi.Output.all(
-            secret_id=args.secrets.arn,
+            secret_id=args.secrets.cluster.arn,
+            webui_secret_id=args.secrets.webui.arn if args.secrets.webui else "",
             bundle_bucket=args.bundle.bucket,
             file_system_id=args.file_system_id,
             volumes=pulumi.Output.all(**args.volume_ids),

@@ -84,8 +84,8 @@ def _client_cidr(value: object) -> IPv4Network:
     network = _network(value)
     if not any(network.subnet_of(private) for private in _CLIENT_SPACE):
         raise ValueError(
-            "the WebUI asks for no password, so no public network may reach it: name the private network of "
-            "your VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
+            "the WebUI speaks plain HTTP, so no public network may reach it, with login or without: name the private "
+            "network of your VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
         )
     return network
 
@@ -278,6 +278,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "keepDataOnDestroy": Key(True, _boolean, {Change.KEPT_IN_STATE}),
     "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
+    "webuiLogin": Key(True, _boolean, {Change.MASTER_REPLACED}),
     "waitForReady": Key(True, _boolean, {Change.WAIT}),
     "readyTimeoutMinutes": Key(30, _integer(1, 240), {Change.WAIT}),
 }
@@ -312,6 +313,7 @@ class Settings:
     keep_data_on_destroy: bool
     backup_days: int
     webui: bool
+    webui_login: bool
     wait_for_ready: bool
     ready_timeout_minutes: int
 

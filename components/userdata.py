@@ -48,6 +48,7 @@ MASTER_PACKAGES: Final = (
     "python3-venv",  # builds the engine
     "python3-boto3",  # the bundle from S3 and the secret, before there is an engine
 )
+WEBUI_PACKAGES: Final = ("nginx",)  # and with a WebUI
 
 # Between two attempts of a bootstrap that fails, in seconds, and how often a worker tries: 10 minutes at least, for
 # somebody to look. Then it powers off and its autoscaling group replaces it, to which a machine that runs is healthy.
@@ -64,6 +65,7 @@ MASKED_UNITS: Final = (
     "apt-daily.timer",
     "apt-daily-upgrade.service",
     "apt-daily-upgrade.timer",
+    "nginx.service",  # Debian's, on port 80; the WebUI has a unit of its own
     "epmd.service",  # the broker starts its own, on loopback
     "epmd.socket",
     "sshd-unix-local.socket",  # systemd makes these two wherever there is an SSH server
@@ -104,12 +106,17 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class MasterNode(Node):
-    """The master: volumes maps each of facts.VOLUME_MOUNTS to the id of its EBS volume (vol-…)."""
+    """The master: volumes maps each of facts.VOLUME_MOUNTS to the id of its EBS volume (vol-…).
+
+    Without a WebUI, webui_secret_id is empty.
+    """
 
     bundle_bucket: str
     bundle_key: str
     volumes: Mapping[str, str]
     webui: bool
+    webui_login: bool
+    webui_secret_id: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +157,8 @@ def values(node: Node) -> dict[str, Any]:
         "bootstrap_limit": "StartLimitIntervalSec=0",
     }
     if isinstance(node, MasterNode):
-        extra["packages"] = MASTER_PACKAGES
+        extra["packages"] = MASTER_PACKAGES + (WEBUI_PACKAGES if node.webui else ())
+        extra["application_mode"] = "RESTRICTED" if node.webui_login else "PUBLIC"  # upstream's words
         extra["home_unit"], extra["var_unit"], extra["rabbitmq_volume_unit"] = map(
             volume_unit, (facts.HOME_MOUNT, facts.VAR_MOUNT, facts.RABBITMQ_DIR)
         )
@@ -257,11 +265,14 @@ _BlockDumper.add_representer(str, _literal)
 
 @dataclasses.dataclass(frozen=True)
 class _Role:
-    """What tells one kind of node from the other: modules of its program, units, further files, boot scripts."""
+    """What tells one kind of node from the other: modules of its program, units, further files, programs of
+    the engine, boot scripts.
+    """
 
     modules: tuple[str, ...]
     units: tuple[str, ...]
     templates: Mapping[str, str]
+    programs: tuple[str, ...]
     boot: tuple[str, ...]
 
 
@@ -276,7 +287,7 @@ def _role(node: Node) -> _Role:
                 facts.REFRESH_TIMER,
                 facts.REAP_SERVICE,
                 facts.REAP_TIMER,
-                *([facts.WEBUI_UNIT] if node.webui else []),
+                *([facts.WEBUI_UNIT, facts.NGINX_UNIT] if node.webui else []),
             ),
             templates={
                 f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf": "units/rabbitmq-server.conf",
@@ -284,6 +295,7 @@ def _role(node: Node) -> _Role:
                 "/etc/rabbitmq/rabbitmq.conf": "etc/rabbitmq.conf",
                 "/etc/rabbitmq/rabbitmq-env.conf": "etc/rabbitmq-env.conf",
             },
+            programs=("oq-webui",) if node.webui else (),
             # RabbitMQ, of the image or installed before a reboot in the middle, must not start before its users and its
             # volume are there: the bootstrap starts it, and later boots find all in place.
             boot=(
@@ -304,6 +316,7 @@ def _role(node: Node) -> _Role:
             *(["openquake-readonly-root.service"] if diskless else []),
         ),
         templates={},
+        programs=(),
         boot=(
             *([_read("boot/diskless.sh")] if diskless else []),
             _read("boot/kernel.sh"),
@@ -327,8 +340,10 @@ def cloud_config(node: Node) -> dict[str, Any]:
             _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
             _template(node, "/etc/default/openquake", "etc/default-openquake"),
             _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
-            _template(node, "/usr/local/bin/oq", "etc/oq", "0755"),
-            _template(node, "/usr/local/bin/oq-celery", "etc/oq", "0755"),
+            *(
+                _template(node, f"/usr/local/bin/{name}", "etc/oq", "0755")
+                for name in ("oq", "oq-celery", *role.programs)
+            ),
             *(
                 _file(f"{LIBRARY_DIR}/{name}.py", _read(f"oq_node/{name}.py"))
                 for name in _COMMON + role.modules

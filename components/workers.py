@@ -74,7 +74,7 @@ class Workers(Component):
 
     def __init__(self, name: str, args: WorkersArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
-        role = NodeRole(name, NodeRoleArgs(statements=[args.secrets.reader()]), opts=self.child())
+        role = NodeRole(name, NodeRoleArgs(statements=[args.secrets.cluster.reader()]), opts=self.child())
         template = self._template(args, role)
         group = aws.autoscaling.Group(
             self.named("group"),
@@ -170,9 +170,9 @@ class Workers(Component):
                     ),
                 )
             ],
-            user_data=pulumi.Output.all(secret_id=args.secrets.arn, file_system_id=args.file_system_id).apply(
-                lambda known: _user_data(args, known)
-            ),
+            user_data=pulumi.Output.all(
+                secret_id=args.secrets.cluster.arn, file_system_id=args.file_system_id
+            ).apply(lambda known: _user_data(args, known)),
             tag_specifications=[
                 aws.ec2.LaunchTemplateTagSpecificationArgs(resource_type=kind, tags=self.tags("worker"))
                 for kind in ("instance", "volume", "network-interface")

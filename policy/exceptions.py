@@ -34,15 +34,16 @@ EXCEPTIONS: Final = (
     Excepted(("CKV_AWS_184",), "FileSystem:storage-shared", "The same, with AWS's key for EFS."),
     Excepted(
         ("CKV_AWS_149",),
-        "Secret:secrets-cluster",
+        "Secret:secrets-*",
         "The same, with AWS's key for Secrets Manager. A key of the customer's would give the nodes' roles one more "
         "right (`kms:Decrypt`).",
     ),
     Excepted(
         ("CKV2_AWS_57", "SecretsManager.1", "SecretsManager.4"),
-        "Secret:secrets-cluster",
-        "Nothing rotates it: RabbitMQ, the master and every worker that computes hold the password, so a function that "
-        "changes it would cut running calculations off. The security groups are the guard.",
+        "Secret:secrets-*",
+        "Nothing rotates them. RabbitMQ, the master and every worker that computes hold the cluster's password, so a "
+        "function that changes it would cut running calculations off; the security groups are the guard. The WebUI's "
+        "key signs sessions, and a new one logs everybody out; `oq-webui password` changes the administrator's.",
     ),
     Excepted(
         ("CKV_AWS_145",),

@@ -114,15 +114,24 @@ def share_directories() -> None:
     run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/openquake.conf")
 
 
-def ensure_secret() -> dict[str, str]:
-    """The secret's values; made now if this cluster has none yet."""
-    command = ["/usr/bin/python3", "/usr/local/lib/oq_node/secret.py", "ensure"]
-    done = subprocess.run(
-        [*command, FACTS["region"], FACTS["secret_id"]], capture_output=True, text=True, env=ENVIRONMENT
-    )
+def ensure_secret(secret_id: str, **sizes: int) -> dict[str, str]:
+    """A secret's values; made now, of so many random bytes each, if this cluster has none yet."""
+    command = ["/usr/bin/python3", "/usr/local/lib/oq_node/secret.py", "ensure", FACTS["region"], secret_id]
+    command += [f"{name}={size}" for name, size in sizes.items()]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise NodeError(f"the secret cannot be read or made: {done.stderr.strip()[-800:]}")
     return dict(json.loads(done.stdout))
+
+
+def cluster_secret() -> dict[str, str]:
+    """What all nodes know."""
+    return ensure_secret(FACTS["secret_id"], amqp_password=32, dbserver_authkey=32)
+
+
+def webui_secret() -> dict[str, str]:
+    """What the master alone knows: the key that signs the WebUI's sessions, and its first administrator's password."""
+    return ensure_secret(FACTS["webui_secret_id"], secret_key=32, admin_password=12)
 
 
 def configure_broker(password: str) -> None:
@@ -231,9 +240,12 @@ def bootstrap() -> None:
     with step("Debian packages"):
         install_packages()
     with step("configuration"):
-        secret = until("the secret", SECRET_DEADLINE_SECONDS, ensure_secret, every=5)
+        secret = until("the secret", SECRET_DEADLINE_SECONDS, cluster_secret, every=5)
         num_cores = until("the fleet's size", METADATA_DEADLINE_SECONDS, fleet_cores)
         write_configuration({**passwords(secret), "distribution": {"num_cores": num_cores}})
+        if FACTS["webui"]:
+            values = until("the WebUI's secret", SECRET_DEADLINE_SECONDS, webui_secret, every=5)
+            write(FACTS["webui_secrets"], json.dumps(values), 0o600)
     with step("RabbitMQ's configuration"):
         configure_broker(secret["amqp_password"])
     with step("shared file system"):
@@ -284,13 +296,14 @@ def services() -> dict[str, int]:
     """The units that people and workers talk to, and their ports."""
     found = {FACTS["rabbitmq_unit"]: FACTS["amqp_port"], FACTS["dbserver_unit"]: FACTS["dbserver_port"]}
     if FACTS["webui"]:
-        found[FACTS["webui_unit"]] = FACTS["webui_port"]
+        found[FACTS["nginx_unit"]] = FACTS["webui_port"]
     return found
 
 
 def background() -> list[str]:
-    """The units that nobody talks to."""
-    return [FACTS["metrics_unit"], FACTS["refresh_timer"], FACTS["reap_timer"]]
+    """The units that nobody talks to from elsewhere."""
+    behind_nginx = [FACTS["webui_unit"]] if FACTS["webui"] else []
+    return [*behind_nginx, FACTS["metrics_unit"], FACTS["refresh_timer"], FACTS["reap_timer"]]
 
 
 def problems() -> list[str]:

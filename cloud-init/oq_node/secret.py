@@ -1,4 +1,6 @@
-"""The cluster's secret: `get` prints it, `ensure` makes it first where it has no value yet.
+"""One of the cluster's secrets: `get` prints it, `ensure` makes it first where it has no value yet.
+
+    secret.py get|ensure REGION SECRET [NAME=BYTES…]
 
 A program of its own because it needs boto3: the master runs it with Debian's python3-boto3, a worker with the
 engine's. The value is printed to a pipe of oq-node's and is never an argument, a file or a log line.
@@ -24,14 +26,13 @@ def main() -> None:
     """Print the secret's JSON; exit code 3 when it has no value (yet)."""
     import boto3
 
-    command, region, secret_id = sys.argv[1:]
+    command, region, secret_id, *names = sys.argv[1:]
     client = boto3.client("secretsmanager", region_name=region)
     value = read(client, secret_id)
     if value is None and command == "ensure":
-        # 256 bits each; letters and digits only, so that they need no quoting in a configuration file or a URL.
-        value = json.dumps(
-            {"amqp_password": secrets.token_hex(32), "dbserver_authkey": secrets.token_hex(32)}
-        )
+        # Letters and digits only, so that they need no quoting in a configuration file or a URL.
+        sizes = dict(name.split("=") for name in names)
+        value = json.dumps({name: secrets.token_hex(int(size)) for name, size in sizes.items()})
         client.put_secret_value(SecretId=secret_id, SecretString=value)
     if value is None:
         raise SystemExit(3)

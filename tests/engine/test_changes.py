@@ -37,6 +37,7 @@ OTHER: dict[str, object] = {
     "keepDataOnDestroy": False,
     "backupDays": 7,
     "webui": False,
+    "webuiLogin": False,
     "waitForReady": False,
     "readyTimeoutMinutes": 31,
 }

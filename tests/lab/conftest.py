@@ -73,8 +73,10 @@ def nfs_cluster(paths: Paths) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def diskless_cluster(paths: Paths) -> Iterator[Lab]:
-    """A master and two diskless workers; nothing gets out of the VPC, so their image has everything baked in."""
-    settings = {"workerStorage": "diskless", "egress": "endpoints", "amiId": OWN_IMAGE}
+    """A master and two diskless workers; nothing gets out of the VPC, so their image has everything baked in. The WebUI
+    asks nobody for a password.
+    """
+    settings = {"workerStorage": "diskless", "egress": "endpoints", "amiId": OWN_IMAGE, "webuiLogin": "false"}
     if not cache.kept_engine(paths, make_plan(record(configuration(**settings)))).exists():
         with booted(paths):  # which has a way to PyPI and leaves its engine in the cache
             pass

@@ -32,16 +32,6 @@ def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] =
     return set(json.loads(done.stdout))
 
 
-def submit(lab: Lab, job_ini: Path, seconds: float = 120) -> str:
-    """The log of a calculation that a client's computer has run through the engine's API."""
-    program = str(Path(__file__).with_name("submit.py"))
-    url = f"http://{lab.master().address}:{facts.WEBUI_PORT}"
-    command = [sys.executable, program, url, str(job_ini), str(seconds)]
-    done = subprocess.run(in_netns(lab.paths.netns("client"), command), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def on(lab: Lab, node: str, line: str, timeout: float = 60) -> str:
     """What a line of shell prints on a node; the test fails when the line does."""
     done = lab.machine(node).execute(["bash", "-c", line], timeout)
@@ -75,15 +65,6 @@ def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
         120,
     )
     assert not job.done()
-
-
-def calculations(lab: Lab) -> list[dict[str, Any]]:
-    """All calculations by the API, the oldest first: what the WebUI lists."""
-    url = f"http://localhost:{facts.WEBUI_PORT}/v1/calc/list"
-    program = f"import urllib.request; print(urllib.request.urlopen('{url}').read().decode())"
-    found: list[dict[str, Any]] = json.loads(on(lab, "master", f'python3 -c "{program}"'))
-    wanted = ("id", "owner", "description", "status", "calculation_mode")
-    return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
 
 def people(lab: Lab, *names: str) -> str:

@@ -35,14 +35,20 @@ from tests.lab.support import (
     ALL_PORTS,
     FLOAT32_ROUNDING,
     as_user,
-    calculations,
     compute,
     listening,
     on,
     people,
     reached,
-    submit,
     wait_until_a_task_runs,
+)
+from tests.lab.web import (
+    Client,
+    account,
+    administrator,
+    administrators_password,
+    calculations,
+    submit,
 )
 
 pytestmark = pytest.mark.lab
@@ -174,13 +180,15 @@ def test_instance_metadata_needs_a_token(nfs_cluster: Lab) -> None:
     assert on(nfs_cluster, "worker-1", f'python3 -c "{program}"').strip() == "401"
 
 
-def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) -> None:
-    (secret,) = nfs_cluster.plan.secrets
+def test_a_workers_role_reads_the_clusters_secret_alone_and_cannot_change_it(nfs_cluster: Lab) -> None:
+    clusters, webuis = (secret.arn for secret in nfs_cluster.plan.secrets)
     program = (
         "import boto3\n"
         f"client = boto3.client('secretsmanager', region_name='{nfs_cluster.plan.region}')\n"
-        f"print(len(client.get_secret_value(SecretId='{secret.arn}')['SecretString']) > 0)\n"
-        f"try: client.put_secret_value(SecretId='{secret.arn}', SecretString='mine')\n"
+        f"print(len(client.get_secret_value(SecretId='{clusters}')['SecretString']) > 0)\n"
+        f"try: client.put_secret_value(SecretId='{clusters}', SecretString='mine')\n"
+        "except client.exceptions.ClientError as error: print(error.response['Error']['Code'])\n"
+        f"try: client.get_secret_value(SecretId='{webuis}')\n"
         "except client.exceptions.ClientError as error: print(error.response['Error']['Code'])"
     )
     said = on(
@@ -188,7 +196,7 @@ def test_a_workers_role_reads_the_secret_and_cannot_change_it(nfs_cluster: Lab) 
         "worker-1",
         f'AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt {facts.ENGINE_DIR}/bin/python -c "{program}"',
     )
-    assert said.split() == ["True", "AccessDeniedException"]
+    assert said.split() == ["True", "AccessDeniedException", "AccessDeniedException"]
 
 
 def test_a_job_with_several_source_models_in_a_users_home(nfs_cluster: Lab, tmp_path: Path) -> None:
@@ -252,11 +260,8 @@ def test_nobody_aborts_or_removes_what_is_not_theirs_and_what_is_aborted_has_end
         number = calculations(nfs_cluster)[-1]["id"]
         status, said = as_user(nfs_cluster, "ann", f"oq abort {number}")
         assert (status, f"sudo oq abort {number}" in said) == (1, True), said
-        post = (
-            f"import http.client; web = http.client.HTTPConnection('localhost', {facts.WEBUI_PORT}); "
-            f"web.request('POST', '/v1/calc/{number}/abort'); print(web.getresponse().read().decode())"
-        )
-        assert "oq abort" in on(nfs_cluster, "master", f'python3 -c "{post}"')
+        said = administrator(nfs_cluster).post(f"/v1/calc/{number}/abort").text
+        assert f"sudo oq abort {number}" in said
         assert f"{number} of bob" not in as_user(nfs_cluster, "ann", "oq purge old --days 0")[1]
         assert calculations(nfs_cluster)[-1]["status"] == "executing"
         assert not job.done()
@@ -444,6 +449,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
     ids = f"for name in {USER} bob ssm-user; do id --user $name; id --groups --name $name | xargs -n 1 | sort; done"
     ids += "; id --user late"
     accounts = on(nfs_cluster, "master", ids)
+    webui = {"bob": account(nfs_cluster, "add", "bob"), "admin": administrators_password(nfs_cluster)}
     machine = on(nfs_cluster, "master", "cat /etc/machine-id")
 
     replace_in_bad_hours(nfs_cluster)
@@ -452,6 +458,8 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
 
     assert on(nfs_cluster, "master", "cat /etc/machine-id") != machine
     assert on(nfs_cluster, "master", ids) == accounts
+    for name, password in webui.items():
+        assert Client(nfs_cluster).login(name, password).status_code == 200, name
     root = on(nfs_cluster, "master", "runuser --user ssm-user -- sudo --non-interactive id --user")
     assert root.strip() == "0"
     assert calculations(nfs_cluster) == calculated

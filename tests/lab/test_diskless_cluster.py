@@ -12,8 +12,10 @@ from lab.cluster import build
 from lab.cluster.cluster import Lab
 from lab.linux import network
 from lab.linux.host import kill, processes
+from lab.trials.job import CLASSICAL, fetch_job
 from tests.lab.conftest import left_over
 from tests.lab.support import FLOAT32_ROUNDING, compute, listening, on, reached
+from tests.lab.web import Client
 
 pytestmark = pytest.mark.lab
 
@@ -57,6 +59,20 @@ def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cl
     assert listening(diskless_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
     for node in diskless_cluster.workers():
         assert listening(diskless_cluster, node.name) == set(), node.name
+
+
+def test_without_login_anybody_computes_and_still_nobody_sees_djangos_debug_page(
+    diskless_cluster: Lab,
+) -> None:
+    anybody, somebody = Client(diskless_cluster), Client(diskless_cluster)
+    number = int(anybody.run(fetch_job(diskless_cluster, CLASSICAL)).json()["job_id"])
+    assert somebody.wait(number) == "complete"
+    assert number in somebody.listed()
+    for path in ("/engine/", f"/engine/{number}/outputs"):
+        assert somebody.get(path).status_code == 200, path
+    wrong = somebody.get("/nothing")
+    assert (wrong.status_code, "URLconf" in wrong.text) == (404, False)
+    assert somebody.get("/v1/calc/list", headers={"Host": "rebound.example"}).status_code == 400
 
 
 def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:

@@ -36,7 +36,8 @@ from lab.region.provider import Values
 from lab.region.stack import Stack, served
 from lab.trials.job import CLASSICAL, USER, DemoJob, Run, compare, fetch_job, run_job
 from tests.engine.conftest import pulumi
-from tests.lab.support import as_user, calculations, on, people, wait_until_a_task_runs
+from tests.lab.support import as_user, on, people, wait_until_a_task_runs
+from tests.lab.web import calculations
 
 pytestmark = pytest.mark.lab
 __all__ = ["pulumi"]
@@ -268,6 +269,7 @@ def test_destroyed_while_a_worker_drains_it_leaves_the_data_and_nothing_else(lif
         life.stack.destroy()
         assert running.exception() is not None
     state = life.region.paths.state
-    assert host.processes(life.region.paths) == host.namespaces(life.region.paths) == []
+    assert host.processes(life.region.paths) == []
+    assert host.namespaces(life.region.paths) == []
     left = {path.name for path in [*state.glob("volumes/*"), *state.glob("efs/*")]}
     assert kept <= left

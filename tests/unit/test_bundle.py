@@ -39,9 +39,11 @@ def test_the_bundle_holds_what_the_engines_build_reads() -> None:
     needed |= set(re.findall(r"\$source/([\w.-]+)", build))
     needed |= {project["project"]["readme"]} if "readme" in project["project"] else set()
     assert needed <= held
-    modules = {str(path.relative_to(ENGINE)) for path in (ENGINE / "oq_celery").rglob("*.py")}
-    assert modules
-    assert modules <= held
+    for package in wheel["packages"]:
+        modules = {str(path.relative_to(ENGINE)) for path in (ENGINE / package).rglob("*.py")}
+        assert modules
+        assert modules <= held
+    assert "oq_webui/nginx.conf" in held
 
 
 def test_nothing_that_the_engine_does_not_consist_of_is_in_it(sources: Path) -> None:

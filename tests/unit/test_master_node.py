@@ -87,9 +87,9 @@ def steps(master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     for name in (
         "install_ssm_agent", "volumes_mounted", "ensure_user", "install_packages", "ensure_secret", "fleet_cores",
         "write_configuration", "passwords", "configure_broker", "mount_shared", "share_directories", "build_engine",
-        "mount_engine", "start",
+        "mount_engine", "start", "write",
     ):  # fmt: skip
-        monkeypatch.setattr(master.module, name, lambda *_arguments: {"amqp_password": ""})
+        monkeypatch.setattr(master.module, name, lambda *_arguments, **_sizes: {"amqp_password": ""})
     for name in ("adopt", "keep"):
         monkeypatch.setattr(master.module.accounts, name, lambda: None)
     monkeypatch.setattr("oq_node.common.STATE", tmp_path / "state.json")

@@ -505,24 +505,29 @@ def test_the_file_system_has_a_mount_target_in_every_zone_of_the_workers(each_mo
 # --- secret and rights --------------------------------------------------------------------------------------
 
 
-def test_the_secret_has_no_value(each_mode: Recording) -> None:
-    assert each_mode.one(SECRET)
+def test_no_secret_has_a_value(each_mode: Recording) -> None:
+    assert each_mode.of_type(SECRET)
     assert not [one.name for one in each_mode.resources if "secretVersion" in one.type]
 
 
 def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
-    secret = each_mode.one(SECRET).outputs["arn"]
+    secret = each_mode.one(SECRET, "secrets-cluster").outputs["arn"]
+    of_webui = [one.outputs["arn"] for one in each_mode.of_type(SECRET) if one.name == "secrets-webui"]
+    assert bool(of_webui) == ("webUiUrl" in each_mode.exports)
     bundle = each_mode.one("aws:s3/bucketObjectv2:BucketObjectv2").inputs
     assert statements(each_mode.one(ROLE_POLICY, "workers-rights").inputs["policy"]) == [
         {"Effect": "Allow", "Action": ["secretsmanager:GetSecretValue"], "Resource": secret}
     ]
     *_, agent = rights = statements(each_mode.one(ROLE_POLICY, "master-rights").inputs["policy"])
     assert rights == [
-        {
-            "Effect": "Allow",
-            "Action": ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"],
-            "Resource": secret,
-        },
+        *(
+            {
+                "Effect": "Allow",
+                "Action": ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"],
+                "Resource": arn,
+            }
+            for arn in (secret, *of_webui)  # which no worker reads
+        ),
         {
             "Effect": "Allow",
             "Action": ["s3:GetObject"],
@@ -921,6 +926,10 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
         "webUiPortForward": session
         + " --document-name AWS-StartPortForwardingSession"
         + " --parameters portNumber=8800,localPortNumber=8800",
+        "webUiPasswordCommand": f"aws secretsmanager get-secret-value --region {REGION} --secret-id "
+        + recording.one(SECRET, "secrets-webui").outputs["name"]
+        + " --query SecretString --output text"
+        + " | python3 -c \"import json, sys; print(json.load(sys.stdin)['admin_password'])\"",
         "volumeIds": {
             mount: recording.one(VOLUME, f"storage-{name}").id
             for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
@@ -928,9 +937,11 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
         "efsId": recording.one(EFS).id,
         "takeDataBack": recording.exports["takeDataBack"],  # test_adoption.py has its lines
         "workerGroupName": recording.one(GROUP).outputs["name"],
-        "secretName": recording.one(SECRET).outputs["name"],
+        "secretName": recording.one(SECRET, "secrets-cluster").outputs["name"],
     }
-    assert not {"webUiUrl", "webUiPortForward"} & record(**MODES[NAT_DISKLESS]).exports.keys()
+    of_webui = {"webUiUrl", "webUiPortForward", "webUiPasswordCommand"}
+    assert not of_webui & record(**MODES[NAT_DISKLESS]).exports.keys()
+    assert of_webui - record(webuiLogin="false").exports.keys() == {"webUiPasswordCommand"}
 
 
 # --- what is wrong is said at once --------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_no_password_is_in_the_user_data(each_mode: Recording) -> None:
         assert "changeme" not in yaml.safe_dump(config)
         assert (
             json.loads(files(config)["/etc/openquake/node.json"])["secret_id"]
-            == each_mode.one(SECRET).outputs["arn"]
+            == each_mode.one(SECRET, "secrets-cluster").outputs["arn"]
         )
 
 
@@ -156,10 +156,36 @@ def test_only_the_master_has_dbserver_webui_and_broker_and_only_workers_have_cel
     for unit, on_master, on_worker in (
         (facts.DBSERVER_UNIT, True, False),
         (facts.WEBUI_UNIT, webui, False),
+        (facts.NGINX_UNIT, webui, False),
+        ("bin/oq-webui", webui, False),
         (facts.RABBITMQ_UNIT, True, False),
         (facts.CELERY_UNIT, False, True),
     ):
         assert (unit in written["master"], unit in written["worker"]) == (on_master, on_worker), unit
+
+
+def test_with_login_the_webui_is_in_upstreams_restricted_mode(record: Record) -> None:
+    path = f"/etc/systemd/system/{facts.WEBUI_UNIT}"
+    for login, mode in (("true", "RESTRICTED"), ("false", "PUBLIC")):
+        unit = files(configs(record(webuiLogin=login))["master"])[path]
+        assert f" OQ_APPLICATION_MODE={mode}\n" in unit
+
+
+def test_the_webui_alone_is_handed_its_secrets_and_its_restart_ends_no_calculation(record: Record) -> None:
+    written = files(configs(record())["master"])
+    assert [path for path, text in written.items() if "LoadCredential=" in text] == [
+        f"/etc/systemd/system/{facts.WEBUI_UNIT}"
+    ]
+    unit = written[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
+    assert f"LoadCredential=secrets:{facts.WEBUI_SECRETS}\n" in unit
+    assert "KillMode=process\n" in unit
+
+
+def test_nginx_is_installed_where_there_is_a_webui_and_never_started_by_debian(each_mode: Recording) -> None:
+    config = configs(each_mode)["master"]
+    node = json.loads(files(config)["/etc/openquake/node.json"])
+    assert ("nginx" in node["packages"]) == ("webUiUrl" in each_mode.exports)
+    assert any("systemctl mask" in step and " nginx.service" in step for step in config["bootcmd"])
 
 
 def test_the_master_finds_its_volumes_by_their_ids(each_mode: Recording) -> None:

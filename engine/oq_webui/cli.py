@@ -1,0 +1,123 @@
+"""The command `oq-webui`: serve the WebUI, or manage its accounts."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import pwd
+import re
+import sys
+from importlib import resources
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(
+        prog="oq-webui", description="The WebUI of the OpenQuake Engine, and people's accounts of it."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add = commands.add_parser("add", help="make an account, and print its password")
+    add.add_argument(
+        "name", help="of the account; that of a user of this machine has their calculations in its list"
+    )
+    add.add_argument(
+        "--admin", action="store_true", help="sees and ends everybody's calculations, manages accounts"
+    )
+    add.set_defaults(run=lambda given: _accounts("add", given.name, administrator=given.admin))
+    for name, text in (
+        ("password", "give an account a new password, and print it"),
+        ("remove", "take an account away; its calculations stay"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("name", help="of the account")
+        command.set_defaults(run=lambda given, name=name: _accounts(name, given.name))
+    list_ = commands.add_parser("list", help="show the accounts")
+    list_.set_defaults(run=lambda _given: _accounts("list"))
+    serve = commands.add_parser("serve", help="serve the WebUI on a Unix socket (a systemd unit does)")
+    serve.add_argument("socket")
+    serve.set_defaults(run=lambda given: _serve(given.socket))
+    nginx = commands.add_parser("nginx", help="print the configuration of nginx (a systemd unit wants it)")
+    for name in ("port", "socket", "static", "writable"):
+        nginx.add_argument(f"--{name}", required=True)
+    nginx.set_defaults(
+        run=lambda given: print(nginx_conf(given.port, given.socket, given.static, given.writable), end="")
+    )
+    given = parser.parse_args()
+    given.run(given)
+
+
+def nginx_conf(port: str, socket: str, static: str, writable: str) -> str:
+    """nginx's configuration.
+
+    Args:
+        port: where people come in.
+        socket: of gunicorn.
+        static: the directory of Django's static files.
+        writable: a directory that nginx may write to.
+    """
+    values = {"port": port, "socket": socket, "static": static, "writable": writable}
+    text = resources.files("oq_webui").joinpath("nginx.conf").read_text()
+    # nginx's own variables stay: they have no braces.
+    return re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], text)
+
+
+def _serve(socket: str) -> None:
+    _set_up()
+    from openquake.server import settings as upstream
+
+    from oq_webui import settings
+    from oq_webui.server import Server
+
+    if upstream.LOCKDOWN:
+        from oq_webui import accounts
+
+        accounts.prepare()
+        if (password := settings.secret("admin_password")) is not None:
+            accounts.ensure_administrator(password)
+    if directory := os.environ.get(settings.UPLOADS):
+        uploads = Path(directory)
+        uploads.mkdir(mode=0o700, exist_ok=True)
+        for left in uploads.iterdir():  # by a server that was killed
+            left.unlink()
+    sys.argv[1:] = []  # gunicorn and upstream look at them
+    Server(socket).run()
+
+
+def _accounts(action: str, name: str = "", **options: bool) -> None:
+    """Do something about accounts, as the user whose files they are in."""
+    os.environ["OQ_APPLICATION_MODE"] = "RESTRICTED"  # or there would be no accounts
+    from openquake.baselib import config
+
+    owner = Path(config.dbserver.file).expanduser().parent.owner()
+    if os.geteuid() == 0:
+        # By the node's own command again, which finds numba's cache of that user. Another one's cannot be read, and
+        # numba would compile for a minute.
+        environment = {"PATH": os.environ["PATH"], "HOME": pwd.getpwnam(owner).pw_dir}
+        os.execvpe("runuser", ["runuser", "--user", owner, "--", "oq-webui", *sys.argv[1:]], environment)  # noqa: S606
+    if getpass.getuser() != owner:
+        sys.exit(f"oq-webui {action}: accounts are root's to manage: sudo oq-webui {action} {name}".rstrip())
+    _set_up()
+    from oq_webui import accounts
+
+    accounts.prepare()
+    try:
+        if action == "add":
+            print(f"{name}: {accounts.add(name, **options)}")
+        elif action == "password":
+            print(f"{name}: {accounts.renew_password(name)}")
+        elif action == "remove":
+            accounts.remove(name)
+        else:
+            print("\n".join(accounts.listed()))
+    except accounts.AccountError as error:
+        sys.exit(f"oq-webui {action}: {error}")
+
+
+def _set_up() -> None:
+    """Let Django read its settings."""
+    os.environ["DJANGO_SETTINGS_MODULE"] = "oq_webui.settings"
+    import django
+
+    django.setup()

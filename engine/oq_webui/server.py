@@ -1,0 +1,55 @@
+"""gunicorn with the WebUI in it. Django has to be set up when this is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from django.db import connections
+from gunicorn.app.base import BaseApplication
+
+# Like upstream's own server a thread for each request, so that one which exports or uploads for minutes stops no other.
+# Two processes, because one that computes in Python holds its threads up.
+PROCESSES = 2
+THREADS = 16
+
+
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """The WebUI on a Unix socket."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        super().__init__()
+
+    def load_config(self) -> None:
+        """gunicorn's settings."""
+        for name, value in {
+            "bind": f"unix:{self.socket}",
+            "proc_name": "oq-webui",
+            "worker_class": "gthread",
+            "workers": PROCESSES,
+            "threads": THREADS,
+            "preload_app": True,
+            # A process whose main thread says nothing for so long hangs.
+            "timeout": 300,
+            # Requests that run at a restart. Uploads and exports longer than that have to be repeated.
+            "graceful_timeout": 30,
+            "keepalive": 0,
+            "control_socket_disable": True,
+            # nginx alone reaches the socket.
+            "forwarded_allow_ips": "*",
+            "worker_exit": _leave_the_calculations,
+        }.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """The application."""
+        from openquake.server.wsgi import application
+
+        connections.close_all()  # of this process, before it forks
+        return application
+
+
+def _leave_the_calculations(_arbiter: Any, _worker: Any) -> None:
+    """End this process at once. Python would wait for its children first, which are people's calculations."""
+    os._exit(0)

@@ -1,0 +1,65 @@
+"""Upstream's Django settings, and what is otherwise on a server.
+
+Upstream reads OQ_APPLICATION_MODE: RESTRICTED is the WebUI with login, PUBLIC that without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from openquake.baselib import config
+from openquake.server import settings as upstream
+from openquake.server.settings import *  # noqa: F403 - Django takes each name in capitals
+
+SECRETS = "OQ_WEBUI_SECRETS"
+"""Names a JSON file with `secret_key` and `admin_password`, which only the server can read."""
+HOSTS = "OQ_WEBUI_HOSTS"
+"""By which names and addresses people reach the server besides its own, separated by spaces."""
+UPLOADS = "OQ_WEBUI_UPLOADS"
+"""A directory of the server's own for what is being uploaded."""
+DATABASE = Path(config.dbserver.file).expanduser().with_name("webui.sqlite3")
+"""Accounts and sessions. Not in the engine's database, which every member of the group can read and which is locked
+while the DbServer writes a job's log."""
+
+
+def secret(name: str) -> str | None:
+    """A value of the server's secrets; None for a process that has none, such as a command about accounts."""
+    path = os.environ.get(SECRETS)
+    return str(json.loads(Path(path).read_text())[name]) if path else None
+
+
+DEBUG = False
+SECRET_KEY = secret("secret_key") or secrets.token_hex(32)
+# A page elsewhere whose name is made to point here (DNS rebinding) must not get through people's browsers to the API.
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", socket.gethostname(), socket.getfqdn()]
+ALLOWED_HOSTS += os.environ.get(HOSTS, "").split()
+
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATABASE), "OPTIONS": {"timeout": 20}},
+    "engine": {**upstream.DATABASES["default"], "OPTIONS": {"timeout": 20}},
+}
+DATABASE_ROUTERS = ["oq_webui.router.EngineRouter"]
+
+# An upload lies beside the calculations until it is unpacked there: gigabytes of it would fill the disk of the
+# databases.
+FILE_UPLOAD_TEMP_DIR = os.environ.get(UPLOADS) or upstream.FILE_UPLOAD_TEMP_DIR
+
+# Where the engine's build collects them, and nginx serves them.
+STATIC_ROOT = str(Path(sys.prefix, "static"))
+
+# Nothing here sends mail: who has forgotten a password gets a new one from an administrator.
+EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
+# The cluster's version is the one that it was made with; upstream's server may be out of reach, too.
+DISABLE_VERSION_WARNING = True
+SUPPRESS_PERMISSION_DENIED_WARNINGS = True
+
+if upstream.LOCKDOWN:
+    MIDDLEWARE = (*upstream.MIDDLEWARE, "oq_webui.owners.OwnersOnly")
+    SESSION_COOKIE_HTTPONLY = True
+    SESSION_COOKIE_SAMESITE = "Lax"

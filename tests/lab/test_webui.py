@@ -1,0 +1,305 @@
+"""The WebUI with login, as several people use it from addresses of a client's network."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pytest
+
+from components import facts
+from lab.cluster import cluster
+from lab.cluster.cluster import Lab
+from lab.linux.host import wait_until
+from lab.trials import matrix
+from lab.trials.job import CLASSICAL, USER, fetch_job, make_user
+from tests.lab.support import on
+from tests.lab.web import Client, account, administrator
+
+pytestmark = pytest.mark.lab
+
+UPLOAD_BYTES = 64 * 1024**2
+RESTART = f"systemctl restart {facts.WEBUI_UNIT}"
+
+
+@dataclass
+class Office:
+    """Two seismologists and the administrator, all logged in; `job` is a small one."""
+
+    lab: Lab
+    ann: Client
+    bob: Client
+    admin: Client
+    password: str
+    job: Path
+
+    def finished(self) -> int:
+        """A calculation of Ann's that is complete."""
+        answer = self.ann.run(self.job)
+        assert answer.status_code == 200, answer.text
+        number = int(answer.json()["job_id"])
+        assert self.ann.wait(number) == "complete"
+        return number
+
+    def running(self) -> int:
+        """A calculation of Ann's that computes, for a while."""
+        long = self.job.with_name("long.ini")
+        text = re.sub(r"(area_source_discretization *=).*", r"\1 2", self.job.read_text())
+        assert text != self.job.read_text()
+        long.write_text(text)
+        since = time.time()
+        try:
+            number = int(self.ann.run(long, job_ini="long.ini").json()["job_id"])
+        finally:
+            long.unlink()
+        wait_until(
+            "a task to run",
+            lambda: any(matrix.is_busy(self.lab, node.name, since) for node in self.lab.workers()),
+            120,
+        )
+        return number
+
+
+@pytest.fixture(scope="module")
+def office(nfs_cluster: Lab) -> Office:
+    ann, bob = account(nfs_cluster, "add", "ann"), account(nfs_cluster, "add", "bob")
+    return Office(
+        nfs_cluster,
+        Client(nfs_cluster, "ann", ann),
+        Client(nfs_cluster, "bob", bob),
+        administrator(nfs_cluster),
+        ann,
+        fetch_job(nfs_cluster, CLASSICAL),
+    )
+
+
+def test_who_has_not_logged_in_gets_the_login_page_and_nothing_of_the_api(office: Office) -> None:
+    stranger = Client(office.lab)
+    assert stranger.get("/engine/").headers["Location"] == "/accounts/login/"
+    assert stranger.get("/admin/").status_code == 302
+    for path in ("/v1/calc/list", "/v1/calc/1/log/0:", "/v1/engine_version"):
+        assert stranger.get(path).status_code == 403, path
+    assert stranger.run(office.job).status_code == 403
+
+
+def test_a_wrong_password_is_refused(office: Office) -> None:
+    stranger = Client(office.lab)
+    for name, password in (("ann", "wrong"), ("ann", ""), ("nobody", office.password)):
+        assert stranger.login(name, password).status_code == 403, name
+    assert stranger.get("/v1/calc/list").status_code == 403
+    assert stranger.login("ann", office.password).status_code == 200
+
+
+def test_who_guesses_passwords_has_to_wait(office: Office) -> None:
+    guesser = Client(office.lab)
+    assert 429 in {guesser.login("ann", str(number)).status_code for number in range(60)}
+    time.sleep(5)  # the others come from the same address
+
+
+def test_somebody_logs_in_and_out_by_the_page(office: Office) -> None:
+    """As a browser does it, which says where it comes from."""
+    browser = Client(office.lab)
+    page = browser.get("/accounts/login/").text
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)
+    assert token
+    form = {"username": "ann", "password": office.password, "csrfmiddlewaretoken": token[1]}
+    origin = {"Origin": browser.url, "Referer": f"{browser.url}/accounts/login/"}
+    assert browser.post("/accounts/login/", data=form, headers=origin).headers["Location"] == "/engine/"
+    front = browser.get("/engine/").text
+    assert "ann" in front
+    for static in set(re.findall(r'(?:src|href)="?(/static/[^" >]+)', front)):
+        assert browser.get(static).status_code == 200, static
+    assert browser.post("/accounts/ajax_logout/").status_code == 200
+    assert browser.get("/engine/").status_code == 302
+    assert browser.get("/v1/calc/list").status_code == 403
+
+
+def test_a_page_of_another_site_cannot_log_somebody_in_or_reach_the_api_by_a_name_of_its_own(
+    office: Office,
+) -> None:
+    form = {"username": "ann", "password": office.password}
+    assert Client(office.lab).post("/accounts/login/", data=form).status_code == 403
+    assert office.ann.get("/v1/calc/list", headers={"Host": "rebound.example"}).status_code == 400
+
+
+def test_a_wrong_address_is_answered_without_djangos_debug_page(office: Office) -> None:
+    for path in ("/nothing", "/v1/calc/x", "/engine/x", "/v1/calc/1/extract/nothing"):
+        answer = office.admin.get(path)
+        assert answer.status_code in (404, 500), path
+        assert not re.search(r"DEBUG|URLconf|settings", answer.text), path
+        assert len(answer.text) < 2000
+
+
+def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(office: Office) -> None:
+    number = office.finished()
+    (mine,) = [one for one in office.ann.get("/v1/calc/list").json() if one["id"] == number]
+    assert (mine["owner"], mine["status"]) == ("ann", "complete")
+    log = office.ann.get(f"/v1/calc/{number}/log/0:").json()
+    assert any("celery workers" in line[-1] for line in log)
+    results = office.ann.get(f"/v1/calc/{number}/results").json()
+    (curves,) = [one for one in results if one["type"] == "hcurves"]
+    assert "csv" in curves["outtypes"]
+    answer = office.ann.get(f"/v1/calc/result/{curves['id']}", params={"export_type": "csv"})
+    packed = zipfile.ZipFile(io.BytesIO(answer.content))
+    downloaded = {name: hashlib.sha256(packed.read(name)).hexdigest() for name in packed.namelist()}
+    make_user(office.lab)
+    export = f"oq engine --export-output {curves['id']} ~/webui >&2; cd ~/webui; sha256sum *; rm *"
+    printed = on(office.lab, "master", f"runuser --login {USER} --command '{export}'", 120)
+    assert {name: digest for digest, name in map(str.split, printed.splitlines())} == downloaded
+    assert len(downloaded) > 1
+    extracted = numpy.load(io.BytesIO(office.ann.get(f"/v1/calc/{number}/extract/hcurves?kind=mean").content))
+    assert "mean" in extracted.files
+    datastore = office.ann.get(f"/v1/calc/{number}/datastore")
+    assert datastore.content[:4] == b"\x89HDF"
+
+
+def refused(client: Client, number: int, result: int) -> dict[str, int]:
+    """The answers to all that somebody may want of a calculation, which should be 403 or 404."""
+    looks = ("", "/status", "/log/0:", "/log/size", "/results", "/traceback", "/datastore", "/job_zip",
+             "/extract/oqparam", "/add_tag/mine")  # fmt: skip
+    calculation = f"/v1/calc/{number}"
+    found = {path: client.get(calculation + path).status_code for path in looks}
+    found |= {path: client.post(calculation + path).status_code for path in ("/abort", "/remove", "/share")}
+    found["result"] = client.get(f"/v1/calc/result/{result}").status_code
+    found["page"] = client.get(f"/engine/{number}/outputs").status_code
+    return found
+
+
+def test_a_calculation_is_its_owners_until_it_is_shared(office: Office) -> None:
+    number = office.finished()
+    result = office.ann.get(f"/v1/calc/{number}/results").json()[0]["id"]
+    assert number not in office.bob.listed()
+    assert number in office.admin.listed()
+    answers = refused(office.bob, number, result)
+    assert set(answers.values()) <= {403, 404}, answers
+    assert office.ann.post(f"/v1/calc/{number}/share").status_code == 200
+    assert number in office.bob.listed()
+    assert office.bob.get(f"/v1/calc/{number}/results").status_code == 200
+    assert office.bob.get(f"/v1/calc/{number}/log/0:").status_code == 200
+    for action in ("remove", "unshare"):
+        assert office.bob.post(f"/v1/calc/{number}/{action}").status_code == 403, action
+    assert office.ann.post(f"/v1/calc/{number}/unshare").status_code == 200
+    assert number not in office.bob.listed()
+    assert office.ann.post(f"/v1/calc/{number}/remove").status_code == 200
+    assert number not in office.ann.listed()
+
+
+def test_nobody_computes_in_anothers_name_or_on_anothers_calculation(office: Office) -> None:
+    number = office.finished()
+    before = office.admin.listed()
+    assert office.bob.run(office.job, job_owner="ann").status_code == 403
+    assert office.bob.run(office.job, hazard_job_id=str(number)).status_code == 403
+    assert office.admin.listed() == before
+
+
+def test_who_has_the_name_of_a_user_of_the_master_sees_what_that_user_computes_there(office: Office) -> None:
+    make_user(office.lab)
+    run = f"cd {facts.ENGINE_DIR}/{CLASSICAL.folder} && oq engine --run job.ini"
+    on(office.lab, "master", f"runuser --login {USER} --command '{run}'", 120)
+    same = Client(office.lab, USER, account(office.lab, "add", USER))
+    number = max(same.listed())
+    assert same.get(f"/v1/calc/{number}/results").status_code == 200
+    assert number not in office.bob.listed()
+
+
+def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: Office) -> None:
+    number = office.running()
+    on(office.lab, "master", RESTART)
+    assert office.ann.status(number) == "executing"
+    server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
+    killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
+    up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
+    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", killed), 60)
+    assert office.ann.wait(number) == "complete"
+
+
+def test_a_calculation_can_be_aborted_after_a_restart_of_the_webui(office: Office) -> None:
+    number = office.running()
+    on(office.lab, "master", RESTART)
+    assert office.bob.post(f"/v1/calc/{number}/abort").status_code == 403
+    assert "success" in office.ann.post(f"/v1/calc/{number}/abort").json()
+    assert office.ann.status(number) == "aborted"
+
+
+class Upload:
+    """A request's body of many megabytes that calls `seen` before its last bytes are sent."""
+
+    def __init__(self, seen: Callable[[], None]) -> None:
+        head = b'--x\r\nContent-Disposition: form-data; name="archive"; filename="job.zip"\r\n\r\n'
+        self.data = io.BytesIO(head + b"\0" * UPLOAD_BYTES + b"\r\n--x--\r\n")
+        self.seen = seen
+
+    def __len__(self) -> int:
+        return len(self.data.getbuffer())
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        if 0 < len(self) - self.data.tell() <= size:
+            self.seen()
+        return self.data.read(size)
+
+
+def test_an_upload_streams_to_the_shared_file_system_and_fills_no_disk_of_the_databases(
+    office: Office,
+) -> None:
+    def uploads(*directories: str) -> str:
+        least = f"-size +{UPLOAD_BYTES // 2 // 1024}k"
+        return on(
+            office.lab, "master", f"find {' '.join(directories)} -xdev -type f {least} -name '*upload*'"
+        )
+
+    def seen() -> None:
+        wait_until("the upload", lambda: uploads(facts.SHARED_DIR), 30)
+        assert uploads("/tmp", "/var", "/run") == ""
+        held = on(office.lab, "master", f"find /run/openquake-nginx -size +{UPLOAD_BYTES // 2 // 1024}k")
+        assert held == ""
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = office.ann.post("/v1/calc/run", data=Upload(seen), headers=kind)
+    assert answer.status_code == 500  # it is no zip
+    assert "zip" in answer.text
+    assert uploads(facts.SHARED_DIR) == ""
+
+
+def test_a_new_password_ends_sessions_and_an_account_that_is_removed_is_none(office: Office) -> None:
+    old = account(office.lab, "add", "eve")
+    eve = Client(office.lab, "eve", old)
+    new = account(office.lab, "password", "eve")
+    assert eve.get("/v1/calc/list").status_code == 403
+    assert eve.login("eve", old).status_code == 403
+    assert eve.login("eve", new).status_code == 200
+    on(office.lab, "master", "oq-webui remove eve")
+    assert eve.get("/v1/calc/list").status_code == 403
+    assert "eve" not in on(office.lab, "master", "oq-webui list").split()
+
+
+def test_accounts_are_roots_to_manage(office: Office) -> None:
+    make_user(office.lab)
+    done = office.lab.machine("master").execute(["runuser", "--login", USER, "--command", "oq-webui add eve"])
+    assert (done.returncode, "sudo oq-webui add eve" in done.stderr) == (1, True), done.stderr
+    read = f"cat {facts.DBSERVER_DIR}/webui.sqlite3 {facts.WEBUI_SECRETS} 2>&1 || true"
+    assert (
+        on(office.lab, "master", f"runuser --login {USER} --command '{read}'").count("Permission denied") == 2
+    )
+
+
+def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_held_up_by_it(
+    office: Office,
+) -> None:
+    """Else its processes hold the file systems for as long as systemd waits, 90 seconds."""
+    number = office.running()
+    machine = office.lab.machine("master")
+    before = machine.init()
+    machine.execute(["systemctl", "reboot"])
+    wait_until("the master to go down", lambda: machine.init() != before, 45)
+    wait_until("the boot", lambda: machine.init() is not None, 60)
+    office.lab.nodes["master"].ready_after = None
+    cluster.wait_until_ready(office.lab, print, timeout=120)
+    assert office.ann.status(number) == "aborted"  # by a session that has outlived the machine's boot

@@ -1,0 +1,55 @@
+"""The configuration of nginx in front of the WebUI; that people get through it is shown by the lab's tests."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from components import facts
+from tests.unit.conftest import Record
+from tests.unit.node import node_files
+
+ENGINE = Path(__file__).parent.parent.parent / "engine"
+
+
+@pytest.fixture
+def conf(monkeypatch: pytest.MonkeyPatch, record: Record, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the unit's own command line prints."""
+    unit = node_files(record(), "master")[f"/etc/systemd/system/{facts.NGINX_UNIT}"]
+    command = re.search(rf"{facts.ENGINE_DIR}/bin/(oq-webui .*) > ", unit)
+    assert command
+    monkeypatch.syspath_prepend(ENGINE)
+    monkeypatch.setattr(sys, "argv", command[1].split())
+    importlib.import_module("oq_webui.cli").main()
+    return capsys.readouterr().out
+
+
+def test_nginx_listens_on_one_port_and_hands_on_to_the_socket_of_the_webui(conf: str, record: Record) -> None:
+    assert re.findall(r"^ *listen +(.*);", conf, re.MULTILINE) == [str(facts.WEBUI_PORT)]
+    handed_on = set(re.findall(r"proxy_pass +(.*);", conf))
+    assert handed_on == {f"http://unix:{facts.WEBUI_SOCKET}"}
+    webui = node_files(record(), "master")[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
+    assert f"/usr/local/bin/oq-webui serve {facts.WEBUI_SOCKET}\n" in webui
+    assert f"alias {facts.ENGINE_DIR}/static/;" in conf
+
+
+def test_what_is_nginxs_own_stays_and_nothing_else_is_left_to_fill_in(conf: str) -> None:
+    assert "${" not in conf
+    assert (
+        "proxy_set_header Host $http_host;" in conf
+    )  # Django compares it with where a form says it comes from
+
+
+def test_uploads_are_neither_limited_nor_collected_by_nginx(conf: str) -> None:
+    assert "client_max_body_size 0;" in conf
+    assert "proxy_request_buffering off;" in conf
+
+
+def test_nginx_writes_only_where_its_unit_lets_it(conf: str) -> None:
+    written = re.findall(r"^ *(?:pid|\w+_temp_path) +(.*);", conf, re.MULTILINE)
+    assert len(written) == 6
+    assert all(path.startswith("%t/openquake-nginx/") for path in written)
