@@ -22,6 +22,9 @@ MESSAGE_KB: Final = 256
 THRESHOLDS: Final = (MESSAGE_KB * 256, MESSAGE_KB * 512, MESSAGE_KB * 1024)
 HUGE: Final = 33 * 2**20
 MAX_ATTEMPTS: Final = 4  # the default of [celery] max_attempts
+# Of a task that nobody can do. With just MAX_ATTEMPTS the next one may succeed: a job waits until each worker has
+# tried.
+ALWAYS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Workload:
     @property
     def deadly(self) -> list[str]:
         """The tasks that kill more processes than any task may."""
-        return [label(number, task.path) for number, task in self.tasks() if task.deaths >= MAX_ATTEMPTS]
+        return [label(number, task.path) for number, task in self.tasks() if task.deaths == ALWAYS]
 
     def seconds(self) -> float:
         """The time that its longest task takes."""
@@ -282,7 +285,7 @@ def _doomed(chance: random.Random, profile: str, task: Task) -> Task:
     """The task with an error, or with processes that die of it."""
     raises, deaths, death = True, 0, ""
     if profile == "deadly":
-        raises, deaths = False, chance.choice((1, 1, 2, MAX_ATTEMPTS))
+        raises, deaths = False, chance.choice((1, 1, 2, ALWAYS))
         death = chance.choice(("kill", "kill", "exit", "exit with words"))
     return Task(
         task.path,

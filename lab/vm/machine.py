@@ -19,6 +19,8 @@ from lab.linux import network, volumes
 from lab.linux.host import Paths, in_netns, run, start, wait_until
 
 ROOT_GB: Final = 6
+TRUSTED: Final = Path("/etc/ssl/certs/ca-certificates.crt")
+"""What an image trusts."""
 SLOTS: Final = 4
 """Places for disks that are plugged in."""
 TAP: Final = "tap0"
@@ -53,11 +55,18 @@ class VirtualMachine:
         """The file with what it wrote to its first serial line."""
         return self.directory / "console.log"
 
-    def create(self, image: Path) -> None:
-        """Make its root disk of an image's directory."""
+    def create(self, image: Path, authority: str) -> None:
+        """Make its root disk of an image's directory.
+
+        :param authority: PEM certificate that the lab's AWS API is signed with
+        """
         self.directory.mkdir(parents=True)
         disk = self.directory / "root.ext4"
         run(["mkfs.ext4", "-q", "-F", "-d", image, disk, f"{ROOT_GB}G"])
+        bundle = self.directory / TRUSTED.name
+        bundle.write_text((image / TRUSTED.relative_to("/")).read_text() + authority)
+        run(["debugfs", "-w", "-R", f"rm {TRUSTED}", disk])
+        run(["debugfs", "-w", "-R", f"write {bundle} {TRUSTED}", disk])
         (kernel,) = (image / "boot").glob("vmlinuz-*")
         shutil.copy(kernel, self.directory / "vmlinuz")
 

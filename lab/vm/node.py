@@ -60,6 +60,6 @@ def boot_master(paths: Paths, plan: Plan, say: Say) -> Master:
         imds.metadata(node.template, node.address, (subnet.id, str(subnet.cidr)), node.id, subnet.zone),
     )
     machine = VirtualMachine(paths, node.name)
-    machine.create(image)
+    machine.create(image, lab.authority)
     machine.power_on(node.address, node.id)
     return Master(lab, instance, machine)
