@@ -53,12 +53,12 @@ class LabRegion(Provider):
         self._say = say
         self._lock = threading.RLock()  # the engine makes many resources at once
         self._file = paths.state / "region.pickle"
-        if not paths.state.exists():
+        if not self._file.exists():
+            build.refuse_second(paths)
             build.prepare(paths)
-        self._existing: dict[tuple[str, str], Recorded] = (
-            pickle.loads(self._file.read_bytes())  # noqa: S301  written into root's own directory
-            if self._file.exists()
-            else {}
+            self._file.write_bytes(pickle.dumps({}))
+        self._existing: dict[tuple[str, str], Recorded] = pickle.loads(  # noqa: S301  root's own directory
+            self._file.read_bytes()
         )
         self.lab: Lab | None = cluster.load(paths) if self._of(VPC) else None
 

@@ -105,6 +105,10 @@ class VirtualMachine:
             "device_add", driver="nvme", drive=drive, serial=serial, bus=f"slot{slot}", id=f"nvme{slot}"
         )
 
+    def grow(self, volume: Volume, slot: int) -> None:
+        """Give a volume that is plugged in the size that it is to have."""
+        self.monitor("block_resize", **{"node-name": f"volume{slot}", "size": volume.size * 1024**3})
+
     def reset(self) -> None:
         """Cut its power and give it back: what was not written is lost."""
         self.monitor("system_reset")
@@ -133,8 +137,10 @@ class VirtualMachine:
     def execute(self, line: str, timeout: float = 120) -> tuple[int, str]:
         """The exit status and the output of a line of shell, as root; LabError when there is no answer in time."""
         begin, end = secrets.token_hex(8), secrets.token_hex(8)
-        # The terminal shows what is typed: there the marks are in pieces.
-        typed = f"echo {begin[:8]}''{begin[8:]}; ( {line} ) < /dev/null 2>&1; echo {end[:8]}''{end[8:]} $?\n"
+        # The terminal shows what is typed: there the marks are in pieces. Programs do not write to it, or they would
+        # fit their words into its width.
+        piped = f"( {line} ) < /dev/null 2>&1 | cat"
+        typed = f"echo {begin[:8]}''{begin[8:]}; {piped}; echo {end[:8]}''{end[8:]} ${{PIPESTATUS[0]}}\n"
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.directory / "shell"))
             connection.settimeout(1)
