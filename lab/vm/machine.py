@@ -92,7 +92,8 @@ class VirtualMachine:
             "-qmp", f"unix:{self.directory}/qmp,server=on,wait=off",
         ]  # fmt: skip
         start(self.paths, in_netns(self.paths.netns(self.name), command), self.directory / "qemu.log")
-        wait_until("QEMU", (self.directory / "qmp").exists, 10)
+        sockets = [self.directory / name for name in ("qmp", "shell")]
+        wait_until("QEMU", lambda: all(path.exists() for path in sockets), 60)
 
     def plug(self, volume: Volume, slot: int) -> None:
         """Plug a volume in, as a new NVMe disk with its id for a serial number, as on Nitro instances."""
