@@ -106,10 +106,6 @@ class VirtualMachine:
             "device_add", driver="nvme", drive=drive, serial=serial, bus=f"slot{slot}", id=f"nvme{slot}"
         )
 
-    def grow(self, volume: Volume, slot: int) -> None:
-        """Give a volume that is plugged in the size that it is to have."""
-        self.monitor("block_resize", **{"node-name": f"volume{slot}", "size": volume.size * 1024**3})
-
     def reset(self) -> None:
         """Cut its power and give it back: what was not written is lost."""
         self.monitor("system_reset")
