@@ -311,7 +311,8 @@ def test_a_worker_whose_queue_was_deleted_while_it_paused_takes_tasks_again(
         lost = cluster.start("python", "-c", job.format("leave", 1))
         wait_until(lambda: "no new task for 12 s" in worker.output(), "the pause")
         lost.kill()  # or it would make the queue again
-        for queue in (cluster.queue, *broker.result_queues()):  # of the lost one, which other tests would find
+        left = broker.result_queues()  # which other tests would find
+        for queue in (cluster.queue, *left):
             broker.delete_queue(queue)
         time.sleep(13)  # the pause is over
         assert cluster.start("python", "-c", job.format("square", [1])).wait(90) == 0
