@@ -16,12 +16,12 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-# Side by side what waits more than it computes: the transport tier with a compiler and the emulated machine, Pulumi's
-# engine with the explorer.
+# Side by side what waits more than it computes: the transport tier with a compiler, Pulumi's engine with the explorer.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory --jobs=4 transport pulumi-cli policy-pack vm-short
+	@$(MAKE) --no-print-directory --jobs=3 transport pulumi-cli policy-pack
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target engine explore
+	@$(MAKE) --no-print-directory vm-short
 	@$(MAKE) --no-print-directory lab
 
 unit: $(VENV)/.done ## the program under mocks: seconds, no root

@@ -183,7 +183,7 @@ def _hides(struck: Struck) -> bool:
     kind = KINDS[struck.fault.kind]
     if kind.name in ("copy task messages", "stop a process", "delete a result queue"):
         return True
-    return kind.target in ("worker", "master", "broker") and struck.fault.seconds > OUTAGE_SECONDS
+    return kind.target in ("worker", "master", "broker") and struck.end - struck.begin > OUTAGE_SECONDS
 
 
 def _attempts(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[str]:

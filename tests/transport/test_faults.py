@@ -199,7 +199,7 @@ def test_a_master_that_dies_frees_its_workers_leaves_nothing_and_touches_no_othe
         assert "Dropped stream #" in worker.output()
         assert reached(moments, BETWEEN) == [pid]  # nothing was computed after the master's end
         wait_until(lambda: not list((cluster.shared / "oq_celery").glob("*")), "the files to go", 30)
-        assert broker.result_queues() == []
+        wait_until(lambda: not broker.result_queues(), "the result queues to go", 30)
 
 
 def test_tasks_of_a_master_that_was_killed_without_workers_are_dropped_by_those_that_come(
