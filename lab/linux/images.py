@@ -30,6 +30,8 @@ MACHINE_PACKAGES = (
     # What that image has besides, as far as it shows in a boot: the kernel, the network by DHCP, the clock, sessions.
     "linux-image-cloud-amd64", "netplan.io", "dhcpcd-base", "systemd-timesyncd", "libpam-systemd", "dmidecode",
 )  # fmt: skip
+ROOT_LABEL = "cloudimg-rootfs"
+"""Of a machine's root file system: NVMe disks have no fixed order, so it is found by this."""
 EBS_NAMES = f"""\
 # QEMU's NVMe disks have a model of their own, which no option changes; this is the name that udev gives to EBS volumes.
 SUBSYSTEM=="block", KERNEL=="nvme*n*", ENV{{DEVTYPE}}=="disk", ENV{{ID_SERIAL_SHORT}}=="vol*", \\
@@ -121,12 +123,12 @@ def _finish_node(image: Path) -> None:
 
 
 def _finish_machine(image: Path) -> None:
-    """What makes a bootable root file system of it; the kernel finds the disk without an initramfs."""
+    """What makes a bootable root file system of it."""
     for name in ("etc/hostname", "etc/resolv.conf"):
         (image / name).unlink(missing_ok=True)
     (image / "etc/resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
     (image / "etc/machine-id").write_text("uninitialized\n")
-    (image / "etc/fstab").write_text("/dev/nvme0n1 / ext4 errors=remount-ro 0 1\n")
+    (image / "etc/fstab").write_text(f"LABEL={ROOT_LABEL} / ext4 errors=remount-ro 0 1\n")
     (image / "etc/cloud/cloud.cfg.d/90-oqlab.cfg").write_text("datasource_list: [Ec2]\n")
     (image / "etc/udev/rules.d/61-oqlab.rules").write_text(EBS_NAMES)
 

@@ -17,6 +17,7 @@ from lab.aws.cloud import Volume
 from lab.base import LabError
 from lab.linux import network, volumes
 from lab.linux.host import Paths, in_netns, run, start, wait_until
+from lab.linux.images import ROOT_LABEL
 
 ROOT_GB: Final = 6
 TRUSTED: Final = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -62,13 +63,14 @@ class VirtualMachine:
         """
         self.directory.mkdir(parents=True)
         disk = self.directory / "root.ext4"
-        run(["mkfs.ext4", "-q", "-F", "-d", image, disk, f"{ROOT_GB}G"])
+        run(["mkfs.ext4", "-q", "-F", "-L", ROOT_LABEL, "-d", image, disk, f"{ROOT_GB}G"])
         bundle = self.directory / TRUSTED.name
         bundle.write_text((image / TRUSTED.relative_to("/")).read_text() + authority)
         run(["debugfs", "-w", "-R", f"rm {TRUSTED}", disk])
         run(["debugfs", "-w", "-R", f"write {bundle} {TRUSTED}", disk])
-        (kernel,) = (image / "boot").glob("vmlinuz-*")
-        shutil.copy(kernel, self.directory / "vmlinuz")
+        for name in ("vmlinuz", "initrd.img"):
+            (file,) = (image / "boot").glob(f"{name}-*")
+            shutil.copy(file, self.directory / name)
 
     def power_on(self, address: IPv4Address, instance_id: str) -> None:
         """Start it on the tap of its namespace; it is booting when this returns."""
@@ -79,7 +81,8 @@ class VirtualMachine:
             # By these words cloud-init knows where it is.
             "-smbios", f"type=1,manufacturer=Amazon EC2,product=m7i.large,uuid={uuid},serial={uuid}",
             "-kernel", str(self.directory / "vmlinuz"),
-            "-append", f"root=/dev/nvme0n1 ro {_CONSOLE} net.ifnames=0",
+            "-initrd", str(self.directory / "initrd.img"),
+            "-append", f"root=LABEL={ROOT_LABEL} ro {_CONSOLE} net.ifnames=0",
             "-drive", f"file={self.directory}/root.ext4,if=none,id=root,format=raw,cache=unsafe",
             "-device", "nvme,drive=root,serial=vol0root",
             *(word for slot in range(SLOTS)
