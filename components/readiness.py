@@ -14,7 +14,7 @@ import pulumi_command as command
 
 from components.component import Component
 
-_PROJECT_DIRECTORY: Final = Path(__file__).parent.parent
+_PROJECT_DIRECTORY: Final = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
