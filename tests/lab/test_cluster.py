@@ -388,7 +388,8 @@ def test_a_killed_master_comes_back_with_its_data_and_its_calculation_has_failed
     run(["debugfs", "-w", "-R", "set_inode_field <2> mode 0100755", device])
     cluster.power_on(nfs_cluster, nfs_cluster.master())
     wait_until("the boot", lambda: nfs_cluster.machine("master").init() is not None, 60)
-    others = {facts.AMQP_PORT, facts.DBSERVER_PORT}
+    # nginx is among them, and answers that the WebUI is away
+    others = {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
     wait_until("the others", lambda: listening(nfs_cluster, "master") == others, 120)
     assert says(nfs_cluster, "master", f"{facts.HOME_MOUNT} is not mounted")
     refused, why = as_user(nfs_cluster, USER, "oq info")
