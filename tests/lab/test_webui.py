@@ -216,7 +216,7 @@ def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: 
     server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
     killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
     up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
-    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", killed), 60)
+    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 60)
     assert office.ann.wait(number) == "complete"
 
 
