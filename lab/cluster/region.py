@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from lab.aws import answers, resources
@@ -95,9 +97,10 @@ class LabRegion(Provider):
     def remove(self, type_: str, name: str, id_: str, outputs: Values) -> None:
         """Delete a resource; of a volume that wants it, a snapshot stays."""
         with self._lock:
-            gone = self._existing.pop((type_, id_), None)
-            if gone and type_ == VOLUME and outputs.get("finalSnapshot"):
-                self._say(f"{name}: {id_} leaves {volumes.take_snapshot(self.paths, id_)}")
+            if (type_, id_) in self._existing and type_ == VOLUME and outputs.get("finalSnapshot"):
+                with _refusing():
+                    self._say(f"{name}: {id_} leaves {volumes.take_snapshot(self.paths, id_)}")
+            self._existing.pop((type_, id_), None)
             self._save()
             self._converge()
 
@@ -119,7 +122,7 @@ class LabRegion(Provider):
 
     def _converge(self) -> None:
         """Let the lab become what exists."""
-        try:
+        with _refusing():
             if self._of(VPC):
                 recording = Recording(resources=list(self._existing.values()))
                 plan = make_plan(recording, volumes.snapshots(self.paths))
@@ -129,16 +132,12 @@ class LabRegion(Provider):
             elif self.lab:
                 build.close_vpc(self.paths)
                 self.lab = None
-        except LabError as error:
-            raise Failure(str(error)) from error
 
     def _wait(self) -> None:
         """Wait until the master is ready, as the program's own command does through SSM."""
         assert self.lab
-        try:
+        with _refusing():
             cluster.wait_until_ready(self.lab, self._say, nodes=[self.lab.master()])
-        except LabError as error:
-            raise Failure(str(error)) from error
 
     # --- what the program asks ---
 
@@ -228,9 +227,23 @@ def pulumi(paths: Paths, arguments: Sequence[str], say: Say) -> int:
             stack.make_project(directory)
             shutil.copy(REPOSITORY / f"Pulumi.{STACK}.yaml", directory)
             run("stack", "init", STACK)
-        status = run(*arguments)
+        # Ctrl-C is Pulumi's, which ends the update in order; this process would otherwise kill it.
+        former = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            status = run(*arguments)
+        finally:
+            signal.signal(signal.SIGINT, former)
         region.settle()
     return status
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the lab cannot do is for Pulumi what AWS refuses, in the same words."""
+    try:
+        yield
+    except LabError as error:
+        raise Failure(str(error)) from error
 
 
 def _recorded(type_: str, name: str, id_: str, outputs: Values) -> Recorded:
