@@ -17,9 +17,7 @@ LEAVING_POLL_SECONDS = 0.5
 def scale(lab: Lab, number: int) -> None:
     """Make the group this large, and wait for those that leave; see :func:`set_capacity`."""
     set_capacity(lab, number)
-    while lab.workers() != lab.staying():
-        if not end_drained(lab):
-            time.sleep(LEAVING_POLL_SECONDS)
+    _await_leaving(lab)
 
 
 def converge(lab: Lab, say: Say) -> None:
@@ -46,24 +44,32 @@ def outdated(lab: Lab) -> list[Node]:
 def refresh(lab: Lab, say: Say) -> None:
     """Replace the outdated workers, through the hook, as many at a time as the group may lack: an instance refresh.
 
-    A new one counts as serving when it is ready, or after the group's warm-up, whatever it does.
+    A new one counts as serving when it is ready, or after the group's warm-up, whatever it does. Goes on where one that
+    was interrupted has ended.
     """
     group = lab.group()
-    at_once = max(1, lab.capacity[group.aws_name] * (100 - group.healthy) // 100)
-    while leaving := outdated(lab)[:at_once]:
-        names = {node.name for node in leaving}
-        say(f"instance refresh: {', '.join(sorted(names))} to be replaced")
+    capacity = lab.capacity[group.aws_name]
+    at_once = max(1, capacity * (100 - group.healthy) // 100)
+    while True:
+        _await_leaving(lab)
+        if missing := capacity - len(lab.staying()):
+            set_capacity(lab, capacity, say)
+            try:
+                cluster.wait_until_ready(lab, say, group.warmup, lab.staying()[-missing:])
+            except LabError as error:
+                say(f"instance refresh goes on, as AWS's would: {error}")
+        leaving = outdated(lab)[:at_once]
+        if not leaving:
+            return
+        say(f"instance refresh: {', '.join(node.name for node in leaving)} to be replaced")
         for node in leaving:
             _leave(lab, node)
-        while names & lab.nodes.keys():
-            if not end_drained(lab):
-                time.sleep(LEAVING_POLL_SECONDS)
-        for _ in leaving:
-            _launch_worker(lab, say)
-        try:
-            cluster.wait_until_ready(lab, say, group.warmup, lab.staying())
-        except LabError as error:
-            say(f"instance refresh goes on, as AWS's would: {error}")
+
+
+def _await_leaving(lab: Lab) -> None:
+    while lab.workers() != lab.staying():
+        if not end_drained(lab):
+            time.sleep(LEAVING_POLL_SECONDS)
 
 
 def set_capacity(lab: Lab, number: int, say: Say = print) -> None:

@@ -112,7 +112,7 @@ class LabRegion(Provider):
 
     def settle(self) -> None:
         """Do what AWS goes on with after Pulumi has ended: replace the workers that are outdated."""
-        if self.lab and self.lab.plan.groups and fleet.outdated(self.lab):
+        if self.lab and self.lab.plan.groups:
             fleet.refresh(self.lab, self._say)
 
     def _save(self) -> None:
