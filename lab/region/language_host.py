@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Final
 
 from google.protobuf import empty_pb2
@@ -92,10 +94,14 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
             },
         }
         process = _PROCESSES.Process(target=program.run, kwargs=given)
+        # Ctrl-C ends the program (program.run), and not the process of which it is a child: what this thread starts
+        # inherits the mask. Python's own tracker would take it away again if it were started later.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
-        context.add_callback(
-            process.kill
-        )  # an engine that has gone leaves a program that waits for its answers
+        # An engine that has gone would leave a program that waits for its answers.
+        if not context.add_callback(process.kill):
+            process.kill()
         process.join()
         if process.exitcode == program.TOLD_THE_USER:
             return language_pb2.RunResponse(bail=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ def run(directory: str, config: dict[str, str], secret_keys: list[str], settings
     :param config: the stack's configuration, values as text
     :param settings: arguments of pulumi.runtime.Settings
     """
+    # Ctrl-C ends it without a word: the engine, which hears it, too, says what is to be said.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.chdir(directory)
     sys.path[:] = [directory, *(path for path in sys.path if Path(path).resolve() != REPOSITORY)]
     for module in [name for name in sys.modules if name.split(".")[0] in OURS]:
