@@ -93,7 +93,7 @@ class Lab:
 
     def file_system(self) -> Path:
         """The directory that is the shared file system; another one when other mount targets are there."""
-        return self.paths.state / "efs" / (self.plan.file_system or "none")
+        return self.paths.state / "efs" / self.plan.file_system
 
     def group(self) -> Group:
         """The group of workers."""
@@ -175,7 +175,15 @@ def launch(lab: Lab, node: Node, say: Say) -> None:
         )
     if not lab.layers:
         lab.layers = _image_layers(lab, say)
-    plan, subnet = lab.plan, lab.plan.subnets[node.subnet]
+    connect(lab, node)
+    machine = lab.machine(node.name)
+    machine.create(lab.layers, network.resolver_address(lab.plan.vpc), lab.authority)
+    power_on(lab, node)
+
+
+def connect(lab: Lab, node: Node) -> None:
+    """Give a new node its place: in the lab's list, in the network with its security groups, in the metadata."""
+    subnet = lab.plan.subnets[node.subnet]
     lab.nodes[node.name] = node
     if node.group is None:  # people look for the master first
         lab.nodes = {node.name: lab.nodes.pop(node.name), **lab.nodes}
@@ -190,9 +198,6 @@ def launch(lab: Lab, node: Node, say: Say) -> None:
     )
     if node.group is not None:
         imds.announce(imds_directory(lab.paths), node.address, imds.LIFECYCLE_STATE, "InService")
-    machine = lab.machine(node.name)
-    machine.create(lab.layers, network.resolver_address(plan.vpc), lab.authority)
-    power_on(lab, node)
 
 
 def _image_layers(lab: Lab, say: Say) -> list[Path]:

@@ -46,6 +46,12 @@ def small_config(stack: str, settings: Mapping[str, object]) -> dict[str, str]:
     return read_config(stack, [f"{key}={value}" for key, value in {**SMALL_VOLUMES, **settings}.items()])
 
 
+def own_instance_type(name: str, vcpus: int, architecture: str = "x86_64") -> dict[str, Any]:
+    """The answer to getInstanceType for a machine with so many of this one's cores, and its memory."""
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
+    return answers.instance_type_answer(name, vcpus, memory_mb, architecture)
+
+
 def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recording:
     """Run the program; instance types have the processors and the memory that this machine can give them."""
     prefix = f"{facts.PROJECT}:"
@@ -54,14 +60,13 @@ def record(config: Mapping[str, str], program: Path = recorder.PROGRAM) -> Recor
         settings = Settings.parse({key: own.get(key) for key in sorted({*own, *KEYS})})
     except SettingsError as error:
         raise LabError(str(error)) from None
-    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
 
     def instance_type(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         name = arguments["instanceType"]
         vcpus = (
             len(cores()) if name == settings.master_instance_type else worker_share(settings.worker_desired)
         )
-        return answers.instance_type_answer(name, vcpus, memory_mb, settings.architecture)
+        return own_instance_type(name, vcpus, settings.architecture)
 
     return recorder.run_program(
         config, invokes={"aws:ec2/getInstanceType:getInstanceType": instance_type}, program=program

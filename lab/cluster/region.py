@@ -8,7 +8,6 @@ amount to (`lab.cluster.build.converge`). What Pulumi leaves in the account, the
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import signal
@@ -24,6 +23,7 @@ from lab.aws.recorder import Recorded, Recording
 from lab.base import REPOSITORY, LabError
 from lab.cluster import build, cluster, fleet
 from lab.cluster.cluster import Lab, Say
+from lab.cluster.program import own_instance_type
 from lab.linux import volumes
 from lab.linux.host import Paths
 from lab.region import stack
@@ -146,7 +146,10 @@ class LabRegion(Provider):
 
     def _answers(self) -> dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]:
         return {
-            "aws:ec2/getInstanceType:getInstanceType": _instance_type,
+            # Every type has a worker's share of the cores.
+            "aws:ec2/getInstanceType:getInstanceType": lambda asked: own_instance_type(
+                asked["instanceType"], build.worker_share(WORKERS)
+            ),
             "aws:ebs/getVolume:getVolume": self._volume,
             "aws:ebs/getSnapshot:getSnapshot": self._snapshot,
             "aws:efs/getFileSystem:getFileSystem": self._file_system,
@@ -255,9 +258,3 @@ def _recorded(type_: str, name: str, id_: str, outputs: Values) -> Recorded:
 def _tagged(one: Recorded, tags: Mapping[str, str]) -> bool:
     own: dict[str, str] = one.inputs.get("tags", {})
     return tags.items() <= own.items()
-
-
-def _instance_type(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Every type has a worker's share of this machine's cores, and its memory."""
-    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
-    return answers.instance_type_answer(asked["instanceType"], build.worker_share(WORKERS), memory_mb)

@@ -10,7 +10,7 @@ from lab.cluster import build, cache, cluster
 from lab.cluster.cluster import Lab, Node, Say
 from lab.linux import images, network
 from lab.linux.host import Paths
-from lab.services import imds, nfs
+from lab.services import nfs
 from lab.vm.machine import QEMU, VirtualMachine, connect_tap
 
 
@@ -49,16 +49,8 @@ def boot_master(paths: Paths, plan: Plan, say: Say) -> Master:
     (instance,) = plan.instances
     subnet = plan.subnets[instance.subnet]
     node = Node(instance.name, instance.id, None, subnet.id, instance.address, instance.template, cpus=())
-    lab.nodes[node.name] = node
-    lab.save()
-    network.connect(paths, node.name, [node.address], network.router_address(subnet.cidr))
+    cluster.connect(lab, node)
     connect_tap(paths, node.name, node.address, subnet.cidr, network.resolver_address(plan.vpc))
-    cluster.apply_rules(lab)
-    imds.publish(
-        cluster.imds_directory(paths),
-        node.address,
-        imds.metadata(node.template, node.address, (subnet.id, str(subnet.cidr)), node.id, subnet.zone),
-    )
     machine = VirtualMachine(paths, node.name)
     machine.create(image, lab.authority)
     machine.power_on(node.address, node.id)
