@@ -58,10 +58,11 @@ class Interface:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An interface endpoint: the private name of a service, and its interfaces."""
+    """An interface endpoint: the private name of a service, its interfaces, and its policy's statements."""
 
     name: str
     interfaces: tuple[Interface, ...]
+    policy: Sequence[Statement]
 
 
 @dataclass(frozen=True)

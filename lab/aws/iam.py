@@ -13,7 +13,7 @@ _OPERATORS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     "StringEquals": lambda value, named: value == named,
     "Bool": lambda value, named: value == named.lower(),
 }
-KEYS: Final = ("aws:SecureTransport", "cloudwatch:namespace")
+KEYS: Final = ("aws:PrincipalAccount", "aws:SecureTransport", "cloudwatch:namespace")
 """The keys of a request that conditions may ask for."""
 
 

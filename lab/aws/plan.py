@@ -192,7 +192,8 @@ class _Reader:
         interfaces = tuple(
             Interface(IPv4Address(fixed[subnet]), groups) for subnet in one.inputs["subnetIds"]
         )
-        return Endpoint(f"{service}.{region}.amazonaws.com", interfaces)
+        policy = _statements(one.inputs.get("policy"))
+        return Endpoint(f"{service}.{region}.amazonaws.com", interfaces, policy)
 
     def _roles(self) -> dict[str, list[Statement]]:
         roles: dict[str, list[Statement]] = {one.outputs["name"]: [] for one in self._of("aws:iam/role:Role")}

@@ -65,6 +65,7 @@ def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: b
         ],
         "roles": {name: list(statements) for name, statements in plan.roles.items()},
         "s3_endpoint": list(plan.s3_policy),
+        "endpoints": {endpoint.name: list(endpoint.policy) for endpoint in plan.endpoints},
         "mount_targets": [str(target.address) for target in plan.mount_targets if mount_targets],
     }
 
@@ -97,9 +98,16 @@ def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str])
     return key, f"{service}:{form.get('Action', ['?'])[0]}", arns.get(group, group) or "*"
 
 
-def condition_keys(environ: Mapping[str, Any], action: str, body: bytes) -> dict[str, str]:
-    """What a request has of `lab.aws.iam.KEYS`."""
+def condition_keys(
+    environ: Mapping[str, Any], action: str, body: bytes, account: str | None
+) -> dict[str, str]:
+    """What a request has of `lab.aws.iam.KEYS`.
+
+    :param account: of whoever asks; None for nobody in particular
+    """
     keys = {"aws:SecureTransport": "true"}  # nothing else is served
+    if account is not None:
+        keys["aws:PrincipalAccount"] = account
     if action == "cloudwatch:PutMetricData":
         if CBOR_OPERATION in environ.get("PATH_INFO", ""):
             parser = RpcV2CBORParser()
@@ -175,10 +183,16 @@ class Guard:
         settings = self.settings
         arns = {secret["name"]: secret["arn"] for secret in settings["secrets"]} | settings["groups"]
         key, action, resource = request_of(environ, body, arns)
-        keys = condition_keys(environ, action, body)
-        permitted = iam.allowed(settings["roles"].get(key, ()), action, resource, keys)
+        keys = condition_keys(environ, action, body, settings["account"] if key else None)
+        way = settings["endpoints"].get(environ.get("HTTP_HOST", "").partition(":")[0])
         if action.startswith("s3:"):
-            permitted = permitted and iam.allowed(settings["s3_endpoint"], action, resource, keys)
+            way = settings["s3_endpoint"]
+        # The role has to allow it, and the policy of the endpoint by which the request comes, if it comes by one.
+        permitted = all(
+            iam.allowed(statements, action, resource, keys)
+            for statements in (settings["roles"].get(key, ()), way)
+            if statements is not None
+        )
         print(f"{key or 'nobody'} {action} {resource}: {'allowed' if permitted else 'DENIED'}", flush=True)
         if permitted:
             return self.application(environ, respond)

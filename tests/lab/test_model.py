@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -163,8 +165,41 @@ def test_the_master_alone_may_publish_metrics(recording: Recording) -> None:
 def test_the_namespace_of_metrics_is_read_in_both_of_cloudwatchs_protocols(
     environ: dict[str, str], body: bytes
 ) -> None:
-    keys = aws_api.condition_keys(environ, "cloudwatch:PutMetricData", body)
+    keys = aws_api.condition_keys(environ, "cloudwatch:PutMetricData", body, None)
     assert keys["cloudwatch:namespace"] == "A/B"
+
+
+@pytest.mark.parametrize(
+    ("account", "status"), [("123456789012", "200 OK"), ("210987654321", "400 Bad Request")]
+)
+def test_an_endpoint_lets_through_what_its_policy_allows(account: str, status: str) -> None:
+    allow = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    own = {**allow, "Condition": {"StringEquals": {"aws:PrincipalAccount": "123456789012"}}}
+    host = "secretsmanager.eu-central-1.amazonaws.com"
+    settings = {
+        "account": account,
+        "roles": {"a-role": [allow]},
+        "secrets": [],
+        "groups": {},
+        "s3_endpoint": [],
+    }
+    answered = []
+
+    def application(_environ: object, respond: Callable[..., object]) -> list[bytes]:
+        respond("200 OK", [])
+        return []
+
+    guard = aws_api.Guard(application, {**settings, "endpoints": {host: [own]}})
+    signed = "AWS4-HMAC-SHA256 Credential=a-role/20260101/eu-central-1/secretsmanager/aws4_request, x"
+    target = "secretsmanager.GetSecretValue"
+    environ = {
+        "HTTP_AUTHORIZATION": signed,
+        "HTTP_X_AMZ_TARGET": target,
+        "HTTP_HOST": host,
+        "wsgi.input": BytesIO(),
+    }
+    guard(environ, lambda status, _headers: answered.append(status))
+    assert answered == [status]
 
 
 def test_a_condition_holds_only_for_the_value_that_it_names() -> None:
