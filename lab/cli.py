@@ -99,6 +99,8 @@ def _start(paths: Paths, arguments: argparse.Namespace) -> int:
 
 def _replace(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
+    if region.record_of(paths).exists():
+        raise LabError("this lab's machines are Pulumi's: python -m lab pulumi up --replace URN")
     lab = cluster.load(paths)
     build.replace_master(lab, say)
     cluster.wait_until_ready(lab, say)

@@ -43,7 +43,8 @@ EXCEPTIONS: Final = (
         "Secret:secrets-*",
         "Nothing rotates them. RabbitMQ, the master and every worker that computes hold the cluster's password, so a "
         "function that changes it would cut running calculations off; the security groups are the guard. The WebUI's "
-        "key signs sessions, and a new one logs everybody out; `oq-webui password` changes the administrator's.",
+        "key signs sessions, and a new one logs everybody out; docs/operations.md says how `admin` gets another "
+        "password.",
     ),
     Excepted(
         ("CKV_AWS_145",),

@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from lab.aws import answers, resources
@@ -54,7 +55,7 @@ class LabRegion(Provider):
         self.paths = paths
         self._say = say
         self._lock = threading.RLock()  # the engine makes many resources at once
-        self._file = paths.state / "region.pickle"
+        self._file = record_of(paths)
         if not self._file.exists():
             build.refuse_second(paths)
             build.prepare(paths)
@@ -207,6 +208,11 @@ class LabRegion(Provider):
     def _vpcs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         found = [one.id for one in self._of(VPC) if _tagged(one, asked.get("tags") or {})]
         return {"id": "", "ids": found}
+
+
+def record_of(paths: Paths) -> Path:
+    """The file in which a region remembers what exists in it; there is none in a lab of `lab up`."""
+    return paths.state / "region.pickle"
 
 
 def pulumi(paths: Paths, arguments: Sequence[str], say: Say) -> int:

@@ -95,7 +95,8 @@ class Life:
     def settle(self) -> None:
         self.region.settle()
         cluster.wait_until_ready(self.lab, print, timeout=300)
-        # What a timer does within a minute: accounts are written down, num_cores follows the fleet's size.
+        # What a timer does within a minute: accounts are written down, num_cores follows the fleet's size. What it does
+        # last, the growth of file systems, a container may be refused.
         self.lab.machine("master").execute(["systemctl", "start", facts.REFRESH_SERVICE])
 
     def compute(self) -> Run:
