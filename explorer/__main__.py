@@ -35,15 +35,27 @@ def main() -> int:
         plans = [_with(plan, [plan.faults[number] for number in arguments.faults]) for plan in plans]
     print(f"seeds {first} to {first + arguments.runs - 1}", flush=True)
     begin = time.monotonic()
+    heard: list[Outcome] = []
+
+    def say(outcome: Outcome) -> None:
+        heard.append(outcome)
+        print(f"{time.strftime('%H:%M:%S')}  {outcome}", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="oqexplorer-", ignore_cleanup_errors=True) as directory:
-        outcomes, left = runs.explore(
-            Path(directory),
-            plans,
-            arguments.worlds,
-            arguments.keep,
-            _say,
-            last_look=arguments.record is not None,
-        )
+        try:
+            outcomes, left = runs.explore(
+                Path(directory),
+                plans,
+                arguments.worlds,
+                arguments.keep,
+                say,
+                last_look=arguments.record is not None,
+            )
+        finally:  # also of an exploration that is stopped
+            if arguments.record and heard:
+                entries = [outcome.entry() for outcome in heard]
+                tier = ledger.sum_up(entries, _versions(), time.monotonic() - begin)
+                ledger.record(arguments.record, "transport", tier)
         bad = [outcome for outcome in outcomes if outcome.wrong]
         seconds = time.monotonic() - begin
         print(f"{len(outcomes)} runs in {seconds:.0f} s, {len(bad)} with something wrong", flush=True)
@@ -51,16 +63,9 @@ def main() -> int:
             print(f"make faults SEED={outcome.plan.seed}: {outcome.wrong[0]}", flush=True)
             if arguments.shrink:
                 _shrink(outcome.plan, Path(directory) / f"shrink-{number}", arguments.keep)
-    if arguments.record:
-        tier = ledger.sum_up([outcome.entry() for outcome in outcomes], _versions(), seconds)
-        ledger.record(arguments.record, "transport", tier)
     for name in left:
         print(f"left by a lost master: {name}", flush=True)
     return 1 if bad or left else 0
-
-
-def _say(outcome: Outcome) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {outcome}", flush=True)
 
 
 def _with(plan: Plan, faults: Sequence[Fault]) -> Plan:
