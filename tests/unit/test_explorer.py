@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,13 @@ def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
     begin, end = seen.of("begin")[0], seen.of("end")[0]
     again = begin | {"attempt": "again", "t": (begin["t"] + end["t"]) / 2}
     seen.events.insert(seen.events.index(end), again)
-    faults = struck("close all connections")
+    (cut,) = struck("close all connections")
+    cut = replace(cut, begin=begin["t"] + 0.6, end=begin["t"] + 0.6)
+    faults = [cut]
     assert wrong(seen, faults) == "attempts: 0:0 was computed again 0.5 s after it had begun elsewhere"
     assert wrong(seen, [*faults, *struck("copy task messages")]) == ""
+    assert wrong(seen, [replace(cut, begin=begin["t"] + 0.4)]) == ""  # its word may not have arrived
+    assert wrong(seen, [replace(cut, begin=begin["t"] + 0.4, hit=False)]) != ""
     again["t"] = end["t"] + 1  # the first one was over: its end may have been lost
     assert wrong(seen, faults) == ""
 
