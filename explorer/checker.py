@@ -157,10 +157,6 @@ def _unjustified(workload: Job, seen: Seen, hit: Counter[str], kind: str, text: 
         return "" if sum(hit.values()) >= LENIENT else "so many workers did not leave"
     if files and re.search(r"shared|oq_celery|No space left|No such file|Read-only", text):
         return ""
-    if any("DbServer" in name for name in hit) and re.search(
-        r"TimeoutError|DbServer|tcp://", f"{kind}: {text}"
-    ):
-        return ""
     return "no fault explains it"
 
 
