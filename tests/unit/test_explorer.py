@@ -200,6 +200,14 @@ def test_the_error_of_a_task_has_to_end_its_job() -> None:
     assert wrong(failed(job, "ValueError", f"\n...ValueError: {workload.fails(0, task)}"), job=job) == ""
 
 
+def test_a_job_may_be_refused_for_want_of_a_dbserver_but_does_not_fail_by_its_end() -> None:
+    refused = failed(SIMPLE, "SystemExit", "Please start the DbServer: see the documentation for details")
+    assert wrong(refused, struck("kill the DbServer")) == ""
+    assert "the DbServer was there" in wrong(refused, struck("kill the DbServer", hit=False))
+    lost = failed(SIMPLE, "TimeoutError", "While sending ('log', 1, …) to tcp://127.0.0.1:1999")
+    assert "no fault explains it" in wrong(lost, struck("kill the DbServer"))
+
+
 def test_attempts_that_no_fault_explains_are_seen() -> None:
     seen = ideal(SIMPLE)
     again = seen.of("begin")[0] | {"attempt": "again", "t": 100.0}
