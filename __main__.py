@@ -7,12 +7,14 @@ from pathlib import Path
 import pulumi
 
 from components import facts
+from components.budget import Budget, BudgetArgs
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
 from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
 from components.master import Master, MasterArgs
 from components.network import Endpoints, EndpointsArgs, Network, NetworkArgs
+from components.prices import estimate, process_hour
 from components.readiness import Readiness, ReadinessArgs
 from components.scaling import Scaling, ScalingArgs
 from components.secrets import Secrets, SecretsArgs
@@ -20,6 +22,7 @@ from components.security import Security, SecurityArgs
 from components.snapshots import Snapshots, SnapshotsArgs
 from components.storage import Storage, StorageArgs, take_data_back
 from components.subnets import share_out
+from components.tags import ACTIVATE_COST_TAG
 from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
 # --- what is asked for, and where ---
@@ -29,6 +32,8 @@ subnets = share_out(settings.vpc_cidr, region.zones)
 master_zone = region.zones[0]
 reserved_mb = facts.RESERVED_MB[settings.worker_storage]
 processes = fleet_processes(settings.worker_max, region.worker_types, reserved_mb)
+costs = estimate(settings, region.name)
+price = process_hour(costs.worker, region.worker_types[0], reserved_mb)
 
 # --- the engine's sources and the cluster's secrets ---
 bundle = BundleStore("engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine")))
@@ -110,6 +115,7 @@ master = Master(
         nfs_addresses=subnets.nfs_addresses,
         file_system_id=storage.file_system_id,
         fleet_processes=processes,
+        process_hour="" if price is None else f"{price:.6f}",
         secrets=secrets,
         bundle=bundle,
         after=surroundings,
@@ -149,6 +155,8 @@ if settings.worker_min < settings.worker_max:
             warmup_seconds=WARMUP_SECONDS,
         ),
     )
+if settings.monthly_budget:
+    Budget("budget", BudgetArgs(usd=settings.monthly_budget, email=settings.alarm_email))
 if settings.wait_for_ready:
     Readiness(
         "readiness",
@@ -181,6 +189,10 @@ if secrets.webui and settings.webui_login:
     asked = "aws secretsmanager get-secret-value --region "
     command = pulumi.Output.concat(asked, region.name, " --secret-id ", secrets.webui.name, shown)
     pulumi.export("webUiPasswordCommand", command)
+pulumi.export("costPerMonthIdle", costs.idle_text())
+pulumi.export("costPerHourFull", costs.full_text())
+if settings.monthly_budget:
+    pulumi.export("activateCostTagCommand", ACTIVATE_COST_TAG)
 pulumi.export("volumeIds", dict(storage.volume_ids))
 pulumi.export("efsId", storage.file_system_id)
 if settings.keep_data_on_destroy:

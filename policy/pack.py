@@ -15,6 +15,7 @@ NO_CONTROLS: Final = frozenset(
     {
         "aws:autoscaling/lifecycleHook:LifecycleHook",
         "aws:autoscaling/policy:Policy",
+        "aws:budgets/budget:Budget",
         "aws:ec2/internetGateway:InternetGateway",
         "aws:ec2/routeTable:RouteTable",
         "aws:ec2/routeTableAssociation:RouteTableAssociation",

@@ -275,6 +275,11 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         forces_new="resourceId key",
         id_of=lambda resource: f"{resource.inputs['resourceId']},{resource.inputs['key']}",
     ),
+    # AWS tells people of it by itself.
+    "aws:budgets/budget:Budget": ResourceType(
+        ignores="budgetType limitAmount limitUnit timeUnit costFilters notifications",
+        outputs=lambda _resource, id_: {"name": id_},
+    ),
     "aws:dlm/lifecyclePolicy:LifecyclePolicy": ResourceType(
         ignores="description executionRoleArn state policyDetails", id_of=_prefixed("policy")
     ),

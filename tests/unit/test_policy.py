@@ -62,7 +62,12 @@ from policy.resources import (
 from tests.unit.conftest import MODES, NAT, SMALL, Record
 
 # Every kind of cluster, and settings by which somebody does without what a control asks for.
-STACKS = {**MODES, "no backups": {"backupDays": "0"}, "one type": {"workerInstanceTypes": '["c7i.xlarge"]'}}
+STACKS = {
+    **MODES,
+    "mails": {"alarmEmail": "seismology@example.org", "monthlyBudget": "500"},
+    "no backups": {"backupDays": "0"},
+    "one type": {"workerInstanceTypes": '["c7i.xlarge"]'},
+}
 CUSTOMER_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0"
 
 Breaker = Callable[[Stack], Stack]

@@ -661,6 +661,21 @@ def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> 
     assert record(**SIZES).one(INSTANCE).inputs["tags"][facts.NUM_CORES_TAG] == "40"
 
 
+def test_the_master_is_told_the_price_of_a_process_by_a_tag_and_nothing_where_it_is_not_known(
+    record: Record,
+) -> None:
+    def price(**settings: str) -> str | None:
+        tags: dict[str, str] = record(**settings).one(INSTANCE).inputs["tags"]
+        return tags.get(facts.PROCESS_HOUR_TAG)
+
+    assert price() == "0.050925"  # of a c7i.2xlarge with 8 processes, 0.4074 an hour
+    assert price(workerStorage="diskless") == "0.058200"  # which has 7
+    assert price(workerHourPrice="0.16") == "0.020000"
+    assert price(workerInstanceTypes='["c8i.2xlarge"]') is None
+    machines = {record(workerHourPrice=usd).one(INSTANCE).inputs["userDataBase64"] for usd in ("0", "0.16")}
+    assert len(machines) == 1  # a change of the price replaces no master
+
+
 def test_the_master_is_replaced_when_its_user_data_changes(each_mode: Recording) -> None:
     assert each_mode.one(INSTANCE).inputs["userDataReplaceOnChange"] is True
 
@@ -930,6 +945,8 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
         + recording.one(SECRET, "secrets-webui").outputs["name"]
         + " --query SecretString --output text"
         + " | python3 -c \"import json, sys; print(json.load(sys.stdin)['admin_password'])\"",
+        "costPerMonthIdle": recording.exports["costPerMonthIdle"],  # test_prices.py has their words
+        "costPerHourFull": recording.exports["costPerHourFull"],
         "volumeIds": {
             mount: recording.one(VOLUME, f"storage-{name}").id
             for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
@@ -942,6 +959,36 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
     of_webui = {"webUiUrl", "webUiPortForward", "webUiPasswordCommand"}
     assert not of_webui & record(**MODES[NAT_DISKLESS]).exports.keys()
     assert of_webui - record(webuiLogin="false").exports.keys() == {"webUiPasswordCommand"}
+
+
+# --- money ---
+
+
+def test_the_estimate_is_an_output_that_a_preview_knows(record: Record) -> None:
+    for preview in (True, False):
+        exports = record(preview=preview).exports
+        assert re.match(r"about \d+ USD \(estimate, list prices of 20\d\d-", exports["costPerMonthIdle"])
+        assert re.match(r"about \d+\.\d\d USD: 8 workers at 0.407 ", exports["costPerHourFull"])
+
+
+def test_a_budget_counts_the_stacks_tag_and_tells_the_address_before_it_is_spent(record: Record) -> None:
+    recording = record(monthlyBudget="500", alarmEmail="seismology@example.org")
+    budget = recording.one("aws:budgets/budget:Budget").inputs
+    assert (budget["limitAmount"], budget["limitUnit"], budget["timeUnit"]) == ("500", "USD", "MONTHLY")
+    assert budget["costFilters"] == [{"name": "TagKeyValue", "values": ["user:Stack$test"]}]
+    assert recording.one(INSTANCE).inputs["tags"]["Stack"] == "test"
+    told = [(one["notificationType"], one["threshold"]) for one in budget["notifications"]]
+    assert told == [("ACTUAL", 80), ("FORECASTED", 100)]
+    for one in budget["notifications"]:
+        assert one["subscriberEmailAddresses"] == ["seismology@example.org"]
+        assert (one["comparisonOperator"], one["thresholdType"]) == ("GREATER_THAN", "PERCENTAGE")
+    assert recording.exports["activateCostTagCommand"].endswith("TagKey=Stack,Status=Active")
+
+
+def test_without_a_budget_there_is_none(record: Record) -> None:
+    recording = record(alarmEmail="seismology@example.org")
+    assert recording.of_type("aws:budgets/budget:Budget") == []
+    assert "activateCostTagCommand" not in recording.exports
 
 
 # --- what is wrong is said at once --------------------------------------------------------------------------
