@@ -7,6 +7,7 @@ from pathlib import Path
 import pulumi
 
 from components import facts
+from components.alarms import Alarms, AlarmsArgs
 from components.budget import Budget, BudgetArgs
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
 from components.image import NodeImage, NodeImageArgs
@@ -157,8 +158,9 @@ if settings.worker_min < settings.worker_max:
     )
 if settings.monthly_budget:
     Budget("budget", BudgetArgs(usd=settings.monthly_budget, email=settings.alarm_email))
+ready: list[pulumi.Resource] = []
 if settings.wait_for_ready:
-    Readiness(
+    readiness = Readiness(
         "readiness",
         ReadinessArgs(
             region=region.name,
@@ -167,6 +169,18 @@ if settings.wait_for_ready:
             user_data=master.user_data,
             minutes=settings.ready_timeout_minutes,
             after=master.attachments,
+        ),
+    )
+    ready = [readiness]
+if settings.alarm_email:
+    Alarms(
+        "alarms",
+        AlarmsArgs(
+            email=settings.alarm_email,
+            account=network.account,
+            region=region.name,
+            instance_id=master.instance_id,
+            after=ready,
         ),
     )
 

@@ -36,6 +36,10 @@ class Change(Enum):
         "the present one stays in the account with `keepDataOnDestroy`, otherwise it goes as at `pulumi destroy`",
     )
     BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
+    MAILS = (
+        "changes who is told, or makes or removes the alarms",
+        "AWS asks a new address for its consent",
+    )
     BUDGET = ("makes, changes or removes the budget", "")
     KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")

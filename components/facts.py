@@ -87,7 +87,19 @@ RESERVED_MB: Final = {"nfs": 0, "diskless": 2048}
 # --- the fleet ---
 METRICS_NAMESPACE: Final = "OpenQuake"  # of CloudWatch
 METRICS_DIMENSION: Final = "Cluster"
-METRICS: Final = ("TasksWaiting", "TasksOutstanding", "WorkersAlive", "WorkersBusy", "BacklogPerWorker")
+METRICS: Final = (
+    "TasksWaiting",
+    "TasksOutstanding",
+    "TasksWithoutWorker",
+    "WorkersAlive",
+    "WorkersBusy",
+    "BacklogPerWorker",
+    "BrokerBlocked",
+    "CalculationsFailed",
+    "MemoryUsedPercent",
+)
+DISK_METRIC: Final = "DiskUsedPercent"  # one for each of VOLUME_MOUNTS
+DISK_DIMENSION: Final = "Disk"
 METRICS_SECONDS: Final = 10  # between two publications while there is work
 METRICS_IDLE_SECONDS: Final = 60  # and without
 # The tag of the master's instance that says what num_cores of its openquake.cfg has to be. A tag can change and the

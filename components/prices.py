@@ -125,12 +125,15 @@ _SERVICES: Final[Mapping[str, _Services]] = {
     "eu-west-1": _Services(nat=0.048, endpoint=0.011, gp3=0.088, efs=0.33),
 }
 # The same in all these regions: an hour of a public IPv4 address; a month of a metric, an alarm, one that looks more
-# often than once a minute, and a secret. https://aws.amazon.com/cloudwatch/pricing/ and others, as above.
+# often than once a minute, a secret, and a key. https://aws.amazon.com/cloudwatch/pricing/ and others, as above.
 _IPV4: Final = 0.005
 _METRIC: Final = 0.30
 _ALARM: Final = 0.10
 _FAST_ALARM: Final = 0.30
 _SECRET: Final = 0.40
+_KEY: Final = 1.0
+# Those of components/alarms.py, which knows Pulumi; a test counts them.
+_MAIL_ALARMS: Final = 10
 # Metrics of an instance by the minute: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/viewing_metrics_with_cloudwatch.html
 _DETAILED_METRICS: Final = 7
 
@@ -219,11 +222,17 @@ def estimate(settings: Settings, region: str) -> Estimate:
         month["NAT gateway and its public address"] = _times(HOURS, _sum([services.nat, _IPV4]))
     month[f"{endpoints} interface endpoints"] = _times(endpoints * HOURS, services.endpoint)
     month[f"EBS, {disks} GB gp3, and the root disk"] = _times(disks + facts.MASTER_ROOT_GB, services.gp3)
-    month["metrics and alarms"] = (len(facts.METRICS) + _DETAILED_METRICS) * _METRIC + alarms
+    month["metrics and alarms"] = (_own_metrics() + _DETAILED_METRICS) * _METRIC + alarms
+    if settings.alarm_email:
+        month["alarms that send mails, and their key"] = _MAIL_ALARMS * _ALARM + _KEY
     month["secrets"] = _SECRET * (2 if settings.webui else 1)
     if settings.worker_min:
         month[f"{settings.worker_min} workers that stay"] = _times(settings.worker_min * HOURS, worker)
     return Estimate(region, month, worker, settings.worker_max)
+
+
+def _own_metrics() -> int:
+    return len(facts.METRICS) + len(facts.VOLUME_MOUNTS)
 
 
 def process_hour(worker: float | None, worker_type: InstanceType, reserved_mb: int = 0) -> float | None:

@@ -302,7 +302,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
     "webuiLogin": Key(True, _boolean, {Change.MASTER_REPLACED}),
-    "alarmEmail": Key("", _email, set()),
+    "alarmEmail": Key("", _email, {Change.MAILS}),
     "monthlyBudget": Key(0, _integer(0, _HIGHEST_BUDGET), {Change.BUDGET}),
     "waitForReady": Key(True, _boolean, {Change.WAIT}),
     "readyTimeoutMinutes": Key(30, _integer(1, 240), {Change.WAIT}),

@@ -279,7 +279,7 @@ class _Role:
 def _role(node: Node) -> _Role:
     if isinstance(node, MasterNode):
         return _Role(
-            modules=("master", "accounts", "growth", "metrics"),
+            modules=("master", "accounts", "growth"),
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,

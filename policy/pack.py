@@ -21,6 +21,7 @@ NO_CONTROLS: Final = frozenset(
         "aws:ec2/routeTableAssociation:RouteTableAssociation",
         "aws:ec2/tag:Tag",
         "aws:s3/bucketObjectv2:BucketObjectv2",
+        "aws:sns/topicSubscription:TopicSubscription",
     }
 )
 """The types of which neither standard says anything. One that is new to the program belongs here or to a rule."""

@@ -256,11 +256,33 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:cloudwatch/metricAlarm:MetricAlarm": ResourceType(
         acts_on=(
             "namespace metricName dimensions comparisonOperator threshold period evaluationPeriods "
-            "datapointsToAlarm alarmActions"
+            "datapointsToAlarm alarmActions treatMissingData alarmDescription"
         ),
-        ignores="statistic treatMissingData alarmDescription",
-        demands={"statistic": "Maximum", "treatMissingData": "notBreaching"},
+        ignores="statistic",
+        demands={"statistic": "Maximum"},
         outputs=lambda _resource, id_: {"name": id_, "arn": arn("cloudwatch", f"alarm:{id_}")},
+    ),
+    # The lab writes mails down and encrypts none. A change of what a subscription is makes another one.
+    "aws:sns/topic:Topic": ResourceType(
+        ignores="displayName kmsMasterKeyId",
+        id_of=lambda resource: arn("sns", resource.physical_name),
+        outputs=lambda _resource, id_: {"arn": id_},
+    ),
+    "aws:sns/topicPolicy:TopicPolicy": ResourceType(
+        ignores="arn policy", forces_new="arn", id_of=lambda resource: str(resource.inputs["arn"])
+    ),
+    "aws:sns/topicSubscription:TopicSubscription": ResourceType(
+        acts_on="topic endpoint",
+        ignores="protocol",
+        demands={"protocol": "email"},
+        forces_new="topic endpoint protocol",
+        id_of=lambda resource: f"{resource.inputs['topic']}:{resource.hex[:8]}",
+        outputs=lambda _resource, id_: {"arn": id_},
+    ),
+    "aws:kms/key:Key": ResourceType(
+        ignores="description enableKeyRotation deletionWindowInDays policy",
+        id_of=lambda resource: resource.hex[:32],
+        outputs=_arn_of("kms", "key"),
     ),
     "aws:ebs/volume:Volume": ResourceType(
         acts_on="size availabilityZone finalSnapshot snapshotId",

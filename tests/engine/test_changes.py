@@ -76,6 +76,7 @@ KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.VOLUME_GROWN: _is("aws:ebs/volume:Volume", "update", "size"),
     Change.DATA_EXCHANGED: lambda step: step.type in DATA and step.op in ("replace", "delete"),
     Change.BACKUPS: _is("aws:dlm/lifecyclePolicy:LifecyclePolicy", "update"),
+    Change.MAILS: lambda step: step.type == "aws:sns/topicSubscription:TopicSubscription",
     Change.BUDGET: lambda step: step.type == "aws:budgets/budget:Budget",
     Change.WAIT: lambda step: step.type == "command:local:Command" and step.op in ("update", "delete"),
     Change.WAY_OUT: _is("aws:ec2/natGateway:NatGateway", "delete"),
