@@ -10,6 +10,7 @@ from components import facts
 from components.alarms import Alarms, AlarmsArgs
 from components.budget import Budget, BudgetArgs
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
+from components.dashboard import Dashboard, DashboardArgs
 from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
@@ -23,7 +24,7 @@ from components.security import Security, SecurityArgs
 from components.snapshots import Snapshots, SnapshotsArgs
 from components.storage import Storage, StorageArgs, take_data_back
 from components.subnets import share_out
-from components.tags import ACTIVATE_COST_TAG
+from components.tags import ACTIVATE_COST_TAG, cluster_name
 from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
 # --- what is asked for, and where ---
@@ -133,6 +134,7 @@ workers = Workers(
         desired=settings.worker_desired,
         maximum=settings.worker_max,
         spot=settings.worker_spot,
+        on_demand_base=settings.worker_on_demand_base,
         storage=settings.worker_storage,
         drain_minutes=settings.drain_minutes,
         subnet_ids=list(network.worker_subnet_ids.values()),
@@ -145,8 +147,9 @@ workers = Workers(
         after=surroundings,
     ),
 )
+alarms: list[pulumi.Output[str]] = []
 if settings.worker_min < settings.worker_max:
-    Scaling(
+    scaling = Scaling(
         "scaling",
         ScalingArgs(
             group_name=workers.group_name,
@@ -156,6 +159,7 @@ if settings.worker_min < settings.worker_max:
             warmup_seconds=WARMUP_SECONDS,
         ),
     )
+    alarms += scaling.alarm_arns
 if settings.monthly_budget:
     Budget("budget", BudgetArgs(usd=settings.monthly_budget, email=settings.alarm_email))
 ready: list[pulumi.Resource] = []
@@ -173,7 +177,7 @@ if settings.wait_for_ready:
     )
     ready = [readiness]
 if settings.alarm_email:
-    Alarms(
+    told = Alarms(
         "alarms",
         AlarmsArgs(
             email=settings.alarm_email,
@@ -183,6 +187,17 @@ if settings.alarm_email:
             after=ready,
         ),
     )
+    alarms += told.arns
+Dashboard(
+    "dashboard",
+    DashboardArgs(
+        region=region.name,
+        instance_id=master.instance_id,
+        group_name=workers.group_name,
+        file_system_id=storage.file_system_id,
+        alarms=alarms,
+    ),
+)
 
 # --- what a user needs to know ---
 session = pulumi.Output.concat(
@@ -203,6 +218,11 @@ if secrets.webui and settings.webui_login:
     asked = "aws secretsmanager get-secret-value --region "
     command = pulumi.Output.concat(asked, region.name, " --secret-id ", secrets.webui.name, shown)
     pulumi.export("webUiPasswordCommand", command)
+pulumi.export(
+    "dashboardUrl",
+    f"https://{region.name}.console.aws.amazon.com/cloudwatch/home?region={region.name}"
+    f"#dashboards/dashboard/{cluster_name(pulumi.get_stack())}",
+)
 pulumi.export("costPerMonthIdle", costs.idle_text())
 pulumi.export("costPerHourFull", costs.full_text())
 if settings.monthly_budget:

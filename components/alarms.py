@@ -127,13 +127,13 @@ class Alarms(Component):
     A master whose hardware fails is moved to other hardware, as the same machine, and somebody is told.
     """
 
-    topic_arn: pulumi.Output[str]
+    arns: list[pulumi.Output[str]]
 
     def __init__(self, name: str, args: AlarmsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
         self._cluster = cluster_name(pulumi.get_stack())
         topic = self._topic(args)
-        self.topic_arn = topic.arn
+        self.arns = []
         for watch in watches(self._cluster):
             self._alarm(watch, [topic.arn], args.after)
         machine = {"InstanceId": args.instance_id}
@@ -218,7 +218,7 @@ class Alarms(Component):
         dimensions: Mapping[str, pulumi.Input[str]] | None = None,
     ) -> None:
         """An alarm that calls `actions`; `dimensions` stand for the watch's where they are not known yet."""
-        aws.cloudwatch.MetricAlarm(
+        alarm = aws.cloudwatch.MetricAlarm(
             self.named(watch.name),
             alarm_description=f"{self._cluster}: {watch.advice}.",
             namespace=watch.namespace,
@@ -235,6 +235,7 @@ class Alarms(Component):
             tags=self.tags(watch.name),
             opts=self.child(depends_on=list(after)),
         )
+        self.arns.append(alarm.arn)
 
 
 def _policy(*statements: Mapping[str, Any]) -> pulumi.Output[str]:

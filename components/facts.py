@@ -91,6 +91,7 @@ METRICS: Final = (
     "TasksWaiting",
     "TasksOutstanding",
     "TasksWithoutWorker",
+    "TasksDone",
     "WorkersAlive",
     "WorkersBusy",
     "BacklogPerWorker",

@@ -282,6 +282,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerDesired": Key(2, _WORKERS, set()),
     "workerMax": Key(8, _integer(1, 1000), {Change.FLEET_SIZE, Change.NUM_CORES}),
     "workerSpot": Key(False, _boolean, {Change.WORKERS_ROLLED}),
+    "workerOnDemandBase": Key(0, _WORKERS, {Change.WORKERS_ROLLED}),
     "workerHourPrice": Key("0", _price, {Change.PRICE}),
     "workerStorage": Key(
         "nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED, Change.NUM_CORES, Change.PRICE}
@@ -327,6 +328,7 @@ class Settings:
     worker_desired: int
     worker_max: int
     worker_spot: bool
+    worker_on_demand_base: int
     worker_hour_price: float
     worker_storage: WorkerStorage
     drain_minutes: int
@@ -409,6 +411,12 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
+    base = parsed.get("workerOnDemandBase")
+    if base and parsed.get("workerSpot") is False:
+        remedy = "set workerSpot to true, or leave it out: without it all workers are on demand"
+        problems.append(Problem("workerOnDemandBase", base, remedy))
+    if base and maximum is not None and base > maximum:
+        problems.append(Problem("workerOnDemandBase", base, f"must not be above workerMax = {maximum}"))
     if parsed.get("monthlyBudget") and parsed.get("alarmEmail") == "":
         remedy = "say who is to be told when the month costs more than monthlyBudget"
         problems.append(Problem("alarmEmail", "", remedy))

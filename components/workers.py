@@ -34,8 +34,8 @@ _GROUP_GONE: Final = pulumi.CustomTimeouts(delete="45m")
 class WorkersArgs:
     """What the fleet is made from.
 
-    `instance_types` come in order of preference; `nfs_addresses` is keyed by zone. Workers start after
-    everything in `after`.
+    `instance_types` come in order of preference; the first `on_demand_base` workers are no spot capacity even with
+    `spot`; `nfs_addresses` is keyed by zone. Workers start after everything in `after`.
     """
 
     region: str
@@ -46,6 +46,7 @@ class WorkersArgs:
     desired: int
     maximum: int
     spot: bool
+    on_demand_base: int
     storage: WorkerStorage
     drain_minutes: int
     subnet_ids: Sequence[pulumi.Input[str]]
@@ -202,7 +203,7 @@ def _user_data(args: WorkersArgs, known: Mapping[str, str]) -> str:
 def _policy(
     args: WorkersArgs, template: aws.ec2.LaunchTemplate
 ) -> aws.autoscaling.GroupMixedInstancesPolicyArgs:
-    """All spot or all on demand, from any of the instance types."""
+    """On demand, or spot beyond the base, from any of the instance types."""
     return aws.autoscaling.GroupMixedInstancesPolicyArgs(
         launch_template=aws.autoscaling.GroupMixedInstancesPolicyLaunchTemplateArgs(
             launch_template_specification=(
@@ -218,7 +219,7 @@ def _policy(
             ],
         ),
         instances_distribution=aws.autoscaling.GroupMixedInstancesPolicyInstancesDistributionArgs(
-            on_demand_base_capacity=0,
+            on_demand_base_capacity=args.on_demand_base,
             on_demand_percentage_above_base_capacity=0 if args.spot else 100,
             on_demand_allocation_strategy="prioritized",
             spot_allocation_strategy="price-capacity-optimized",

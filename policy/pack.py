@@ -16,6 +16,7 @@ NO_CONTROLS: Final = frozenset(
         "aws:autoscaling/lifecycleHook:LifecycleHook",
         "aws:autoscaling/policy:Policy",
         "aws:budgets/budget:Budget",
+        "aws:cloudwatch/dashboard:Dashboard",
         "aws:ec2/internetGateway:InternetGateway",
         "aws:ec2/routeTable:RouteTable",
         "aws:ec2/routeTableAssociation:RouteTableAssociation",

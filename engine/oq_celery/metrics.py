@@ -69,6 +69,28 @@ def metric_data(
     ]
 
 
+class Done:
+    """The tasks that have ended since somebody was told, of the calculations that run."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str, str], int] = {}
+        self._new = 0
+
+    def add(self, status: Any) -> None:
+        """Count what has ended since the last time; the tasks of a job that ends meanwhile are not seen."""
+        now = {(row.job, row.user, row.name): row.done for row in status.tasks}
+        self._new += sum(max(0, done - self._known.get(key, 0)) for key, done in now.items())
+        self._known = now
+
+    def count(self) -> int:
+        """How many."""
+        return self._new
+
+    def told(self) -> None:
+        """Begin anew."""
+        self._new = 0
+
+
 class Failures:
     """The calculations that have failed since somebody was told."""
 
@@ -102,6 +124,7 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
     from oq_celery import status
 
     dimensions = {arguments.dimension: arguments.cluster}
+    done = Done()
     published, worked, trouble = -float(arguments.idle), False, ""
     while True:
         started = time.monotonic()
@@ -110,6 +133,8 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
             now = status.read(celery)
             busy = bool(now.outstanding) or now.alarm is not None
             values += queue_values(now)
+            done.add(now)
+            values.append(("TasksDone", {}, done.count(), "Count"))
             found = "" if now.alarm is None else f"RabbitMQ takes no messages: {now.alarm}"
         except Exception as error:  # the broker's errors have no common base
             found = str(error) or type(error).__name__
@@ -122,6 +147,7 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
                 )
                 published, worked = started, busy
                 failures.told()
+                done.told()
         except Exception as error:  # nor have boto3's
             found = str(error) or type(error).__name__
         if found and found != trouble:

@@ -262,6 +262,11 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         demands={"statistic": "Maximum"},
         outputs=lambda _resource, id_: {"name": id_, "arn": arn("cloudwatch", f"alarm:{id_}")},
     ),
+    "aws:cloudwatch/dashboard:Dashboard": ResourceType(
+        ignores="dashboardName dashboardBody",
+        forces_new="dashboardName",
+        id_of=lambda resource: str(resource.inputs["dashboardName"]),
+    ),
     # The lab writes mails down and encrypts none. A change of what a subscription is makes another one.
     "aws:sns/topic:Topic": ResourceType(
         ignores="displayName kmsMasterKeyId",

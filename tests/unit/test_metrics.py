@@ -60,6 +60,7 @@ def status(
         alarm=alarm,
         workers=[SimpleNamespace(busy=number) for number in busy],
         outstanding=waiting + sum(busy) if outstanding is None else outstanding,
+        tasks=[],
     )
 
 
@@ -101,7 +102,8 @@ def test_how_full_memory_and_disks_are_is_published_but_not_of_a_disk_that_is_aw
 
 
 def test_what_is_published_is_what_the_alarms_watch_and_the_estimate_counts(metrics: Any) -> None:
-    values = [*metrics.queue_values(status(1)), ("CalculationsFailed", {}, 0, "Count")]
+    counts: list[Any] = [(name, {}, 0, "Count") for name in ("CalculationsFailed", "TasksDone")]
+    values = [*metrics.queue_values(status(1)), *counts]
     data = metrics.metric_data([*values, *metrics.machine_values(facts.VOLUME_MOUNTS)], DIMENSIONS)
     published = {
         (one["MetricName"], *((pair["Name"], pair["Value"]) for pair in one["Dimensions"])) for one in data
@@ -165,6 +167,23 @@ def test_a_calculation_that_fails_counts_once(
     database("DELETE FROM job WHERE id = 1")
     database("INSERT INTO job VALUES (4, 'failed')")
     assert failures.count() == 1
+
+
+def test_tasks_that_have_ended_count_once_whatever_jobs_come_and_go(metrics: Any) -> None:
+    done = metrics.Done()
+
+    def look(**jobs: int) -> int:
+        rows = [
+            SimpleNamespace(job=1, user=user, name="classical", done=number) for user, number in jobs.items()
+        ]
+        done.add(SimpleNamespace(tasks=rows))
+        count: int = done.count()
+        return count
+
+    assert [look(ann=0), look(ann=3), look(ann=3, bea=2), look(bea=4)] == [0, 3, 5, 7]
+    done.told()
+    assert [look(bea=4), look(bea=5)] == [0, 1]
+    assert look(bea=1) == 1  # the same job, begun anew: no tasks are taken back
 
 
 def test_a_database_that_is_not_there_yet_has_no_failures_and_is_not_made(

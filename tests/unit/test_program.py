@@ -759,6 +759,18 @@ def test_the_fleet_is_all_spot_or_all_on_demand_from_all_the_instance_types(
     assert group["suspendedProcesses"] == ["AZRebalance"]
 
 
+def test_a_spot_fleet_may_have_a_base_on_demand_and_takes_the_rest_where_it_is_cheap_and_stays(
+    record: Record,
+) -> None:
+    policy = record(workerSpot="true", workerOnDemandBase="2").one(GROUP).inputs["mixedInstancesPolicy"]
+    assert policy["instancesDistribution"] == {
+        "onDemandBaseCapacity": 2,
+        "onDemandPercentageAboveBaseCapacity": 0,
+        "onDemandAllocationStrategy": "prioritized",
+        "spotAllocationStrategy": "price-capacity-optimized",
+    }
+
+
 def test_a_change_of_the_template_refreshes_the_machines(record: Record) -> None:
     recording = record()
     group, template = recording.one(GROUP), recording.one(TEMPLATE)
@@ -861,11 +873,15 @@ def test_a_master_that_publishes_nothing_neither_adds_nor_removes_workers(each_m
 
 def test_the_alarms_watch_what_this_clusters_master_publishes(each_mode: Recording) -> None:
     master = userdata.decode(each_mode.one(INSTANCE).inputs["userDataBase64"])
-    (node,) = [one for one in master["write_files"] if one["path"] == "/etc/openquake/node.json"]
-    told = json.loads(node["content"])
+    (unit,) = [one["content"] for one in master["write_files"] if one["path"].endswith(facts.METRICS_UNIT)]
     for one in each_mode.of_type(ALARM):
-        assert one.inputs["namespace"] == told["metrics_namespace"]
-        assert one.inputs["dimensions"] == {told["metrics_dimension"]: told["cluster"]}
+        ((dimension, cluster),) = one.inputs["dimensions"].items()
+        for option in (
+            f"--namespace {one.inputs['namespace']}",
+            f"--dimension {dimension}",
+            f"--cluster {cluster}",
+        ):
+            assert f" {option} " in unit
 
 
 def test_a_fleet_of_one_size_is_not_scaled(record: Record) -> None:
@@ -945,6 +961,8 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
         + recording.one(SECRET, "secrets-webui").outputs["name"]
         + " --query SecretString --output text"
         + " | python3 -c \"import json, sys; print(json.load(sys.stdin)['admin_password'])\"",
+        "dashboardUrl": f"https://{REGION}.console.aws.amazon.com/cloudwatch/home?region={REGION}"
+        "#dashboards/dashboard/openquake-cluster-test",
         "costPerMonthIdle": recording.exports["costPerMonthIdle"],  # test_prices.py has their words
         "costPerHourFull": recording.exports["costPerHourFull"],
         "volumeIds": {
@@ -959,6 +977,51 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
     of_webui = {"webUiUrl", "webUiPortForward", "webUiPasswordCommand"}
     assert not of_webui & record(**MODES[NAT_DISKLESS]).exports.keys()
     assert of_webui - record(webuiLogin="false").exports.keys() == {"webUiPasswordCommand"}
+
+
+# --- the dashboard ---
+
+
+def test_the_dashboard_shows_this_clusters_metrics_and_alarms(record: Record) -> None:
+    recording = record(alarmEmail="seismology@example.org")
+    board = recording.one("aws:cloudwatch/dashboard:Dashboard").inputs
+    assert board["dashboardName"] == "openquake-cluster-test"
+    *graphs, alarms = json.loads(board["dashboardBody"])["widgets"]
+    lines = [line for graph in graphs for line in graph["properties"]["metrics"]]
+    own = {(line[1], *line[2:-1]) for line in lines if line[0] == facts.METRICS_NAMESPACE}
+    cluster = (facts.METRICS_DIMENSION, "openquake-cluster-test")
+    not_shown = {"TasksWithoutWorker", "BacklogPerWorker"}
+    assert own == {
+        *((name, *cluster) for name in facts.METRICS if name not in not_shown),
+        *((facts.DISK_METRIC, *cluster, facts.DISK_DIMENSION, mount) for mount in facts.VOLUME_MOUNTS),
+    }
+    assert {tuple(line[-3:-1]) for line in lines if line[0] != facts.METRICS_NAMESPACE} == {
+        ("InstanceId", recording.one(INSTANCE).id),
+        ("AutoScalingGroupName", recording.one(GROUP).outputs["name"]),
+        ("FileSystemId", recording.one(EFS).id),
+    }
+    assert {graph["properties"]["region"] for graph in graphs} == {REGION}
+    assert set(alarms["properties"]["alarms"]) == {one.outputs["arn"] for one in recording.of_type(ALARM)}
+
+
+def test_no_widget_of_the_dashboard_lies_on_another_or_beside_the_grid(record: Record) -> None:
+    body = record().one("aws:cloudwatch/dashboard:Dashboard").inputs["dashboardBody"]
+    widgets = json.loads(body)["widgets"]
+    cells = [
+        (widget["x"] + right, widget["y"] + down)
+        for widget in widgets
+        for right in range(widget["width"])
+        for down in range(widget["height"])
+    ]
+    assert len(set(cells)) == len(cells) > 0
+    assert max(right for right, _ in cells) < 24
+
+
+def test_a_fleet_of_one_size_whose_alarms_tell_nobody_has_a_dashboard_without_alarms(record: Record) -> None:
+    body = (
+        record(workerMin="2", workerMax="2").one("aws:cloudwatch/dashboard:Dashboard").inputs["dashboardBody"]
+    )
+    assert {widget["type"] for widget in json.loads(body)["widgets"]} == {"metric"}
 
 
 # --- money ---

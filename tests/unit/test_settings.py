@@ -261,6 +261,13 @@ def test_what_is_no_address_is_refused(address: str) -> None:
     assert "seismology@example.org" in problems({"alarmEmail": address})["alarmEmail"].remedy
 
 
+def test_a_base_on_demand_is_for_spot_fleets_and_no_larger_than_the_fleet() -> None:
+    assert "workerSpot" in problems({"workerOnDemandBase": "2"})["workerOnDemandBase"].remedy
+    spot = {"workerSpot": "true", "workerMax": "4", "workerOnDemandBase": "4"}
+    assert Settings.parse(spot).worker_on_demand_base == 4
+    assert "workerMax = 4" in problems({**spot, "workerOnDemandBase": "5"})["workerOnDemandBase"].remedy
+
+
 def test_a_budget_wants_somebody_who_is_told() -> None:
     assert "monthlyBudget" in problems({"monthlyBudget": "500"})["alarmEmail"].remedy
     assert Settings.parse({"monthlyBudget": "500", "alarmEmail": "a@b.org"}).monthly_budget == 500
