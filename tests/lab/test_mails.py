@@ -106,6 +106,7 @@ def _wait(come: Callable[[], bool], words: Callable[[], str]) -> None:
         time.sleep(2)
 
 
+@pytest.mark.lab
 def test_people_are_told_of_a_full_disk_a_blocked_broker_a_failed_calculation_and_silence(lab: Lab) -> None:
     metrics = {facts.DISK_METRIC, *facts.METRICS}
     _wait(
