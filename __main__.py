@@ -184,6 +184,7 @@ if settings.alarm_email:
             account=network.account,
             region=region.name,
             instance_id=master.instance_id,
+            group_name=workers.group_name,
             after=ready,
         ),
     )

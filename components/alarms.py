@@ -13,12 +13,16 @@ from components import facts
 from components.component import Component
 from components.storage import volume_name
 from components.tags import cluster_name
+from components.workers import IN_SERVICE_METRIC
 
 # Percent. The engine itself ends a calculation that makes the master's memory fuller than 95: userdata.openquake_cfg.
 DISK_FULL: Final = 80
 MEMORY_FULL: Final = 90
 _MINUTE: Final = 60
 _NEVER: Final = 1_000_000  # more than any value: the alarm is on only where there are none
+# A worker boots in two minutes or so, and one that cannot powers off after ten at least: userdata.WORKER_ATTEMPTS.
+_UNREADY_MINUTES: Final = 10
+_UNREADY_WINDOW: Final = 15
 # AWS's shortest time in which a deletion of a key can be undone.
 _KEY_DAYS: Final = 7
 
@@ -118,6 +122,7 @@ class AlarmsArgs:
     account: pulumi.Input[str]
     region: str
     instance_id: pulumi.Input[str]
+    group_name: pulumi.Input[str]
     after: Sequence[pulumi.Resource]
 
 
@@ -161,6 +166,7 @@ class Alarms(Component):
                 namespace="AWS/EC2",
             )
             self._alarm(watch, [*actions, topic.arn], args.after, dimensions=machine)
+        self._unready(args, topic)
         self.register_outputs({"topicArn": topic.arn})
 
     def _topic(self, args: AlarmsArgs) -> aws.sns.Topic:
@@ -209,6 +215,57 @@ class Alarms(Component):
             opts=self.child(),
         )
         return topic
+
+    def _unready(self, args: AlarmsArgs, topic: aws.sns.Topic) -> None:
+        """An alarm on machines that the group counts as workers and the master does not."""
+        advice = (
+            "A machine of the group has not become a worker for ten minutes. Look at its console, aws ec2 "
+            "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
+        )
+
+        def query(id_: str, namespace: str, name: str, **dimensions: pulumi.Input[str]) -> Any:
+            return aws.cloudwatch.MetricAlarmMetricQueryArgs(
+                id=id_,
+                metric=aws.cloudwatch.MetricAlarmMetricQueryMetricArgs(
+                    namespace=namespace,
+                    metric_name=name,
+                    dimensions=dimensions,
+                    period=_MINUTE,
+                    stat="Maximum",
+                ),
+            )
+
+        alarm = aws.cloudwatch.MetricAlarm(
+            self.named("unready"),
+            alarm_description=f"{self._cluster}: {advice}.",
+            metric_queries=[
+                query(
+                    "machines",
+                    "AWS/AutoScaling",
+                    IN_SERVICE_METRIC.value,
+                    AutoScalingGroupName=args.group_name,
+                ),
+                query(
+                    "workers",
+                    facts.METRICS_NAMESPACE,
+                    "WorkersAlive",
+                    **{facts.METRICS_DIMENSION: self._cluster},
+                ),
+                aws.cloudwatch.MetricAlarmMetricQueryArgs(
+                    id="unready", expression="machines - workers", label="Unready", return_data=True
+                ),
+            ],
+            comparison_operator="GreaterThanOrEqualToThreshold",
+            threshold=1,
+            # Between two machines that fail there are minutes with none.
+            evaluation_periods=_UNREADY_WINDOW,
+            datapoints_to_alarm=_UNREADY_MINUTES,
+            treat_missing_data="notBreaching",
+            alarm_actions=[topic.arn],
+            tags=self.tags("unready"),
+            opts=self.child(depends_on=list(args.after)),
+        )
+        self.arns.append(alarm.arn)
 
     def _alarm(
         self,

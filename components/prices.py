@@ -133,7 +133,7 @@ _FAST_ALARM: Final = 0.30
 _SECRET: Final = 0.40
 _KEY: Final = 1.0
 # Those of components/alarms.py, which knows Pulumi; a test counts them.
-_MAIL_ALARMS: Final = 10
+_MAIL_ALARMS: Final = 11
 # Metrics of an instance by the minute: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/viewing_metrics_with_cloudwatch.html
 _DETAILED_METRICS: Final = 7
 

@@ -24,6 +24,8 @@ _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's ma
 # From an instance's being in service to its first task, with room; meanwhile the group does not scale in either, and
 # the alarm that asks for that needs a minute or two to notice a job that begins.
 WARMUP_SECONDS: Final = 120
+IN_SERVICE_METRIC: Final = aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES
+"""AWS's name of how many machines of a group run and are not about to go."""
 # Deleting the group waits until its machines are gone; the provider's ten minutes are fewer than a worker may take that
 # still computes: its shutdown waits for the running tasks, until systemd's poweroff.target ends it by force after
 # JobTimeoutSec=30min. https://github.com/systemd/systemd/blob/main/units/poweroff.target
@@ -87,6 +89,8 @@ class Workers(Component):
             capacity_rebalance=args.spot,
             suspended_processes=["AZRebalance"],  # no worker ends for the zones' balance: its tasks cost more
             health_check_type="EC2",
+            enabled_metrics=[IN_SERVICE_METRIC],  # for the alarm; AWS charges nothing for a group's metrics
+            metrics_granularity="1Minute",
             # A worker waits for the master's engine, so the group does not wait for the workers.
             wait_for_capacity_timeout="0",
             instance_refresh=aws.autoscaling.GroupInstanceRefreshArgs(

@@ -234,7 +234,10 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     ),
     "aws:autoscaling/group:Group": ResourceType(
         acts_on="vpcZoneIdentifiers desiredCapacity minSize maxSize mixedInstancesPolicy instanceRefresh",
-        ignores="capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout",
+        ignores=(
+            "capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout enabledMetrics "
+            "metricsGranularity"
+        ),
         outputs=lambda _resource, id_: {
             "name": id_,
             "arn": arn("autoscaling", f"autoScalingGroup:{id_}:autoScalingGroupName/{id_}"),
@@ -256,10 +259,8 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:cloudwatch/metricAlarm:MetricAlarm": ResourceType(
         acts_on=(
             "namespace metricName dimensions comparisonOperator threshold period evaluationPeriods "
-            "datapointsToAlarm alarmActions treatMissingData alarmDescription"
+            "datapointsToAlarm alarmActions treatMissingData alarmDescription metricQueries statistic"
         ),
-        ignores="statistic",
-        demands={"statistic": "Maximum"},
         outputs=lambda _resource, id_: {"name": id_, "arn": arn("cloudwatch", f"alarm:{id_}")},
     ),
     "aws:cloudwatch/dashboard:Dashboard": ResourceType(

@@ -73,6 +73,11 @@ def test_silence_is_an_alarm_and_any_word_ends_it(watched: dict[str, Alarm]) -> 
     assert told(silence, dict.fromkeys(range(0, 40, 9), 0), 40) == []
 
 
+def test_an_alarm_over_what_amazon_publishes_of_the_group_is_left_out(watched: dict[str, Alarm]) -> None:
+    assert "unready" not in watched
+    assert len(watched) == 10
+
+
 def test_what_no_topic_is_told_sends_no_mail(watched: dict[str, Alarm]) -> None:
     alarm = watched["status-system"]
     sample = Sample(NOW, alarm.namespace, alarm.metric, alarm.dimensions, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components import facts, prices
+from components import facts, prices, userdata
 from components.settings import Settings
 from lab.aws.recorder import Recording
 from lab.aws.resources import ACCOUNT, REGION
@@ -47,7 +47,7 @@ def test_there_is_an_alarm_for_all_that_people_are_told_and_the_estimate_counts_
     found = alarms(recording)
     assert found.keys() == {
         "disk-home", "disk-var", "disk-rabbitmq", "memory", "broker", "silence", "no-worker", "failed", "status-system",
-        "status-instance",
+        "status-instance", "unready",
     }  # fmt: skip
     with_mails, without = (
         prices.estimate(Settings.parse({"alarmEmail": address}), REGION).month for address in (ADDRESS, "")
@@ -66,6 +66,8 @@ def test_each_alarm_says_which_cluster_it_is_and_what_to_do(recording: Recording
 
 def test_each_alarm_is_on_after_whole_minutes_that_all_breach(recording: Recording) -> None:
     for name, alarm in alarms(recording).items():
+        if name == "unready":
+            continue
         assert alarm["period"] >= facts.METRICS_IDLE_SECONDS, name  # an idle master publishes no oftener
         assert alarm["datapointsToAlarm"] == alarm["evaluationPeriods"], name
         assert (alarm["statistic"], alarm["comparisonOperator"]) == (
@@ -88,7 +90,7 @@ def test_a_disk_is_watched_by_the_mount_point_under_which_the_master_publishes_i
     disks = {
         name: alarm["dimensions"][facts.DISK_DIMENSION]
         for name, alarm in alarms(recording).items()
-        if alarm["metricName"] == facts.DISK_METRIC
+        if alarm.get("metricName") == facts.DISK_METRIC
     }
     assert disks == {"disk-home": "/home", "disk-var": "/var", "disk-rabbitmq": "/var/lib/rabbitmq"}
     for name in disks:
@@ -103,6 +105,20 @@ def test_a_master_on_broken_hardware_is_recovered(recording: Recording) -> None:
         assert alarm["dimensions"] == {"InstanceId": master}
     assert system["alarmActions"][0] == f"arn:aws:automate:{REGION}:ec2:recover"
     assert instance["alarmActions"] == [recording.one(TOPIC).outputs["arn"]]
+
+
+def test_a_machine_that_does_not_become_a_worker_is_noticed_before_it_powers_off(
+    recording: Recording,
+) -> None:
+    alarm, group = alarms(recording)["unready"], recording.one("aws:autoscaling/group:Group")
+    machines, workers, difference = alarm["metricQueries"]
+    assert (difference["expression"], difference["returnData"]) == ("machines - workers", True)
+    assert machines["metric"]["dimensions"] == {"AutoScalingGroupName": group.outputs["name"]}
+    assert [machines["metric"]["metricName"]] == group.inputs["enabledMetrics"]
+    assert workers["metric"]["metricName"] in facts.METRICS
+    assert workers["metric"]["dimensions"] == {facts.METRICS_DIMENSION: "openquake-cluster-test"}
+    minutes = userdata.WORKER_ATTEMPTS * userdata.BOOTSTRAP_RETRY_SECONDS / 60  # at least, until it is off
+    assert alarm["datapointsToAlarm"] <= minutes < alarm["evaluationPeriods"]
 
 
 def test_the_address_is_the_topics_only_subscriber(recording: Recording) -> None:
