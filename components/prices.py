@@ -124,12 +124,14 @@ _SERVICES: Final[Mapping[str, _Services]] = {
     "eu-central-1": _Services(nat=0.052, endpoint=0.012, gp3=0.0952, efs=0.36),
     "eu-west-1": _Services(nat=0.048, endpoint=0.011, gp3=0.088, efs=0.33),
 }
-# The same in all these regions: an hour of a public IPv4 address; a month of a metric, an alarm, one that looks more
-# often than once a minute, a secret, and a key. https://aws.amazon.com/cloudwatch/pricing/ and others, as above.
+# The same in all these regions: an hour of a public IPv4 address; one publication of metrics; a month of a metric, an
+# alarm, one that looks more often than once a minute, a secret, and a key.
+# https://aws.amazon.com/cloudwatch/pricing/ and others, as above.
 _IPV4: Final = 0.005
 _METRIC: Final = 0.30
 _ALARM: Final = 0.10
 _FAST_ALARM: Final = 0.30
+_PUBLICATION: Final = 0.01 / 1000
 _SECRET: Final = 0.40
 _KEY: Final = 1.0
 # Those of components/alarms.py, which knows Pulumi; a test counts them.
@@ -222,7 +224,8 @@ def estimate(settings: Settings, region: str) -> Estimate:
         month["NAT gateway and its public address"] = _times(HOURS, _sum([services.nat, _IPV4]))
     month[f"{endpoints} interface endpoints"] = _times(endpoints * HOURS, services.endpoint)
     month[f"EBS, {disks} GB gp3, and the root disk"] = _times(disks + facts.MASTER_ROOT_GB, services.gp3)
-    month["metrics and alarms"] = (_own_metrics() + _DETAILED_METRICS) * _METRIC + alarms
+    publications = HOURS * 3600 / facts.METRICS_IDLE_SECONDS * _PUBLICATION
+    month["metrics and alarms"] = (_own_metrics() + _DETAILED_METRICS) * _METRIC + publications + alarms
     if settings.alarm_email:
         month["alarms that send mails, and their key"] = _MAIL_ALARMS * _ALARM + _KEY
     month["secrets"] = _SECRET * (2 if settings.webui else 1)
