@@ -36,7 +36,7 @@ def mails(
     since: float,
     now: float,
 ) -> list[Mail]:
-    """The mails from `since`, when the alarms are made, until now, the first one first."""
+    """The mails from the period of `since`, when the alarms are made, until now, the first one first."""
     found = [
         Mail(moment, address, alarm.name, alarm.text)
         for alarm in alarms
@@ -57,7 +57,7 @@ def _goes_on(alarm: Alarm, samples: Iterable[Sample], since: float, now: float) 
             period = int(sample.time // alarm.period)
             highest[period] = max(sample.value, highest.get(period, sample.value))
     on, breaching = False, 0
-    for period in range(int(since // alarm.period) + 1, int(now // alarm.period)):
+    for period in range(int(since // alarm.period), int(now // alarm.period)):
         value = highest.get(period)
         bad = alarm.missing if value is None else breaches(alarm, value)
         breaching = breaching + 1 if bad else 0

@@ -66,6 +66,10 @@ def test_an_alarm_that_goes_off_and_on_again_sends_another_mail(watched: dict[st
     assert told(watched["failed"], {1: 1, 2: 2, 3: 0, 4: 0, 5: 1}, 10) == [2, 6]
 
 
+def test_what_happens_in_the_minute_in_which_the_alarms_are_made_is_told(watched: dict[str, Alarm]) -> None:
+    assert told(watched["failed"], {-1: 1, 0: 0}, 5) == [0]
+
+
 def test_silence_is_an_alarm_and_any_word_ends_it(watched: dict[str, Alarm]) -> None:
     silence = watched["silence"]
     assert silence.periods == 10
