@@ -201,7 +201,7 @@ class Estimate:
         )
 
     def _basis(self) -> str:
-        return f"estimate, list prices of {DATE} in {self.region}"
+        return f"estimate, list prices on demand of {DATE} in {self.region}"
 
     def _unknown(self, parts: Sequence[str]) -> str:
         return f"unknown: components/prices.py has no price in {self.region} of {', '.join(parts)}"

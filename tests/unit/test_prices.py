@@ -104,7 +104,7 @@ def test_there_are_as_many_metrics_and_alarms_as_are_counted(record: Record) -> 
 def test_an_hour_with_all_workers_is_theirs_and_a_share_of_the_month() -> None:
     costs = Estimate(REGION, {"a": 365.0, "b": 365.0}, 0.5, 4)
     assert (costs.month_idle, costs.hour_full) == (730, 3)
-    assert costs.idle_text().startswith("about 730 USD (estimate, list prices of 20")
+    assert costs.idle_text().startswith("about 730 USD (estimate, list prices on demand of 20")
     assert costs.full_text().startswith("about 3.00 USD: 4 workers at 0.500 and 1.00 for the rest (estimate")
 
 

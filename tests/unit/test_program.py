@@ -1030,7 +1030,9 @@ def test_a_fleet_of_one_size_whose_alarms_tell_nobody_has_a_dashboard_without_al
 def test_the_estimate_is_an_output_that_a_preview_knows(record: Record) -> None:
     for preview in (True, False):
         exports = record(preview=preview).exports
-        assert re.match(r"about \d+ USD \(estimate, list prices of 20\d\d-", exports["costPerMonthIdle"])
+        assert re.match(
+            r"about \d+ USD \(estimate, list prices on demand of 20\d\d-", exports["costPerMonthIdle"]
+        )
         assert re.match(r"about \d+\.\d\d USD: 8 workers at 0.407 ", exports["costPerHourFull"])
 
 
