@@ -20,6 +20,10 @@ class Change(Enum):
         "tells the master the new size of the full fleet",
         "within a minute `num_cores` follows; calculations that begin afterwards reckon with the new fleet",
     )
+    PRICE = (
+        "tells the master the new price of a worker",
+        "within a minute calculations that begin count with it; those of the WebUI after its next restart",
+    )
     HOOK = ("changes the group's lifecycle hook", "")
     RULES = ("changes rules of the security groups", "")
     VOLUME_GROWN = (
@@ -32,6 +36,11 @@ class Change(Enum):
         "the present one stays in the account with `keepDataOnDestroy`, otherwise it goes as at `pulumi destroy`",
     )
     BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
+    MAILS = (
+        "changes who is told, or makes or removes the alarms",
+        "AWS asks a new address for its consent",
+    )
+    BUDGET = ("makes, changes or removes the budget", "")
     KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
     WAY_OUT = (

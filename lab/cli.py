@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lab.aws.plan import make_plan
 from lab.base import REPOSITORY, LabError
-from lab.cluster import build, cluster, fleet, region
+from lab.cluster import build, cluster, fleet, region, scaler
 from lab.cluster.program import read_config, record
 from lab.linux.host import Paths, lab_paths, require_host
 from lab.trials import demo, faults, job, matrix, scale_demo
@@ -74,6 +74,13 @@ def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
 def _call(command: Sequence[str]) -> int:
     """Run a command on this terminal; its exit code."""
     return subprocess.run(command, check=False).returncode
+
+
+def _mail(paths: Paths, arguments: argparse.Namespace) -> int:
+    for mail in scaler.mails(cluster.load(paths), arguments.hurry):
+        moment = time.strftime("%H:%M:%S", time.localtime(mail.time))
+        print(f"{moment}  to {mail.address}: {mail.alarm}\n          {mail.text}")
+    return 0
 
 
 def _run(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -196,6 +203,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", action="store_true", help="no workers at first: they come with the job and go after it"
     )
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
+    one = command("mail", _mail, "print the mails that the alarms would have sent (with --set alarmEmail=…)")
+    one.add_argument(
+        "--hurry", type=int, default=1, metavar="N", help="alarms look at N times fewer minutes (default: 1)"
+    )
     one = command("run", _run, "run a calculation on the cluster as an ordinary user and export its outputs")
     one.add_argument("job_ini", type=Path, metavar="JOB_INI", help="the job file; its whole folder is copied")
     one.add_argument(
