@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from lab.aws.answers import DEBIAN_IMAGES
 
@@ -218,6 +219,7 @@ class Plan:
     :ivar volumes: all EBS volumes, attached or not, by their ids
     :ivar roles: the IAM statements of each role, by its name
     :ivar s3_policy: the statements of the S3 gateway endpoint's policy
+    :ivar exports: the program's outputs; none of a plan of Pulumi's resources, whose stack has them
     """
 
     region: str
@@ -236,6 +238,7 @@ class Plan:
     s3_policy: Sequence[Statement] = ()
     instances: Sequence[Instance] = ()
     groups: Sequence[Group] = ()
+    exports: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def templates(self) -> list[Template]:

@@ -121,6 +121,7 @@ class _Reader:
             s3_policy=[statement for one in gateways for statement in _statements(one.inputs.get("policy"))],
             instances=[self._instance(one) for one in self._of("aws:ec2/instance:Instance")],
             groups=[self._group(one) for one in self._of("aws:autoscaling/group:Group")],
+            exports=self.recording.exports,
         )
 
     def _of(self, type_: str) -> list[Recorded]:
