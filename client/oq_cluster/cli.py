@@ -220,7 +220,8 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
     if given.command == "users" and (given.name is None) != (given.action == "list"):
         raise UsageError("users list has no NAME; add, password and remove have one")
     as_json = getattr(given, "json", False)
-    named = Source() if given.command == "completion" else source(given)
+    alone = given.command == "completion" or getattr(given, "dry_run", False)
+    named = Source() if alone else source(given)  # those need no cluster
     context = Context(named, as_json, terminal, getattr(given, "port", 0))
     try:
         shown = given.run(context, given)

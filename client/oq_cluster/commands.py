@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
+import shlex
 import sys
 import time
 import webbrowser
@@ -71,8 +73,6 @@ class Context:
 
 def json_text(value: Any, indent: int | None = 2) -> str:
     """JSON for standard output."""
-    import json
-
     return json.dumps(value, indent=indent, default=str)
 
 
@@ -151,7 +151,8 @@ def _followed(context: Context, number: int, out: Path | None, kinds: list[str])
 
     def show(line: Line) -> None:
         lines.append(line)
-        context.terminal.say(str(line))
+        if not (context.terminal.live and line.percent):  # the status line shows it
+            context.terminal.say(str(line))
 
     with _left_alone(context, number):
         calculation = submit.follow(context.webui, number, show, context.terminal)
@@ -295,8 +296,6 @@ def users(context: Context, given: argparse.Namespace) -> Shown:
 
 def _done(context: Context, words: Sequence[str]) -> str:
     """What a command on the master prints."""
-    import shlex
-
     answer = context.master.run(shlex.join(words), 120)
     if answer.status:
         raise ClientError(
@@ -308,8 +307,6 @@ def _done(context: Context, words: Sequence[str]) -> str:
 def workers(context: Context, given: argparse.Namespace) -> Shown:
     """The fleet: what it is, what it does, and why no worker starts."""
     del given
-    import json
-
     fleet = context.master.fleet()
     try:
         now: dict[str, Any] | None = json.loads(_done(context, ["oq-celery", "status", "--json"]))

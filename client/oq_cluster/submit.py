@@ -188,6 +188,12 @@ class Line:
     process: str
     message: str
 
+    @property
+    def percent(self) -> str:
+        """The progress that it tells, such as "classical 45 %"; empty for other lines."""
+        found = _PERCENT.match(self.message)
+        return f"{found[1]} {found[2]} %" if found else ""
+
     def __str__(self) -> str:
         """As the engine writes it."""
         return f"[{self.time[:19].replace('T', ' ')} {self.level}] {self.message}"
@@ -210,8 +216,7 @@ def follow(webui: WebUI, number: int, show: Callable[[Line], None], terminal: Te
             seen += 1
             line = Line(*map(str, row))
             show(line)
-            if found := _PERCENT.match(line.message):
-                percent = f"{found[1]} {found[2]} %"
+            percent = line.percent or percent
         if ended:
             terminal.status("")
             return calculation

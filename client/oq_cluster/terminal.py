@@ -19,6 +19,11 @@ class Terminal:
         self.stream = stream or sys.stderr
         self._shown = False
 
+    @property
+    def live(self) -> bool:
+        """Whether there is such a line."""
+        return self.stream.isatty()
+
     def say(self, line: str) -> None:
         """Print a line."""
         self.status("")
@@ -26,7 +31,7 @@ class Terminal:
 
     def status(self, text: str) -> None:
         """Write over the status line; empty takes it away."""
-        if not self.stream.isatty() or (not text and not self._shown):
+        if not self.live or (not text and not self._shown):
             return
         width = shutil.get_terminal_size().columns - 1
         self.stream.write(f"\r\x1b[K{text[:width]}")

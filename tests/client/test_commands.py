@@ -102,6 +102,7 @@ def test_a_job_that_fails_gives_status_1_and_the_error_of_its_log(ann: World) ->
     ann.webui.lines.append(
         ["2026-11-26T10:00:09.00", "CRITICAL", "main", "Traceback\n  ValueError: bad depth"]
     )
+    ann.webui.lines += [["2026-11-26T10:00:10.00", "INFO", "main", "closing"]] * 9
     printed = ann.oq("run", ann.job(), status=1)
     assert "calculation 1 is failed" in printed
     assert "ValueError: bad depth" in printed
@@ -136,7 +137,10 @@ def test_a_missing_file_is_wrong_usage_and_nothing_is_sent(ann: World) -> None:
     assert ann.webui.asked == before
 
 
-def test_a_dry_run_lists_the_files_and_sends_nothing(world: World) -> None:
+def test_a_dry_run_lists_the_files_and_needs_no_cluster(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(world.path / "fresh"))
     assert json.loads(world.oq("run", world.job(), "--dry-run", "--json"))[0]["files"] == [
         "job.ini", "sites.csv",
     ]  # fmt: skip

@@ -91,6 +91,7 @@ def test_session_and_plugin_end_with_ctrl_c_and_the_calculation_goes_on(opened: 
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert "The calculation goes on" in rest
     assert "oq-cluster log 1 --follow" in rest
     assert "oq-cluster abort 1" in rest
     assert "Traceback" not in rest
@@ -185,6 +186,8 @@ def test_an_account_that_cannot_be_made_says_why(world: World) -> None:
     fake_sudo(world, "echo oq-webui add: bob is there already; exit 1")
     world.oq("users", "add", "bob", status=1)
     assert "bob is there already" in world.errors
+    with pytest.raises(ClientError, match="no such account"):
+        revealed("\nStarting session with SessionId: x\nno such account\noq-cluster-status=1\n")
     with pytest.raises(ClientError, match="before the command"):
         revealed("\nStarting session with SessionId: x\n")
 

@@ -184,11 +184,19 @@ def test_a_job_with_models_in_folders_gives_what_the_command_line_gives(
 
 
 def test_a_job_that_fails_says_why_and_has_status_1(ann: Computer, job: Path) -> None:
+    models = job.parent / "models"
+    depth = "<upperSeismoDepth>"
+    model = (models / "a/one.xml").read_text().replace(depth, f"{depth}deep")
+    assert f"{depth}deep" in model
+    (models / "wrong.xml").write_text(model)
+    (models / "wrong_tree.xml").write_text(
+        (models / "tree.xml").read_text().replace("b/two.xml", "wrong.xml")
+    )
     wrong = job.with_name("wrong.ini")
-    wrong.write_text(job.read_text().replace("maximum_distance = 200.0", "maximum_distance = 0.001"))
+    wrong.write_text(job.read_text().replace("models/tree.xml", "models/wrong_tree.xml"))
     printed = ann.oq("run", wrong, status=1)
     assert "is failed" in printed
-    assert "Error" in printed
+    assert "could not convert string to float" in printed or "upperSeismoDepth" in printed
     refused = job.with_name("refused.ini")
     refused.write_text(job.read_text().replace("classical", "clasical"))
     ann.oq("run", refused, status=1)
