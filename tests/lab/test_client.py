@@ -102,6 +102,16 @@ def shown_until(process: subprocess.Popen[str], text: str) -> str:
     return shown
 
 
+def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a command writes until it ends, after `shown_until`: standard output and error."""
+    assert process.stderr is not None
+    assert process.stdout is not None
+    errors = process.stderr.read()
+    printed = process.stdout.read()
+    process.wait(30)
+    return printed, errors
+
+
 def forwards(process: subprocess.Popen[str]) -> list[int]:
     """The processes of a command's port forward."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -210,7 +220,7 @@ def test_ctrl_c_leaves_the_calculation_alone_and_abort_ends_it(ann: Computer, lo
         children = forwards(process)
         assert children
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=30)
+        _, rest = rest_of(process)
     assert process.returncode == 130
     (number,) = re.findall(r"calculation (\d+): ", shown)
     assert f"oq-cluster abort {number}" in rest
@@ -228,7 +238,7 @@ def test_a_calculation_is_followed_past_a_lost_connection_and_a_restart_of_the_w
         for pid in forwards(process):
             os.kill(pid, signal.SIGKILL)
         on(ann.lab, "master", f"systemctl restart {facts.WEBUI_UNIT}")
-        printed, rest = process.communicate(timeout=SECONDS)
+        printed, rest = rest_of(process)
     assert process.returncode == 0, rest
     assert "trying again" in rest
     (number,) = re.findall(r"calculation (\d+): ", shown)
