@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from oq_cluster import session_manager, stack
 from oq_cluster.errors import ClientError
 from oq_cluster.reach import revealed
@@ -99,6 +100,24 @@ def test_session_and_plugin_end_with_ctrl_c_and_the_calculation_goes_on(opened: 
     (plugin,) = opened.plugins()
     assert not is_alive(plugin["pid"])
     assert opened.aws.requests("TerminateSession") == [{"SessionId": "ann-1"}]
+
+
+def test_the_webui_is_held_open_for_a_browser_until_ctrl_c(opened: World) -> None:
+    command = [sys.executable, "-m", "oq_cluster", "webui", "--no-browser", "--json"]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(Path(session_manager.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    url = json.loads(process.stdout.readline())["url"]
+    assert requests.get(f"{url}/v1/engine_version", timeout=10).text == "3.26.2"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    (plugin,) = opened.plugins()
+    assert not is_alive(plugin["pid"])
 
 
 def test_without_the_plugin_nothing_is_started_and_the_message_says_where_it_is_had(
