@@ -24,8 +24,8 @@ test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(MAKE) --no-print-directory vm-short
 	@$(MAKE) --no-print-directory lab
 
-unit: $(VENV)/.done ## the program under mocks: seconds, no root
-	$(VENV)/bin/python -m pytest tests/unit
+unit: $(VENV)/.done ## the program under mocks, oq-cluster against stand-ins: a minute, no root
+	$(VENV)/bin/python -m pytest tests/unit tests/client
 
 engine: $(VENV)/.done pulumi-cli policy-pack ## the program under Pulumi's real engine, with a provider of ours: minutes, no root
 	$(VENV)/bin/python -m pytest tests/engine
@@ -82,7 +82,7 @@ qa: $(VENV)/.done host-packages ## the engine's own jobs on the cluster and with
 	$(VENV)/bin/python -m lab qa $(QA)
 
 docs: $(VENV)/.done ## write the tables of README.md and docs/ anew that repeat the code
-	$(VENV)/bin/python -m docs.tables
+	PYTHONPATH=client $(VENV)/bin/python -m docs.tables
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

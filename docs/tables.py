@@ -6,6 +6,7 @@ padded: a longer cell must not change every line.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import yaml
+from oq_cluster import cli, completion
 
 from components.changes import Change
 from components.prices import estimate
@@ -22,7 +24,12 @@ from policy.exceptions import EXCEPTIONS
 from policy.pack import RULES
 
 PROJECT: Final = Path(__file__).parent.parent
-FILES: Final = (PROJECT / "README.md", PROJECT / "docs/operations.md", PROJECT / "docs/security.md")
+FILES: Final = (
+    PROJECT / "README.md",
+    PROJECT / "docs/operations.md",
+    PROJECT / "docs/security.md",
+    PROJECT / "docs/client.md",
+)
 
 
 def settings_table() -> str:
@@ -90,7 +97,29 @@ def controls_table() -> str:
     return _table(("resource", "controls that hold"), rows)
 
 
+def client_table() -> str:
+    """Each command of `oq-cluster` with its own arguments."""
+    common = {option for action in cli.common_options()._actions for option in action.option_strings} | {
+        "--help"
+    }
+    rows = []
+    for name, sub in completion.subcommands(cli.parser()).items():
+        own = [action for action in sub._actions if not common & set(action.option_strings)]
+        rows.append((f"`{' '.join([name, *map(_argument, own)])}`", sub.description or ""))
+    return _table(("command", "what it does"), rows)
+
+
+def _argument(action: argparse.Action) -> str:
+    """An argument or an option as in a usage line."""
+    chosen = "{" + ",".join(map(str, action.choices or [])) + "}"
+    name = str(action.metavar or (chosen if action.choices else action.dest.upper()))
+    if action.option_strings:
+        return f"[{action.option_strings[0]}{'' if action.nargs == 0 else f' {name}'}]"
+    return {"?": f"[{name}]", "+": f"{name} …"}.get(str(action.nargs), name)
+
+
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
+    "client": client_table,
     "settings": settings_table,
     "changes": changes_table,
     "costs": costs_table,

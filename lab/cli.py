@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from lab.aws.plan import make_plan
 from lab.base import REPOSITORY, LabError
 from lab.cluster import build, cluster, fleet, region, scaler
 from lab.cluster.program import read_config, record
+from lab.linux import forward
 from lab.linux.host import Paths, lab_paths, require_host
 from lab.trials import demo, faults, job, matrix, scale_demo
 from lab.trials.qa import command as qa
@@ -60,6 +62,20 @@ def _exec(paths: Paths, arguments: argparse.Namespace) -> int:
     return _call(
         cluster.load(paths).machine(arguments.node).command(arguments.command or ["bash", "--login"])
     )
+
+
+def _outputs(paths: Paths, arguments: argparse.Namespace) -> int:
+    del arguments
+    lab = cluster.load(paths)
+    exports = region.outputs(paths) if region.record_of(paths).exists() else lab.plan.exports
+    print(json.dumps({**exports, "lab": {"name": paths.name, "fleet": fleet.described(lab)}}, indent=2))
+    return 0
+
+
+def _forward(paths: Paths, arguments: argparse.Namespace) -> int:
+    node = cluster.load(paths).machine(arguments.node)
+    forward.serve(Path("/run/netns", paths.netns(node.name)), arguments.port, arguments.local_port)
+    return 0
 
 
 def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -218,6 +234,13 @@ def _parser() -> argparse.ArgumentParser:
     one = command("exec", _exec, "run a command on a node, as root; without one a shell")
     node(one)
     one.add_argument("command", nargs="*", metavar="-- COMMAND", help="the command and its arguments")
+    command("outputs", _outputs, "print what pulumi stack output --json does, and the workers, as JSON")
+    one = command(
+        "forward", _forward, "give a node's port to this machine, as Session Manager does, until Ctrl-C"
+    )
+    node(one)
+    one.add_argument("port", type=int, metavar="PORT", help="of the node, such as 8800")
+    one.add_argument("local_port", type=int, metavar="LOCAL_PORT", help="of this machine")
     one = command("logs", _logs, "print a node's journal, or its console when it is off")
     node(one)
     one.add_argument("--follow", action="store_true", help="go on as it is written")

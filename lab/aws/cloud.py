@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from lab.aws.answers import DEBIAN_IMAGES
 
@@ -224,6 +225,7 @@ class Plan:
     :ivar alarms: those that call other things than a group's scaling policies
     :ivar subscribers: the addresses to which a topic sends mails, by its ARN
     :ivar s3_policy: the statements of the S3 gateway endpoint's policy
+    :ivar exports: the program's outputs; none of a plan of Pulumi's resources, whose stack has them
     """
 
     region: str
@@ -244,6 +246,7 @@ class Plan:
     groups: Sequence[Group] = ()
     alarms: Sequence[Alarm] = ()
     subscribers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    exports: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def templates(self) -> list[Template]:

@@ -123,6 +123,7 @@ class _Reader:
             groups=[self._group(one) for one in self._of("aws:autoscaling/group:Group")],
             alarms=[alarm for alarm in self._alarms() if not self._scales(alarm)],
             subscribers=self._subscribers(),
+            exports=self.recording.exports,
         )
 
     def _of(self, type_: str) -> list[Recorded]:
