@@ -55,7 +55,7 @@ NAMES: Mapping[str, str] = {
     # the WebUI as Django runs it
     "openquake.server.settings": "",
     "openquake.server.wsgi": "application",
-    "openquake.server.views": "JsonResponse calc_abort calc_remove logs utils",
+    "openquake.server.views": "JsonResponse calc_abort calc_remove logs stream_response utils",
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }
 """By module, what is taken from it."""
