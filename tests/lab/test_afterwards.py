@@ -1,4 +1,4 @@
-"""What workers have said is read on the master after their death, and costs the living nothing."""
+"""What is known afterwards: what workers have said, the dead ones too, and what calculations have cost."""
 
 from __future__ import annotations
 
@@ -77,6 +77,19 @@ def test_no_secret_is_in_the_logs(nfs_cluster: Lab) -> None:
     assert len(secrets) == 2
     for secret in secrets:
         assert on(nfs_cluster, "master", f"grep -l {secret} {facts.LOGS_DIR}/* || true") == ""
+
+
+def test_what_the_tasks_of_a_calculation_cost_is_in_its_log_and_can_be_asked_later(nfs_cluster: Lab) -> None:
+    on(nfs_cluster, "master", "echo OQ_CELERY_PROCESS_HOUR_USD=0.051 >> /etc/default/openquake")
+    run_job(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
+    status, said = as_user(nfs_cluster, USER, "oq-celery cost --json")
+    assert status == 0, said
+    cost = json.loads(said)[-1]
+    assert (cost["user"], cost["status"], cost["price"]) == (USER, "complete", 0.051)
+    assert cost["seconds"] > 0
+    assert cost["usd"] == pytest.approx(cost["seconds"] / 3600 * 0.051)
+    log = as_user(nfs_cluster, USER, f"oq-celery follow {cost['id']}")[1]
+    assert f"Tasks took {cost['seconds']:.1f} s of worker processes" in log
 
 
 def test_without_its_directory_or_room_in_it_a_worker_computes_and_its_log_comes_later(
