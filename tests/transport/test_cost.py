@@ -179,17 +179,16 @@ def test_what_a_killed_worker_had_done_is_counted_as_done_again(
         assert master.wait() == 0, master.output()
         spent = parse(master.output().splitlines()[-1])
         assert spent is not None, master.output()
-        assert REPORT_SECONDS <= spent.again < spent.seconds
+        assert REPORT_SECONDS <= spent.again <= spent.seconds
 
 
 @pytest.mark.transport
 def test_a_calculation_says_what_its_tasks_cost_and_so_it_can_be_asked_later(
     tmp_path: Path, broker: harness.Broker
 ) -> None:
-    job = harness.qa_job("classical/case_2", tmp_path)
+    job = harness.qa_job("event_based/case_2", tmp_path)
     with harness.cluster(tmp_path / "cost", broker) as cluster:
         cluster.worker("one", 2)
-        assert cluster.start("oq-celery", "cost").wait() == 0
         first = cluster.run(job, **{cost.PRICE: "0.05"})
         (line,) = [text for text in first.output.splitlines() if cost.BEGINNING in text]
         spent = parse(line.partition("] ")[2])
