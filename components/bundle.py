@@ -27,6 +27,7 @@ _PARTS: Final = (
     "pyproject.toml",
     "oq_celery.pth",
     "oq_celery",
+    "oq_logs",
     "oq_webui",
 )
 _MODULES: Final = (".py", ".typed", ".conf")  # what counts of a directory

@@ -29,6 +29,7 @@ OPENQUAKE_CFG: Final = "/etc/openquake/openquake.cfg"
 NFS_DIR: Final = "/srv/openquake"
 SHARED_DIR: Final = f"{NFS_DIR}/oqdata"
 ENGINE_IMAGE_DIR: Final = f"{NFS_DIR}/engine"
+LOGS_DIR: Final = f"{NFS_DIR}/logs"  # of workers, which outlive them
 BAKED_ENGINE_DIR: Final = "/usr/share/openquake"  # in a machine image that has everything baked in
 ENGINE_DIR: Final = "/opt/openquake"
 DBSERVER_DIR: Final = "/var/lib/openquake"
@@ -68,6 +69,7 @@ REFRESH_TIMER: Final = "openquake-refresh.timer"
 REAP_SERVICE: Final = "openquake-reap.service"
 REAP_TIMER: Final = "openquake-reap.timer"
 DRAIN_UNIT: Final = "openquake-drain.service"
+JOURNAL_UNIT: Final = "openquake-journal.service"
 
 # What the nodes say in the journal, by identifier.
 NODE_LOG: Final = "oq-node"
@@ -117,6 +119,7 @@ DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
 DRAIN_POLL_SECONDS: Final = 5  # between two looks of a worker at whether it has to go
 DRAINING_FLAG: Final = "/run/openquake/draining"  # a file that is there while a worker goes
 HAND_OVER_SECONDS: Final = 15  # what giving unfinished tasks back may take
+LOG_DAYS: Final = 14  # for which the log of a worker stays after its end
 
 # --- user data --------------------------------------------------------------------------------------------------------
 # AWS refuses more than 16 KB before base64: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/user-data.html

@@ -309,10 +309,11 @@ def _role(node: Node) -> _Role:
         raise TypeError(f"neither a master nor a worker: {node}")
     diskless = node.storage == "diskless"
     return _Role(
-        modules=("worker", "drain"),
+        modules=("worker", "drain", "journal"),
         units=(
             facts.CELERY_UNIT,
             facts.DRAIN_UNIT,
+            facts.JOURNAL_UNIT,
             *(["openquake-readonly-root.service"] if diskless else []),
         ),
         templates={},

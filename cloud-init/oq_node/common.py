@@ -282,7 +282,8 @@ def main(
 
     `others` are by name what each does, for the usage, and the function that does it.
     """
-    command = sys.argv[1] if len(sys.argv) == 2 else ""
+    words = sys.argv[1:]
+    command = words[0] if len(words) == 1 or words[:1] == ["logs"] else ""  # which has words of its own
     if command == "bootstrap":
         started = time.monotonic()
         bootstrap()

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -105,10 +106,11 @@ def installed(package: str) -> bool:
 def share_directories() -> None:
     """Make the directories of the shared file system: group openquake writes, new files belong to that group."""
     user = FACTS["openquake_user"]
-    for path, mode in ((FACTS["shared_dir"], "2770"), (FACTS["engine_image_dir"], "0755")):
+    shared, logs = FACTS["shared_dir"], FACTS["logs_dir"]
+    for path, mode in ((shared, "2770"), (logs, "2750"), (FACTS["engine_image_dir"], "0755")):
         Path(path).mkdir(parents=True, exist_ok=True)
+        run("chown", f"root:{user}", path)
         run("chmod", mode, path)
-    run("chown", f"root:{user}", FACTS["shared_dir"])
     run("chown", f"{user}:{user}", FACTS["dbserver_dir"])
     run("chmod", "2770", FACTS["dbserver_dir"])
     run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/openquake.conf")
@@ -305,8 +307,15 @@ def refresh() -> None:
     growth.grow()
 
 
+def logs() -> None:
+    """Become the engine's program that shows workers' logs, with the further words of the command."""
+    program = f"{FACTS['engine_dir']}/bin/oq-logs"
+    os.execv(program, [program, FACTS["logs_dir"], FACTS["region"], *sys.argv[2:]])  # noqa: S606
+
+
 OTHER_COMMANDS = {
-    "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh)
+    "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh),
+    "logs": ("the workers, dead ones too; with the name of one, its log (--help)", logs),
 }
 
 

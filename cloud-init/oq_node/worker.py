@@ -54,6 +54,8 @@ def bootstrap() -> None:
         run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/openquake.conf")
     with step("shared file system"):
         mount_shared()
+        # Not waited for: a worker computes without it, too.
+        run("systemctl", "enable", "--now", "--no-block", FACTS["journal_unit"])
     with step("engine"):
         until(f"{engine_image()} is published by the master", ENGINE_DEADLINE_SECONDS, engine_image().exists)
         mount_engine()

@@ -76,6 +76,7 @@ class Attempt:
         self._results: list[Result] = []
         self._in_memory = 0
         self._error: Exception | None = None
+        self._begun: float | None = None  # monotonic time at which it became this process's to do
 
     @classmethod
     def current(cls, url: str) -> Attempt:
@@ -103,6 +104,7 @@ class Attempt:
             log.info("Dropped a copy of %s", self.header)
             return
         Attempt._current = self
+        self._begun = time.monotonic()
         try:
             self._do(body)
         finally:
@@ -230,6 +232,7 @@ class Attempt:
             attempt=self.name,
             has_file=self._writer is not None,
             stored=body if isinstance(body, Stored) else None,
+            seconds=0.0 if self._begun is None else time.monotonic() - self._begun,
             body=b"" if isinstance(body, Stored) else body,
         )
 

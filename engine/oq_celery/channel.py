@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 from openquake.baselib.general import humansize
 from openquake.baselib.parallel import Monitor, Pickled, Result, Starmap
 
-from oq_celery import broker, protocol, spool
+from oq_celery import broker, cost, protocol, spool
 from oq_celery.ledger import Ledger
 from oq_celery.order import Order, Path
 from oq_celery.protocol import Reply, Stored, TaskHeader, TransportError
@@ -81,7 +81,8 @@ class Channel:
         self._stored: dict[str, Stored] = {}  # large arguments by their checksum,
         self._last: dict[int, tuple[bytes, Stored]] = {}  # and the last one at each place, with its content
         self._sender = broker.Sender(settings, self._note)
-        self._ledger = Ledger(settings.max_attempts)
+        self._meter = cost.meter(self.job)
+        self._ledger = Ledger(settings.max_attempts, self._meter)
         self._next_audit = 0.0
         self._local: deque[Result] = deque()
         self._tasks: dict[int, _Task] = {}
@@ -224,12 +225,14 @@ class Channel:
         self._files.retain(files)
         if reply.task_no not in self._tasks:
             log.debug("Dropped attempt %s of task %d: done before", reply.attempt, reply.task_no)
+            self._meter.unused(reply)
             self._files.release(files)
             return
         try:
             *results, ended = self._read(reply)
         except (OSError, spool.CorruptError) as error:
             # Before anything is given up for it: another attempt can be had.
+            self._meter.unused(reply)
             self._files.release(files)
             self._lose(replace(reply, kind="unable", body=f"its results cannot be read: {error}".encode()))
             self._send(reply.task_no, again=True)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import getpass
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from oq_celery import __version__
 
 if TYPE_CHECKING:
     from oq_celery.settings import Settings
+
+LISTED = 20  # calculations, where none is named
 
 
 def main() -> None:
@@ -64,6 +67,17 @@ def main() -> None:
         "calculation", type=int, nargs="?", default=-1, help="its number (default: -1, the last one of yours)"
     )
     follower.set_defaults(run=follow)
+    coster = commands.add_parser(
+        "cost",
+        help="show what the tasks of calculations have cost",
+        description="Show for how long processes of workers were busy with a calculation's tasks, and what that cost "
+        "where the price of an hour was known. Workers that wait, the master and the disks are not in it.",
+    )
+    coster.add_argument(
+        "calculation", type=int, nargs="?", help="its number (default: your last 20, as root everybody's)"
+    )
+    coster.add_argument("--json", action="store_true", help="print a JSON list")
+    coster.set_defaults(run=show_cost)
     reaper = commands.add_parser(
         "reap",
         help="mark calculations whose process is gone as failed",
@@ -139,6 +153,25 @@ def follow(arguments: argparse.Namespace, settings: Settings) -> None:
     status = dbcmd("get_job", job.id).status
     print(f"Calculation {job.id} is {status}")
     sys.exit(status != "complete")
+
+
+def show_cost(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Print what calculations have cost."""
+    del settings
+    from openquake.commonlib.logs import dbcmd
+
+    from oq_celery import cost
+
+    if arguments.calculation is None:
+        found = cost.last(dbcmd, getpass.getuser(), os.geteuid(), LISTED)
+    elif one := cost.of_number(dbcmd, arguments.calculation):
+        found = [one]
+    else:
+        _fail(f"there is no calculation {arguments.calculation}")
+    if arguments.json:
+        print(json.dumps([calculation.plain() for calculation in found]))
+    else:
+        print("\n".join(map(str, found)) or "there is no calculation yet")
 
 
 def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:

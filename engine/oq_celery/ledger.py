@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from oq_celery.cost import Meter
 from oq_celery.losses import Losses
 from oq_celery.protocol import MAX_PRIORITY, Answer, Reply
 
@@ -59,13 +60,15 @@ class _Entry:
 class Ledger:
     """The tasks of one channel that have no result yet, and the attempts at them."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, meter: Meter | None = None) -> None:
         """Begin with no task.
 
         Args:
             limit: so many worker processes may die of a task.
+            meter: counts the seconds of the attempts.
         """
         self._limit = limit
+        self._meter = meter or Meter()
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}
         self._connected = 0.0  # since when workers can be heard
@@ -113,9 +116,15 @@ class Ledger:
         with self._lock:
             if reply.kind == "alive":
                 for row in reply.running():
+                    self._meter.runs(row.worker, row.message, now)
                     if entry := self._entries.get(row.task_no):
                         _note(entry, (row.worker, row.message), now)
-            elif entry := self._entries.get(reply.task_no):
+                return
+            if reply.kind == "started":
+                self._meter.runs(reply.worker, reply.message, now)
+            elif reply.kind != "asks":
+                self._meter.ended(reply, now)
+            if entry := self._entries.get(reply.task_no):
                 if reply.kind == "started":
                     _note(entry, (reply.worker, reply.message), now)
                 else:
@@ -142,8 +151,9 @@ class Ledger:
             ):
                 return "wait"
             for key in others:
-                _silence(entry, key, now)
+                self._silence(entry, key, now)
             entry.asked.clear()
+            self._meter.runs(*asker, now)
             _note(entry, asker, now)
             return "do"
 
@@ -159,7 +169,7 @@ class Ledger:
                     continue
                 for key, attempt in list(entry.attempts.items()):
                     if now - attempt.heard >= SILENT_SECONDS:
-                        _silence(entry, key, now)
+                        self._silence(entry, key, now)
                 if entry.attempts:
                     continue
                 idle = now - entry.idle_since >= LOST_SECONDS
@@ -188,6 +198,11 @@ class Ledger:
             and latest[entry.priority] - entry.sent >= LOST_SECONDS
         }
 
+    def _silence(self, entry: _Entry, key: tuple[str, str], now: float) -> None:
+        entry.losses.silent(*key)
+        self._meter.silent(*key)
+        _end(entry, key, now)
+
     def verdicts(self, workers: int) -> Iterable[tuple[int, str]]:
         """The tasks that are given up, and why.
 
@@ -210,8 +225,3 @@ def _end(entry: _Entry, key: tuple[str, str], now: float) -> None:
     entry.attempts.pop(key, None)
     if not entry.attempts:
         entry.idle_since = now
-
-
-def _silence(entry: _Entry, key: tuple[str, str], now: float) -> None:
-    entry.losses.silent(*key)
-    _end(entry, key, now)

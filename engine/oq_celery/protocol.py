@@ -218,6 +218,7 @@ class Reply:
         has_file: the attempt has a file of its own, named after it, in the channel's directory.
         stored: where the body is, if it is not in the message.
         body: of the message; of "alive" the running attempts, see `running`.
+        seconds: that the attempt has taken, if it has come to an end.
     """
 
     kind: Kind
@@ -229,6 +230,7 @@ class Reply:
     has_file: bool = False
     stored: Stored | None = None
     body: bytes = b""
+    seconds: float = 0.0
 
     def headers(self) -> dict[str, Any]:
         """All but the body, as AMQP headers."""
@@ -240,6 +242,7 @@ class Reply:
             "task_no": self.task_no,
             "attempt": self.attempt,
             "has_file": self.has_file,
+            "seconds": self.seconds,
         }
         return headers | ({"stored": asdict(self.stored)} if self.stored else {})
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from multiprocessing.connection import wait
 from typing import Any, cast
 
+from oq_celery import cost
 from oq_celery.abort import GRACE_SECONDS
 from oq_celery.jobs import TITLE, UNFINISHED
 
@@ -26,7 +27,9 @@ CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb
 
 
 def extend_logs(logs: Any) -> None:
-    """Change `openquake.commonlib.logs`: a calculation that Ctrl-C or an abort ends is aborted, not failed."""
+    """Change `openquake.commonlib.logs`: what Ctrl-C or an abort ends is aborted, not failed, and what a
+    calculation has cost is in its log.
+    """
     upstream_exit = logs.LogContext.__exit__
 
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
@@ -37,6 +40,8 @@ def extend_logs(logs: Any) -> None:
                     signal.signal(number, signal.SIG_IGN)
             logging.error("Aborted: %s", error)
             etype = SystemExit  # whose end upstream calls aborted
+        if spent := cost.of_calculation(self.calc_id):
+            logging.info("%s", spent)
         upstream_exit(self, etype, error, traceback)
 
     logs.LogContext.__exit__ = leave

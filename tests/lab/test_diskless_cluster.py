@@ -55,6 +55,13 @@ def test_directories_in_memory_are_no_more_open_than_those_of_the_image(diskless
     assert all(int(size) <= memory // 4 for size in room)
 
 
+def test_what_a_diskless_worker_says_outlives_it_on_the_shared_file_system(diskless_cluster: Lab) -> None:
+    for node in diskless_cluster.workers():
+        assert "the worker is ready" in on(
+            diskless_cluster, "master", f"{facts.NODE_PROGRAM} logs {node.id} --lines 100000"
+        )
+
+
 def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cluster: Lab) -> None:
     assert listening(diskless_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
     for node in diskless_cluster.workers():

@@ -127,6 +127,7 @@ def test_the_columns_that_statements_name_are_in_the_table() -> None:
         "and",
         "or",
         "in",
+        "like",
         "is",
         "null",
         "order",
