@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def test_an_error_is_said_once_and_the_copy_begins_again_where_it_was(
         begun.append(log.cursor)
         if error := next(attempts):
             raise error
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # other tests leave threads behind
 
     (tmp_path / "state/cursor").write_text("s=abc;i=7")
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
@@ -235,7 +236,7 @@ def test_what_comes_later_is_followed_into_the_next_file(
 def test_only_workers_copy_their_journal_and_nothing_depends_on_it(record: Record, mode: str) -> None:
     path = f"/etc/systemd/system/{facts.JOURNAL_UNIT}"
     recording = record(**MODES[mode])
-    assert path not in node_files(recording, "master")
+    assert not [name for name in node_files(recording, "master") if "journal.py" in name or name == path]
     written = node_files(recording, "worker")
     unit = written[path]
     assert "CapabilityBoundingSet=\n" in unit
