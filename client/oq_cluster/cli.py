@@ -100,6 +100,18 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", metavar="NAME", help="of the account")
     sub.add_argument("--admin", action="store_true", help="add: sees and ends everybody's calculations")
     add("workers", commands.workers, "show the workers, what they do, and why none starts")
+    sub = add("logs", commands.logs, "show the journal of a worker, also of one that is gone; or list them")
+    sub.add_argument(
+        "worker",
+        nargs="?",
+        metavar="WORKER",
+        help="its instance id, host name or address (default: list all)",
+    )
+    sub.add_argument("--lines", type=int, default=100, metavar="N", help="of its end (default: 100)")
+    sub = add(
+        "cost", commands.cost, "show what calculations have cost: the time of workers that their tasks took"
+    )
+    sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation (default: the last ones)")
     add("shell", commands.shell, "open a shell on the master")
     sub = add("diag", commands.collect, "write one archive for a bug report, without secrets")
     sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation to describe, too")

@@ -301,6 +301,11 @@ def _done(context: Context, words: Sequence[str]) -> str:
         raise ClientError(
             answer.errors.strip() or answer.output.strip() or f"{words[0]}: exit status {answer.status}"
         )
+    if answer.cut:
+        command = shlex.join(words)
+        raise ClientError(
+            f"AWS hands over only the beginning of such an output: oq-cluster shell, then sudo {command}"
+        )
     return answer.output
 
 
@@ -340,6 +345,25 @@ def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) 
     elif now is not None and now["waiting"] and len(instances) >= fleet["maximum"]:
         lines.append("all that workerMax allows are there: pulumi config set workerMax N && pulumi up")
     return "\n".join(lines)
+
+
+def logs(context: Context, given: argparse.Namespace) -> Shown:
+    """The workers that have left a journal, or the end of one's, dead or alive."""
+    words = ["oq-node", "logs"]
+    if given.worker is None:
+        if context.json:
+            return Shown(json.loads(_done(context, [*words, "--json"])), "")
+        return Shown(None, _done(context, words).rstrip())
+    printed = _done(context, [*words, given.worker, "--lines", str(given.lines)])
+    return Shown({"worker": given.worker, "lines": printed.splitlines()}, printed.rstrip())
+
+
+def cost(context: Context, given: argparse.Namespace) -> Shown:
+    """What the tasks of a calculation, or of the last ones, have cost."""
+    words = ["oq-celery", "cost", *([] if given.id is None else [str(given.id)])]
+    if context.json:
+        return Shown(json.loads(_done(context, [*words, "--json"])), "")
+    return Shown(None, _done(context, words).rstrip())
 
 
 def collect(context: Context, given: argparse.Namespace) -> Shown:

@@ -31,6 +31,8 @@ _VARIABLE: Final = "AWS_SSM_START_SESSION_RESPONSE"
 PORT_FORWARDING: Final = "AWS-StartPortForwardingSession"
 INTERACTIVE_COMMAND: Final = "AWS-StartInteractiveCommand"
 
+OUTPUT_CHARACTERS: Final = 24_000
+"""All that GetCommandInvocation returns of a command's output."""
 _POLL_SECONDS: Final = 1.0
 # SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
 _DELIVERY_SECONDS: Final = 30
@@ -57,11 +59,16 @@ _NOT_CONNECTED_CODES: Final = frozenset({"TargetNotConnected", "InvalidInstanceI
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command on the master gave: exit status, standard output, standard error."""
+    """What a command on the master gave: exit status, standard output, standard error.
+
+    Attributes:
+        cut: whether there was more output than AWS hands over.
+    """
 
     status: int
     output: str
     errors: str = ""
+    cut: bool = False
 
 
 @contextlib.contextmanager
@@ -159,7 +166,7 @@ class SessionManager:
     def run(self, line: str, timeout: float = 60) -> Answer:
         """Run a line of shell as root, and wait for it. AWS keeps line and output for 30 days: no secrets in it.
 
-        Output after 24,000 characters is lost: it is what GetCommandInvocation returns.
+        Output after OUTPUT_CHARACTERS is lost.
 
         Args:
             line: for /bin/sh.
@@ -190,10 +197,12 @@ class SessionManager:
                 if result["Status"] in _FINAL:
                     if result["ResponseCode"] < 0:
                         break
+                    output = result["StandardOutputContent"]
                     return Answer(
                         result["ResponseCode"],
-                        result["StandardOutputContent"],
+                        output,
                         result.get("StandardErrorContent", ""),
+                        cut=len(output) >= OUTPUT_CHARACTERS,
                     )
         raise ClientError(
             f"the master {self.instance_id} has not run the command in time: it is busy, booting or off; "

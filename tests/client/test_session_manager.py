@@ -186,6 +186,31 @@ def test_commands_on_the_master_wait_for_their_answer(world: World) -> None:
     assert "there is no account eve" in world.errors
 
 
+def test_workers_logs_and_costs_are_the_masters_own_words(world: World) -> None:
+    world.aws.answers = {
+        "oq-node logs --json": (0, '[{"instance": "i-1"}]'),
+        "oq-node logs 10.0.0.7 --lines 2": (0, "one\ntwo\n"),
+        "oq-node logs": (0, "i-1  ip-10-0-0-7\n"),
+        "oq-celery cost 7 --json": (0, '[{"id": 7, "usd": 0.5}]'),
+        "oq-celery cost": (0, "#7 of ann, complete: 0.50 USD\n"),
+    }
+    assert world.oq("logs") == "i-1  ip-10-0-0-7\n"
+    assert json.loads(world.oq("logs", "--json")) == [{"instance": "i-1"}]
+    assert world.oq("logs", "10.0.0.7", "--lines", "2") == "one\ntwo\n"
+    shown = world.oq("logs", "10.0.0.7", "--lines", "2", "--json")
+    assert json.loads(shown) == {"worker": "10.0.0.7", "lines": ["one", "two"]}
+    assert world.oq("cost") == "#7 of ann, complete: 0.50 USD\n"
+    assert json.loads(world.oq("cost", "7", "--json")) == [{"id": 7, "usd": 0.5}]
+
+
+def test_an_output_that_aws_has_cut_is_no_answer(world: World) -> None:
+    world.aws.answers["oq-node logs i-1"] = 0, "x" * 23_999
+    assert len(world.oq("logs", "i-1").strip()) == 23_999
+    world.aws.answers["oq-node logs i-1"] = 0, "x" * 24_000
+    assert world.oq("logs", "i-1", status=1) == ""
+    assert "oq-cluster shell, then sudo oq-node logs i-1 --lines 100" in world.errors
+
+
 def fake_sudo(world: World, text: str) -> None:
     sudo = world.path / "bin/sudo"
     sudo.write_text(f'#!/bin/sh\nif [ "$1" = oq-webui ]; then {text}; fi\n')

@@ -292,6 +292,26 @@ def test_the_workers_are_told_with_what_they_do(ann: Computer, long: Path) -> No
         on(ann.lab, "master", f"systemctl start {facts.RABBITMQ_UNIT}", 120)
 
 
+def test_what_a_worker_has_said_and_what_a_calculation_has_cost_can_be_seen_from_afar(
+    ann: Computer, job: Path
+) -> None:
+    number = ann.json("run", job)["id"]
+    (cost,) = ann.json("cost", str(number))
+    assert cost["id"] == number
+    assert cost["seconds"] > 0
+    assert f"{cost['seconds']:.1f} s" in ann.oq("cost", str(number))
+    worker = ann.lab.workers()[0]
+    on(ann.lab, worker.name, "logger --tag oqlab a word of a worker")
+    wait_until(
+        "the worker's word",
+        lambda: "a word of a worker" in ann.oq("logs", str(worker.address), "--lines", "50"),
+        60,
+    )
+    assert str(worker.address) in [one["address"] for one in ann.json("logs")]
+    ann.oq("logs", "10.99.99.99", status=1)
+    assert "get-console-output" in ann.errors
+
+
 def test_a_bug_reports_archive_has_the_journal_and_no_secret(
     ann: Computer, job: Path, tmp_path: Path
 ) -> None:
