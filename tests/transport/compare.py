@@ -48,6 +48,10 @@ def describe(one: Any, other: Any) -> str:
     """How far apart two values are."""
     if one.shape != other.shape:
         return f"shapes {one.shape} and {other.shape}"
+    if one.dtype.names and sorted(one.dtype.names) == sorted(other.dtype.names or ()):
+        columns = [name for name in one.dtype.names if not equal(one[name], other[name])]
+        values = [f"{name}: {one[name].tolist()} and {other[name].tolist()}" for name in columns]
+        return f"different: {'; '.join(values)}"[:1000]
     if one.dtype.kind != "f":
         return "different"
     scale = numpy.maximum(abs(one), abs(other))
