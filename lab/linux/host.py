@@ -7,6 +7,7 @@ any record of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,16 +87,22 @@ def start(paths: Paths, command: Sequence[str], log: Path) -> subprocess.Popen[b
         )
 
 
+def every_process(file: str) -> Iterator[tuple[int, list[bytes]]]:
+    """The processes of this machine, each with the words of a file that the kernel has of it: "cmdline" or "environ".
+
+    One that ends meanwhile is left out, as are the kernel's own without such a file.
+    """
+    # glob("*/environ") asks whether a file exists, and fails when its process ends in that moment.
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with contextlib.suppress(OSError):
+                yield int(process.name), (process / file).read_bytes().split(b"\0")
+
+
 def processes(paths: Paths) -> list[int]:
     """The processes that carry the lab's marker, and those inside its namespaces."""
     wanted = f"{MARKER}={paths.name}".encode()
-    found = set()
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if wanted in environ.read_bytes().split(b"\0"):
-                found.add(int(environ.parent.name))
-        except OSError:  # it ended, or it is the kernel's
-            continue
+    found = {pid for pid, words in every_process("environ") if wanted in words}
     for namespace in namespaces(paths):
         found.update(int(pid) for pid in run(["ip", "netns", "pids", namespace], check=False).split())
     return sorted(found - {os.getpid()})

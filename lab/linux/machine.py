@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lab.base import LabError
 from lab.linux import volumes
-from lab.linux.host import Paths, is_alive, join_control_group, kill, run, start, wait_until
+from lab.linux.host import Paths, every_process, is_alive, join_control_group, kill, run, start, wait_until
 
 REBOOT = 133
 """systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
@@ -97,13 +97,7 @@ class Machine:
     def pids(self) -> list[int]:
         """Its supervisor, its container's monitor and all that runs in it."""
         wanted = f"--machine={self.paths.netns(self.name)}".encode()
-        found = []
-        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if wanted in cmdline.read_bytes().split(b"\0"):
-                    found.append(int(cmdline.parent.name))
-            except OSError:  # it ended
-                continue
+        found = [pid for pid, words in every_process("cmdline") if wanted in words]
         inside = run(["ip", "netns", "pids", self.paths.netns(self.name)], check=False)
         return found + [int(pid) for pid in inside.split()]
 
