@@ -75,7 +75,7 @@ def watches(cluster: str) -> list[Watch]:
             1,
             2,
             "RabbitMQ takes no messages, so calculations wait. `sudo oq-node status` on the master says why: make room "
-            "in /var/lib/rabbitmq, or a larger rabbitmqVolumeGb, or masterInstanceType where memory is short",
+            f"in {facts.RABBITMQ_DIR}, or a larger rabbitmqVolumeGb, or masterInstanceType where memory is short",
             own,
         ),
         Watch(
@@ -84,7 +84,7 @@ def watches(cluster: str) -> list[Watch]:
             _NEVER,
             10,
             "The master has said nothing for ten minutes: it is off, being replaced, or its RabbitMQ is down. Log in "
-            "and look: `sudo oq-node status`, `journalctl -u openquake-metrics`; otherwise its console, by aws ec2 "
+            f"and look: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise its console, by aws ec2 "
             "get-console-output",
             own,
             missing=True,

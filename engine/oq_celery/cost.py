@@ -26,9 +26,7 @@ _LINE: Final = re.compile(
     r"(?:: about [\d.]+ USD at ([\d.e-]+) USD an hour)?"
 )
 _LAST: Final = "SELECT id, user_name, status FROM job WHERE user_name=?x OR ?x=0 ORDER BY id DESC LIMIT ?x"
-_LINES: Final = (
-    "SELECT job_id, message FROM log WHERE job_id IN (?X) AND message LIKE 'Tasks took %' ORDER BY id"
-)
+_LINES: Final = "SELECT job_id, message FROM log WHERE job_id IN (?X) AND message LIKE ?x ORDER BY id"
 _meters: Final[dict[int, list[Meter]]] = {}  # of this process, by calculation
 
 
@@ -174,7 +172,7 @@ def last(dbcmd: Callable[..., Any], user: str, uid: int, number: int) -> list[Ca
 
 def _with_costs(dbcmd: Callable[..., Any], jobs: list[Any]) -> list[Calculation]:
     costs = {}
-    for line in dbcmd(_LINES, [job.id for job in jobs]) if jobs else ():
+    for line in dbcmd(_LINES, [job.id for job in jobs], f"{BEGINNING}%") if jobs else ():
         if cost := parse(line.message):
             costs[line.job_id] = cost
     return [Calculation(job.id, job.user_name, job.status, costs.get(job.id)) for job in jobs]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import zmq
-from openquake.baselib import parallel, zeromq
+from openquake.baselib import zeromq
 
 DONE: Final[Mapping[str, Callable[..., tuple[Any, ...]]]] = {
     "log": lambda job, time, _level, process, message: (
@@ -81,8 +81,7 @@ class Connection(zeromq.Socket):  # type: ignore[misc]
         action, *arguments = request
         if action not in DONE:
             return False
-        found = self._ask(DONE[action](*arguments), deadline)
-        return bool(found.get() if isinstance(found, parallel.Result) else found)
+        return bool(self._ask(DONE[action](*arguments), deadline).get())
 
     def _ask(self, request: tuple[Any, ...], deadline: float) -> Any:
         poller = zmq.Poller()

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import socket
 from pathlib import Path
 
 from lab.base import LabError
+from lab.linux.network import enter
 
 LOCALHOST = "127.0.0.1"
-_CLONE_NEWNET = 0x40000000  # linux/sched.h
 _BLOCK = 256 * 1024
 
 
@@ -27,10 +25,7 @@ def serve(namespace: Path, remote_port: int, local_port: int) -> None:
         listener = socket.create_server((LOCALHOST, local_port))
     except OSError as error:
         raise LabError(f"port {local_port} of this machine: {error}") from None
-    libc = ctypes.CDLL(None, use_errno=True)
-    with namespace.open() as file:
-        if libc.setns(file.fileno(), _CLONE_NEWNET):
-            raise LabError(f"{namespace}: {os.strerror(ctypes.get_errno())}")
+    enter(namespace)
     asyncio.run(_serve(listener, remote_port))
 
 

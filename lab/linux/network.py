@@ -15,6 +15,8 @@ sockets.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from lab.base import LabError
 from lab.linux.host import Paths, in_netns, kill, run, start, wait_until
 
 IMDS = IPv4Address("169.254.169.254")
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
 # The lab's internet is in the block that RFC 2544 sets aside for benchmarks, which no real network has.
 WORLD_NETWORK = IPv4Network("198.19.0.0/24")
 WORLD_LINK = IPv4Address(
@@ -326,3 +329,11 @@ def _nft(namespace: str, rules: str) -> None:
     )
     if done.returncode:
         raise LabError(f"nft refuses the rules: {done.stderr.strip()}")
+
+
+def enter(namespace: Path) -> None:
+    """Put the calling thread into a network namespace, a file; LabError when that cannot be."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with namespace.open() as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNET):
+            raise LabError(f"{namespace}: {os.strerror(ctypes.get_errno())}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
-import os
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +14,9 @@ import requests
 
 from components import facts
 from lab.cluster.cluster import Lab
+from lab.linux.network import enter
 from tests.lab.support import on
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 UNFINISHED = ("created", "submitted", "executing")
 ADMINISTRATOR = "admin"
 
@@ -42,8 +40,8 @@ class Client:
         self.url = f"http://{lab.master().address}:{facts.WEBUI_PORT}"
         self.session = requests.Session()
         # A thread of its own is in the client's namespace, and the test is not.
-        namespace = f"/run/netns/{lab.paths.netns('client')}"
-        self._thread = ThreadPoolExecutor(1, initializer=_enter, initargs=(namespace,))
+        namespace = Path("/run/netns", lab.paths.netns("client"))
+        self._thread = ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,))
         if user:
             assert self.login(user, password).status_code == 200
 
@@ -85,14 +83,6 @@ class Client:
     def listed(self) -> set[int]:
         """The calculations of the WebUI's list."""
         return {int(one["id"]) for one in self.get("/v1/calc/list").json()}
-
-
-def _enter(namespace: str) -> None:
-    """Move this thread into a network namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path(namespace).open() as file:
-        if libc.setns(file.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def administrator(lab: Lab) -> Client:

@@ -9,6 +9,7 @@ from lab.trials.compare_datastores import NOT_RESULTS
 from lab.trials.qa.driver import OVERRIDES
 from lab.trials.qa.jobs import Job
 from lab.trials.qa.results import CLOSE, DIFFERENT, EQUAL, FAILED, GOOD, REFUSED, Result
+from lab.trials.qa.run import HASH_SEED
 
 PAGE = """# The engine's own jobs
 
@@ -28,7 +29,7 @@ upstream's own tests. "Refused" is a job that ends with the same error on both s
 error messages. The pool of one process is upstream's own, but forked by a server that has imported the engine, and it
 sends the results of all tasks on one connection, which keeps their order; upstream's connects anew for each task.
 Both runs have the parameter `{overrides}` unless the job has its own, since a task of classical PSHA that takes longer
-would be split by the clock, and `PYTHONHASHSEED=0`, since some texts in the results are in the order of a set.
+would be split by the clock, and `PYTHONHASHSEED={seed}`, since some texts in the results are in the order of a set.
 
 | folder | jobs | equal to the bit | differ for a reason | refused by upstream | faults |
 |---|---:|---:|---:|---:|---:|
@@ -53,6 +54,7 @@ def page(
         excluded="\n".join(f"- `{name}`: {reason}" for name, reason in NOT_RESULTS.items()),
         table=_table(jobs, results),
         overrides=OVERRIDES,
+        seed=HASH_SEED,
         **versions,
     )
     for outcome, title in (
