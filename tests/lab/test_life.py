@@ -203,9 +203,10 @@ def other_engine(life: Life, directory: Path) -> Path:
 def test_an_update_of_the_engine_that_is_killed_between_master_and_volumes_is_healed_and_rolled_back(
     life: Life, tmp_path: Path
 ) -> None:
-    # The image's file, which is named after the bundle; which loop device it is on has to do with other labs, too.
+    # The image's file by its name, after the bundle: its loop device has to do with other labs, too, and its path with
+    # the mount through which the kernel looks back.
     mounted = f"$(findmnt --noheadings --output SOURCE {facts.ENGINE_DIR})"
-    engine = f"losetup --noheadings --output BACK-FILE {mounted}"
+    engine = f"basename $(losetup --noheadings --output BACK-FILE {mounted})"
     before = on(life.lab, "master", engine)
     assert before.strip().endswith(".squashfs")
     program = life.stack.directory / "program"
