@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from explorer import nursery
 from explorer.schedule import KINDS, PROCESSES, WORKERS, Fault
 from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
 
@@ -132,6 +133,8 @@ def _ending(workload: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
         if workload.errors or workload.deadly:
             return [f"ending: success, but this had to fail: {[*workload.errors, *workload.deadly][0]}"]
         return [] if seen.status == 0 else [f"ending: done, but with exit code {seen.status}"]
+    if not errors and seen.status == nursery.INTERRUPTED and hit["interrupt the master"]:
+        return []  # before it had begun
     if not errors:  # of a thread or an exit handler, after the end
         return [f"ending: exit code {seen.status} without an error"]
     kind, text = errors[-1]["type"], errors[-1]["text"]

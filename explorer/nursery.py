@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # What takes long of a role's imports, and reads no setting that a child has of its own.
 IMPORTS = {
@@ -39,6 +39,7 @@ IMPORTS = {
     ],
 }
 _LOADED: list[Any] = []
+INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18  # sched.h, sys/mount.h
 
@@ -96,8 +97,10 @@ def _fork(request: dict[str, Any]) -> int:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
+        if isinstance(error, KeyboardInterrupt):
+            code = INTERRUPTED
     # What the interpreter does at its end, but for what belongs to the parent.
     with contextlib.suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]
@@ -168,6 +171,7 @@ def _engine(request: dict[str, Any]) -> int:
     _own_database()
     history = request["history"]
     _tell_channels(Path(history))
+    _tell_lost_writes(history)
     sys.argv = ["oq", "engine", "--run", *request["arguments"]]
     try:
         oq()
@@ -176,6 +180,21 @@ def _engine(request: dict[str, Any]) -> int:
         raise
     tasks.note(history, event="done")
     return 0
+
+
+def _tell_lost_writes(history: str) -> None:
+    """Note the error of a calculation that ends without an exception."""
+    from oq_celery import writes
+
+    from explorer import tasks
+
+    end = writes.end
+
+    def end_and_tell(dbcmd: Any, running: list[Any], error: str) -> NoReturn:
+        tasks.note(history, event="error", type="LostWrite", text=error)
+        end(dbcmd, running, error)
+
+    writes.end = end_and_tell
 
 
 def _database(_: dict[str, Any]) -> int:

@@ -62,7 +62,8 @@ class Book:
                 hdf5.extend(dataset, numpy.concatenate(arrays))
                 dataset.flush()
         if self.sent is not None:
-            hdf5.File.__delitem__(self._file, SENT)
+            if SENT in self._file:  # it is not if this was interrupted before
+                hdf5.File.__delitem__(self._file, SENT)
             hdf5.File.__setitem__(self._file, SENT, self.sent)
             self.sent = None
 

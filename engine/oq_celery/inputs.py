@@ -127,7 +127,7 @@ def extend(logs: Any) -> None:
     context.__init__ = new
     context.get_oqparam = get_oqparam
     context.__exit__ = leave
-    atexit.register(_remove_all)
+    atexit.register(remove_all)
 
 
 def current() -> Staged | None:
@@ -273,7 +273,8 @@ def copied(directory: Path, path: str) -> Path:
     return Path(f"{directory / FILES}{path}")
 
 
-def _remove_all() -> None:
+def remove_all() -> None:
+    """Remove the copies of the input files of all calculations of this process."""
     for staged in _calculations.values():
         staged.remove()
 

@@ -75,7 +75,7 @@ def extend_engine(engine: Any) -> None:
             upstream_run_jobs(wanted, *args, **kwargs)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            _end_others(dbcmd, wanted, "aborted" if interrupted else "failed")
+            end_others(dbcmd, wanted, "aborted" if interrupted else "failed")
             raise
         return jobctxs
 
@@ -124,7 +124,7 @@ def multispawn(
                 if process.exitcode and (why := _died(process.exitcode)):
                     line = f"The process {process.pid} of calculation {context.calc_id} {why}"
                     status = "aborted" if process.exitcode == INTERRUPTED else "failed"
-                    if _end_others(dbcmd, [context], status, line):
+                    if end_others(dbcmd, [context], status, line):
                         logging.error("%s: %s", name, line)
                 elif not process.exitcode and logfinish:
                     logging.info("Finished job %s [%d of %d]", name, ended, len(allargs))
@@ -178,7 +178,7 @@ def _join(processes: Sequence[Any], seconds: float) -> None:
         process.join(max(0.0, deadline - time.monotonic()))
 
 
-def _end_others(dbcmd: Callable[..., Any], contexts: Sequence[Any], status: str, line: str = "") -> bool:
+def end_others(dbcmd: Callable[..., Any], contexts: Sequence[Any], status: str, line: str = "") -> bool:
     """Write down the end of calculations that nobody computes any more; True if one had none."""
     found = False
     for context in contexts:

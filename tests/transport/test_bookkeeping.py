@@ -114,6 +114,33 @@ def test_who_reads_in_the_same_process_finds_everything_and_another_one_soon(clu
     assert found.splitlines()[-2:] == ["True True BatchedFile", "30 30 File True"]
 
 
+def test_a_write_that_ctrl_c_interrupts_is_done_at_the_end_and_ctrl_c_stays_what_it_was(
+    cluster: Cluster,
+) -> None:
+    """Between the removal of a dataset and its successor, which HDF5 cannot do in one step."""
+    path = cluster.data / "interrupted_1.hdf5"
+    found = cluster.python(
+        f"""
+        from openquake.baselib import hdf5, performance
+        from oq_celery import bookkeeping
+        h5 = hdf5.File({str(path)!r}, "w")
+        performance.init_performance(h5)
+        setitem = hdf5.File.__setitem__
+        def interrupted(self, name, value):
+            hdf5.File.__setitem__ = setitem
+            raise KeyboardInterrupt
+        try:
+            with bookkeeping.batched(h5):
+                h5["task_sent"] = "sent"
+                hdf5.File.__setitem__ = interrupted
+                h5.flush()
+        except KeyboardInterrupt:
+            print("interrupted", type(h5).__name__, h5["task_sent"][()].decode())
+        """
+    )
+    assert found.splitlines()[-1] == "interrupted File sent"
+
+
 def test_sizes_of_results_are_those_of_upstream_without_pickling_them_again(cluster: Cluster) -> None:
     """Within what a pickle adds to the bytes; the message itself is the same."""
     found = cluster.python(

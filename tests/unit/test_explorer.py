@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import checker, ledger, schedule, workload
+from explorer import checker, ledger, nursery, schedule, workload
 from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
@@ -173,6 +173,11 @@ def test_the_death_of_a_master_needs_a_fault() -> None:
             ["fill the shared directory"],
         ),
         ("OSError", "[Errno 28] No space left on device: '/x/oq_celery'", ["fill the shared directory"]),
+        (
+            "LostWrite",
+            "Can't decrement id ref count (… No space left on device)",
+            ["fill the shared directory"],
+        ),
         ("KeyboardInterrupt", "", ["interrupt the master"]),
     ],
 )
@@ -184,6 +189,12 @@ def test_an_error_is_true_only_with_the_faults_that_explain_it(
     assert "ending: " in wrong(seen, struck("cut a worker off"))
     assert "ending: " in wrong(seen, struck(*reasons, hit=False))
     assert wrong(seen, struck(*reasons)) == ""
+
+
+def test_a_job_that_was_interrupted_before_it_began_says_nothing() -> None:
+    seen = Seen([], nursery.INTERRUPTED, 1.0)
+    assert wrong(seen, struck("interrupt the master")) == ""
+    assert wrong(seen, struck("cut a worker off")) == "ending: exit code 130 without an error"
 
 
 def test_an_error_that_no_fault_can_explain_is_seen() -> None:
