@@ -16,7 +16,7 @@ def run(workload: Workload, history: Path) -> int:
         for number in range(len(workload.sets)):
             _run_set(workload, number, str(history))
     except BaseException as error:
-        tasks.note(str(history), event="error", type=type(error).__name__, text=str(error)[-6000:])
+        tasks.note_error(str(history), error)
         raise
     tasks.note(str(history), event="done")
     return 0

@@ -176,7 +176,7 @@ def _engine(request: dict[str, Any]) -> int:
     try:
         oq()
     except BaseException as error:
-        tasks.note(history, event="error", type=type(error).__name__, text=str(error)[-6000:])
+        tasks.note_error(history, error)
         raise
     tasks.note(history, event="done")
     return 0

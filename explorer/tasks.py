@@ -25,6 +25,15 @@ def note(history: str, **fields: Any) -> None:
         os.close(file)
 
 
+def note_error(history: str, error: BaseException) -> None:
+    """Append the error that has ended a job, with the text of those in whose handling it came."""
+    texts, before = [str(error)], error.__context__
+    while before is not None:
+        texts.append(str(before))
+        before = before.__context__
+    note(history, event="error", type=type(error).__name__, text="; after: ".join(texts)[-6000:])
+
+
 def whole(call: dict[str, Any], own: bytes, shared: bytes, monitor: Any) -> dict[str, Any]:
     """A task that returns its one result."""
     del monitor

@@ -28,23 +28,37 @@ CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb
 
 def extend_logs(logs: Any) -> None:
     """Change `openquake.commonlib.logs`: what Ctrl-C or an abort ends is aborted, not failed, and what a
-    calculation has cost is in its log.
+    calculation has cost is in its log; so is the first of several errors, each of which came from the one before.
     """
     upstream_exit = logs.LogContext.__exit__
 
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
-        if etype is not None and issubclass(etype, KeyboardInterrupt):
+        errors = _chain(error)
+        interruption = next((one for one in errors if isinstance(one, KeyboardInterrupt)), None)
+        if interruption is not None:
             # What comes now must not be interrupted by another Ctrl-C: tasks are taken back, the end is written down.
             with contextlib.suppress(ValueError):  # not the main thread
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
-            logging.error("Aborted: %s", error)
+            logging.error("Aborted: %s", interruption)
             etype = SystemExit  # whose end upstream calls aborted
+        elif len(errors) > 1:
+            first = errors[-1]
+            logging.error("The first error was %s: %s", type(first).__name__, " ".join(str(first).split()))
         if spent := cost.of_calculation(self.calc_id):
             logging.info("%s", spent)
         upstream_exit(self, etype, error, traceback)
 
     logs.LogContext.__exit__ = leave
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An exception, the one in whose handling it was raised, and so on."""
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
 
 
 def extend_engine(engine: Any) -> None:

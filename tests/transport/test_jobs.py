@@ -130,3 +130,34 @@ def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: 
         file = cluster.directory / "db.sqlite3"
         assert (done.returncode, done.stderr) == (1, f"oq-celery: there is no database {file} yet\n")
         assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "ended", "said"),
+    [
+        ('OSError("no room\\nleft")', "failed", "The first error was OSError: no room left"),
+        ('KeyboardInterrupt("by hand")', "aborted", "Aborted: by hand"),
+    ],
+)
+def test_an_error_that_hides_another_one_does_not_hide_what_ended_a_calculation(
+    tmp_path: Path, broker: Broker, first: str, ended: str, said: str
+) -> None:
+    """As when a file is closed that could not be written; the engine's log has the last one only."""
+    job = harness.qa_job("event_based/case_2", tmp_path)
+    with harness.cluster(tmp_path / "oqlab-errors", broker) as cluster:
+        found = cluster.python(
+            f"""
+            from openquake.commonlib import logs
+            logs.dbcmd("upgrade_db")
+            try:
+                with logs.init({str(job)!r}) as context:
+                    try:
+                        raise {first}
+                    finally:
+                        {{}}["then"]
+            except KeyError:
+                print(logs.dbcmd("get_job", context.calc_id).status, *logs.dbcmd("get_log", context.calc_id), sep="; ")
+            """
+        )
+        assert f"{ended}; " in found
+        assert said in found

@@ -61,7 +61,7 @@ os._exit(0)  # HDF5 may crash when it closes the file
 
 def run(cluster: Cluster, directory: Path, moment: str, *inis: Path) -> tuple[int, list[str]]:
     """The exit status of the program, and what it has printed."""
-    command = [harness.ENGINE / "bin/python", "-u", "-c", PROGRAM, moment, directory, *inis]
+    command: list[str | Path] = [harness.ENGINE / "bin/python", "-u", "-c", PROGRAM, moment, directory, *inis]
     done = harness.run(command, cluster.env)
     assert "File too large" in done.stderr
     return done.returncode, done.stdout.splitlines()
