@@ -33,6 +33,28 @@ TIERS: Final = {
         "the same nodes. The shared file system is not behind the link that a partition cuts, as EFS is on AWS.",
     ),
 }
+TESTS: Final = "tests/transport"
+FOUND: Final = (
+    (5023, "a result queue stayed for an hour when its job ended while RabbitMQ was away", "test_faults.py"),
+    (
+        503898302,
+        "a worker whose task queue was deleted while it paused never took a task again",
+        "test_faults.py",
+    ),
+    (
+        302175830,
+        "with the shared directory full for three seconds, h5py printed that a write had failed, and the calculation "
+        "went on with zeros in place of what was lost",
+        "test_writes.py",
+    ),
+    (
+        302176695,
+        "Ctrl-C in the middle of a write made an aborted calculation a failed one",
+        "test_bookkeeping.py",
+    ),
+    (470585097, "a second error, of closing the file, hid in the log that the disk was full", "test_jobs.py"),
+)
+"""Faults of this project that the explorer has found: the seed, what was wrong, and the test that holds it now."""
 NOT_DONE: Final = """## What is not tried
 
 - Steps of the clock: the transport measures time with the monotonic clock, which no step changes; the processes of a
@@ -129,7 +151,18 @@ def page(tiers: dict[str, Tier]) -> str:
     for name, (title, text) in TIERS.items():
         if name in tiers:
             parts += [f"## {title}", text, *_figures(tiers[name])]
-    return "\n\n".join([*parts, NOT_DONE])
+    return "\n\n".join([*parts, *_found(), NOT_DONE])
+
+
+def _found() -> list[str]:
+    """The section about what was found, ever."""
+    lines = ["| seed | what was wrong | test |", "|---|---|---|"]
+    lines += [f"| {seed} | {what} | [{test}](../{TESTS}/{test}) |" for seed, what, test in FOUND]
+    text = (
+        "Each is mended, and a test holds it. A seed means the same run only as long as no kind of fault or job is "
+        "added."
+    )
+    return ["## What it has found", text, "\n".join(lines)]
 
 
 def _figures(tier: Tier) -> list[str]:

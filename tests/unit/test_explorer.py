@@ -18,6 +18,7 @@ from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
+from lab.base import REPOSITORY
 from lab.trials import matrix
 
 SEEDS = st.integers(0, 10**9)
@@ -296,3 +297,10 @@ def test_the_page_has_the_figures_of_both_tiers_and_the_seeds_of_failures(tmp_pa
     assert "| mixed | 1 | 1 | 0 |" in page
     assert "- seed 2: ending: none, the job hangs" in page
     assert page.index("## Transport tier") < page.index("## Lab tier") < page.index("## What is not tried")
+
+
+def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
+    page = ledger.page({})
+    for seed, _, test in ledger.FOUND:
+        assert f"| {seed} |" in page
+        assert (REPOSITORY / ledger.TESTS / test).exists()
