@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from typing import Any
 
@@ -38,6 +39,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "control_socket_disable": True,
             # nginx alone reaches the socket.
             "forwarded_allow_ips": "*",
+            "post_request": _reap_calculations,
             "worker_exit": _leave_the_calculations,
         }.items():
             self.cfg.set(name, value)
@@ -48,6 +50,11 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
         connections.close_all()  # of this process, before it forks
         return application
+
+
+def _reap_calculations(*_: Any) -> None:
+    """Ask for the exit status of calculations that have ended, or each stays as a zombie until another one begins."""
+    multiprocessing.active_children()
 
 
 def _leave_the_calculations(_arbiter: Any, _worker: Any) -> None:

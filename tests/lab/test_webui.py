@@ -163,6 +163,17 @@ def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(
     wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), 10)
 
 
+def test_a_calculation_that_has_ended_stays_as_no_zombie(office: Office) -> None:
+    """Of the server's processes the one that began it reaps it with its next request."""
+    office.finished()
+    zombies = "ps -A -o stat= -o args= | grep ^Z || true"
+    wait_until(
+        "its process to be reaped",
+        lambda: office.ann.get("/v1/calc/list").ok and not on(office.lab, "master", zombies).strip(),
+        20,
+    )
+
+
 def refused(client: Client, number: int, result: int) -> dict[str, int]:
     """The answers to all that somebody may want of a calculation, which should be 403 or 404."""
     looks = ("", "/status", "/log/0:", "/log/size", "/results", "/traceback", "/datastore", "/job_zip",
