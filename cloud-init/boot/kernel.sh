@@ -1,5 +1,5 @@
-# What a node wants of the kernel and the resolver of Debian's image; at every boot. Where it runs in a container, as in
-# the lab, the kernel is not its own.
+# What a node wants of the kernel, the resolver and the logins of Debian's image; at every boot. Where it runs in a
+# container, as in the lab, the kernel is not its own.
 #
 # A panic is a reboot, after 10 s: the master's instance is replaced by nobody.
 sysctl --quiet --write kernel.panic=10 || true
@@ -9,3 +9,7 @@ echo madvise > /sys/kernel/mm/transparent_hugepage/enabled || true
 mkdir -p /run/systemd/resolved.conf.d
 printf '[Resolve]\nLLMNR=no\nMulticastDNS=no\n' > /run/systemd/resolved.conf.d/openquake.conf
 systemctl try-restart --no-block systemd-resolved.service
+# A calculation outlives the shell that started it; its shared memory would go with its user's last login.
+mkdir -p /run/systemd/logind.conf.d
+printf '[Login]\nRemoveIPC=no\n' > /run/systemd/logind.conf.d/openquake.conf
+systemctl try-restart --no-block systemd-logind.service

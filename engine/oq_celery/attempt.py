@@ -146,7 +146,8 @@ class Attempt:
         seen, when = Attempt._seen
         if not anew and seen == channel and time.monotonic() - when < SEEN_SECONDS:
             return True
-        alone = Clock(2 * LEASE_SECONDS)
+        # The time that a look has waited for the broker is none in which the master could have come back.
+        alone = Clock(LEASE_SECONDS / 2)
         while (state := self._publisher.depth(channel)) is not None:
             _, consumers = state
             if consumers:

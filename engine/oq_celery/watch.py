@@ -41,10 +41,20 @@ class Work:
 class Repeated(threading.Thread):
     """Does something again and again on a connection of its own, whatever goes wrong."""
 
-    def __init__(self, name: str, settings: Settings, seconds: float) -> None:
+    def __init__(self, name: str, settings: Settings, seconds: float, longest_gap: float) -> None:
+        """Begin with `start`.
+
+        Args:
+            name: of the thread.
+            settings: of the Celery mode.
+            seconds: between two looks.
+            longest_gap: in seconds, between two looks at a result queue over which it counts as watched.
+        """
         super().__init__(name=f"oq_celery {name}", daemon=True)
         self._settings = settings
         self._seconds = seconds
+        self._longest_gap = longest_gap
+        self._alone = Clock(longest_gap)  # result queues from which nobody consumes
 
     def look(self, connection: amqp.Connection) -> None:
         """Do it once."""
@@ -65,6 +75,8 @@ class Repeated(threading.Thread):
                 if connection is not None:
                     connection.collect()  # an alarm may keep the broker from listening
                 connection = None
+                # Masters have lost the broker, too, and need a moment to come back to it.
+                self._alone = Clock(self._longest_gap)
             except Exception:  # nobody else would look
                 log.exception("%s", self.name)
 
@@ -87,11 +99,10 @@ class Watch(Repeated):
             running: says what the processes do now.
             stop: kills the process that does a task, if it does it still.
         """
-        super().__init__("watch", settings, WATCH_SECONDS)
+        super().__init__("watch", settings, WATCH_SECONDS, 3 * WATCH_SECONDS)
         self._node = node
         self._running = running
         self._stop_work = stop  # not _stop, which is Thread's own and which a fork calls
-        self._alone = Clock(3 * WATCH_SECONDS)  # result queues from which nobody consumes
 
     def look(self, connection: amqp.Connection) -> None:
         """Look at the channels of which something runs here."""
@@ -122,15 +133,14 @@ class Sweep(Repeated):
     """
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__("sweep", settings, SWEEP_SECONDS)
-        self._idle_alone = Clock(4 * SWEEP_SECONDS)
+        super().__init__("sweep", settings, SWEEP_SECONDS, 4 * SWEEP_SECONDS)
         # The sweep of a slow directory takes its time, which brings no queue back.
         self._gone = Clock(20 * SWEEP_SECONDS)  # directories without a queue
 
     def look(self, connection: amqp.Connection) -> None:
         """Look at every channel that has a directory."""
         for path in list(self._settings.spool.glob(f"{CHANNEL_PREFIX}*")):
-            ended = has_ended(connection, path.name, self._idle_alone)
+            ended = has_ended(connection, path.name, self._alone)
             if self._gone.seconds(path.name, ended) >= FILES_SECONDS:
                 log.warning("Removing what a lost master left in %s", path)
                 spool.remove_directory(path)

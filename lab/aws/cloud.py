@@ -225,6 +225,8 @@ class Plan:
     :ivar alarms: those that call other things than a group's scaling policies
     :ivar subscribers: the addresses to which a topic sends mails, by its ARN
     :ivar s3_policy: the statements of the S3 gateway endpoint's policy
+    :ivar bucket_policies: the statements of each bucket's own policy, by its name
+    :ivar ready_seconds: how long the program waits for the master; 0 where it does not
     :ivar exports: the program's outputs; none of a plan of Pulumi's resources, whose stack has them
     """
 
@@ -242,10 +244,12 @@ class Plan:
     secrets: Sequence[Secret] = ()
     objects: Sequence[S3Object] = ()
     s3_policy: Sequence[Statement] = ()
+    bucket_policies: Mapping[str, Sequence[Statement]] = field(default_factory=dict)
     instances: Sequence[Instance] = ()
     groups: Sequence[Group] = ()
     alarms: Sequence[Alarm] = ()
     subscribers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ready_seconds: float = 0.0
     exports: Mapping[str, Any] = field(default_factory=dict)
 
     @property

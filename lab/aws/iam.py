@@ -15,6 +15,7 @@ _OPERATORS: Final[Mapping[str, Callable[[str, str], bool]]] = {
 }
 KEYS: Final = ("aws:PrincipalAccount", "aws:SecureTransport", "cloudwatch:namespace")
 """The keys of a request that conditions may ask for."""
+_ELEMENTS: Final = frozenset({"Sid", "Effect", "Principal", "Action", "Resource", "Condition"})
 
 
 def allowed(
@@ -36,9 +37,12 @@ def allowed(
     return effects == {"Allow"}
 
 
-def unknown_conditions(statements: Statements) -> Iterator[str]:
-    """The conditions that are not evaluated, a line for each."""
+def unknown(statements: Statements) -> Iterator[str]:
+    """What of the statements is not evaluated, a line for each: elements, principals, conditions."""
     for statement in statements:
+        yield from (f"the element {element}" for element in sorted(statement.keys() - _ELEMENTS))
+        if (principal := statement.get("Principal", "*")) not in ("*", {"AWS": "*"}):
+            yield f"the principal {principal}"
         for operator, key, _ in _conditions(statement):
             if operator not in _OPERATORS or key not in KEYS:
                 yield f"the condition {operator} on {key}"

@@ -119,10 +119,15 @@ class _Reader:
                 for one in self._of("aws:s3/bucketObjectv2:BucketObjectv2")
             ],
             s3_policy=[statement for one in gateways for statement in _statements(one.inputs.get("policy"))],
+            bucket_policies={
+                one.inputs["bucket"]: _statements(one.inputs["policy"])
+                for one in self._of("aws:s3/bucketPolicy:BucketPolicy")
+            },
             instances=[self._instance(one) for one in self._of("aws:ec2/instance:Instance")],
             groups=[self._group(one) for one in self._of("aws:autoscaling/group:Group")],
             alarms=[alarm for alarm in self._alarms() if not self._scales(alarm)],
             subscribers=self._subscribers(),
+            ready_seconds=sum(map(_ready_seconds, self._of("command:local:Command"))),
             exports=self.recording.exports,
         )
 
@@ -344,6 +349,14 @@ def _volume(one: Recorded) -> Volume:
     return Volume(one.id, one.inputs["size"], one.inputs.get("snapshotId", ""))
 
 
+def _ready_seconds(one: Recorded) -> float:
+    """How long the program's one command waits for the master."""
+    command = one.inputs["interpreter"]
+    if "components.wait_until_ready" not in command:
+        raise LabError(f"{one.name}: the lab does not know the command {' '.join(command)}")
+    return 60 * float(command[command.index("--minutes") + 1])
+
+
 def _number(text: str | None) -> float | None:
     return None if text is None else float(text)
 
@@ -369,7 +382,7 @@ def _statements(policy: str | None) -> list[Statement]:
     if policy is None:
         return [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
     found: list[Statement] = json.loads(policy)["Statement"]
-    if unknown := list(iam.unknown_conditions(found)):
+    if unknown := list(iam.unknown(found)):
         raise LabError(f"the lab does not know {', '.join(unknown)} in a policy")
     return found
 

@@ -363,7 +363,7 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         ignores="bucket rules", forces_new="bucket", id_of=_bucket_of
     ),
     "aws:s3/bucketPolicy:BucketPolicy": ResourceType(
-        ignores="bucket policy", forces_new="bucket", id_of=_bucket_of
+        acts_on="bucket policy", forces_new="bucket", id_of=_bucket_of
     ),
     "aws:s3/bucketVersioning:BucketVersioning": ResourceType(
         ignores="bucket versioningConfiguration", forces_new="bucket", id_of=_bucket_of
@@ -386,9 +386,10 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         id_of=lambda resource: resource.hex[:32],
         outputs=lambda resource, _id: {"output": resource.inputs["input"]},
     ),
-    # It waits for the master through SSM; the lab waits for all nodes itself.
+    # It waits for the master through SSM; the lab waits for all nodes itself, as many minutes.
     "command:local:Command": ResourceType(
-        ignores="interpreter create dir environment triggers",
+        acts_on="interpreter",
+        ignores="create dir environment triggers",
         forces_new="triggers",
         outputs=lambda _resource, _id: {"stdout": "ready", "stderr": ""},
     ),

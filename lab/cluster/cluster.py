@@ -260,14 +260,16 @@ def state(lab: Lab, node: Node) -> State:
 
 
 def wait_until_ready(
-    lab: Lab, say: Say, timeout: float = READY_SECONDS, nodes: Sequence[Node] | None = None
+    lab: Lab, say: Say, timeout: float | None = None, nodes: Sequence[Node] | None = None
 ) -> None:
     """Wait until every node says that it is ready; LabError with its problems for one that is off, or not in time.
 
     :param say: told when a node is ready, and why its bootstrap fails: it is tried again
+    :param timeout: in seconds; as the program waits for the master, if None
     :param nodes: only these
     """
     begin = time.monotonic()
+    limit = (lab.plan.ready_seconds or READY_SECONDS) if timeout is None else timeout
     failed: set[str] = set()
     asked = lab.nodes.values() if nodes is None else nodes
     waiting = [node for node in asked if node.ready_after is None]
@@ -280,7 +282,7 @@ def wait_until_ready(
                 lab.save()
                 waiting.remove(node)
                 say(f"{node.name} is ready {node.ready_after:.1f} s after power-on")
-            elif OFF in answer.problems or time.monotonic() > begin + timeout:
+            elif OFF in answer.problems or time.monotonic() > begin + limit:
                 seconds = time.time() - node.powered_on
                 raise LabError(
                     f"{node.name} is not ready {seconds:.0f} s after power-on: {problems}\n"

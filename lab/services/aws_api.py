@@ -65,6 +65,7 @@ def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: b
         ],
         "roles": {name: list(statements) for name, statements in plan.roles.items()},
         "s3_endpoint": list(plan.s3_policy),
+        "buckets": {name: list(statements) for name, statements in plan.bucket_policies.items()},
         "endpoints": {endpoint.name: list(endpoint.policy) for endpoint in plan.endpoints},
         "mount_targets": [str(target.address) for target in plan.mount_targets if mount_targets],
     }
@@ -96,6 +97,11 @@ def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str])
     form = parse_qs(body.decode(errors="replace"))
     group = form.get("AutoScalingGroupName", [""])[0]
     return key, f"{service}:{form.get('Action', ['?'])[0]}", arns.get(group, group) or "*"
+
+
+def bucket_of(resource: str) -> str:
+    """The bucket in the ARN of an object or a bucket."""
+    return resource.removeprefix("arn:aws:s3:::").partition("/")[0]
 
 
 def condition_keys(
@@ -187,12 +193,15 @@ class Guard:
         key, action, resource = request_of(environ, body, arns)
         keys = condition_keys(environ, action, body, settings["account"] if key else None)
         way = settings["endpoints"].get(environ.get("HTTP_HOST", "").partition(":")[0])
+        own = settings["roles"].get(key, [])
         if action.startswith("s3:"):
             way = settings["s3_endpoint"]
-        # The role has to allow it, and the policy of the endpoint by which the request comes, if it comes by one.
+            # In one account either the role or the bucket allows it, and neither may forbid it.
+            own = [*own, *settings["buckets"].get(bucket_of(resource), [])]
+        # And so has the policy of the endpoint by which the request comes, if it comes by one.
         permitted = all(
             iam.allowed(statements, action, resource, keys)
-            for statements in (settings["roles"].get(key, ()), way)
+            for statements in (own, way)
             if statements is not None
         )
         print(f"{key or 'nobody'} {action} {resource}: {'allowed' if permitted else 'DENIED'}", flush=True)

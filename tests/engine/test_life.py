@@ -95,6 +95,34 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
     assert empty.preview() == []
 
 
+@pytest.mark.parametrize(
+    ("emptied", "words"),
+    [("test.json.attrs", "checkpoint: EOF"), ("test.json", "unexpected end of JSON input")],
+    ids=["killed", "no power"],
+)
+def test_a_state_in_a_file_that_was_being_written_is_read_again_after_the_command_that_the_documentation_gives(
+    emptied: str, words: str, stack: Stack
+) -> None:
+    """Pulumi's library makes the one file empty and then writes it, and does not wait until a disk has the other.
+
+    https://github.com/google/go-cloud/blob/master/blob/fileblob/attrs.go (setAttrs) and fileblob.go (writer.Close)
+    """
+    before = stack.resources()
+    (state,) = (stack.directory / ".pulumi/stacks").rglob("test.json")
+    state.with_name(emptied).write_bytes(b"")
+    with pytest.raises(CommandError, match=words):
+        stack.refresh()
+    _, _, after = (REPOSITORY / "docs/operations.md").read_text().partition(words)
+    command = next(line.strip() for line in after.splitlines() if line.startswith("    "))
+    subprocess.run(
+        ["sh", "-c", command.replace("STACK", stack.name)],
+        env={"HOME": str(stack.directory), "PATH": os.environ["PATH"]},
+        check=True,
+    )
+    assert stack.resources().keys() == before.keys()
+    assert stack.preview() == []
+
+
 def test_a_master_that_somebody_terminated_comes_back_with_its_data_after_a_refresh(
     stack: Stack, region: Region
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -18,10 +21,12 @@ from lab.aws.cloud import Interface, Template
 from lab.aws.plan import make_plan
 from lab.aws.recorder import Recording
 from lab.base import LabError
+from lab.cluster import cluster
 from lab.cluster.program import read_config, record
 from lab.linux import network
 from lab.services import aws_api, imds
 
+BUCKET_POLICY = "aws:s3/bucketPolicy:BucketPolicy"
 SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:one-AbCdEf"
 
 
@@ -51,6 +56,41 @@ def test_the_program_takes_the_configurations_of_the_benchmarks(storage: str) ->
     """What `make bench` boots; it takes half an hour to come there."""
     plan = make_plan(record(nodes.configuration(workerStorage=storage, workerDesired=0)))
     assert (plan.groups[0].desired, plan.groups[0].maximum) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [(["readyTimeoutMinutes=7"], 420), (["waitForReady=false"], cluster.READY_SECONDS)],
+)
+def test_the_lab_waits_for_its_nodes_as_long_as_the_program_says(
+    settings: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    time = SimpleNamespace(monotonic=lambda: now, time=lambda: now, sleep=sleep)
+    monkeypatch.setattr(cluster, "time", time)
+    monkeypatch.setattr(cluster, "console_tail", lambda *_: "")
+    monkeypatch.setattr(cluster, "state", lambda *_: cluster.State(ready=False, problems=("still booting",)))
+    node = SimpleNamespace(name="master", ready_after=None, powered_on=0.0)
+    lab = SimpleNamespace(plan=make_plan(record(read_config("dev", settings))), nodes={"master": node})
+    with pytest.raises(LabError, match="still booting"):
+        cluster.wait_until_ready(cast(cluster.Lab, lab), lambda _: None)
+    assert seconds < now < 1.1 * seconds
+
+
+def test_a_command_that_is_not_the_wait_is_refused_by_name(recording: Recording) -> None:
+    changed = [
+        replace(one, inputs={**one.inputs, "interpreter": ["/bin/sh", "-c"]})
+        if one.type == "command:local:Command"
+        else one
+        for one in recording.resources
+    ]
+    with pytest.raises(LabError, match="the lab does not know the command /bin/sh -c"):
+        make_plan(replace(recording, resources=changed))
 
 
 def test_an_image_of_the_users_own_is_not_taken_for_debians() -> None:
@@ -183,6 +223,7 @@ def test_an_endpoint_lets_through_what_its_policy_allows(account: str, status: s
         "secrets": [],
         "groups": {},
         "s3_endpoint": [],
+        "buckets": {},
     }
     answered = []
 
@@ -225,6 +266,65 @@ def test_a_condition_that_is_not_evaluated_is_refused_by_name(recording: Recordi
     ]
     with pytest.raises(LabError, match="the condition StringLike on cloudwatch:namespace"):
         make_plan(replace(recording, resources=changed))
+
+
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [
+        ({"NotAction": "s3:*", "Resource": "*"}, "the element NotAction"),
+        (
+            {"Action": "s3:*", "Resource": "*", "Principal": {"AWS": "arn:x"}},
+            "the principal {'AWS': 'arn:x'}",
+        ),
+    ],
+)
+def test_what_a_bucket_says_of_whom_and_what_in_other_words_is_refused_by_name(
+    statement: dict[str, object], refused: str, recording: Recording
+) -> None:
+    policy = json.dumps({"Statement": [{"Effect": "Deny", **statement}]})
+    changed = [
+        replace(one, inputs={**one.inputs, "policy": policy}) if one.type == BUCKET_POLICY else one
+        for one in recording.resources
+    ]
+    with pytest.raises(LabError, match=re.escape(refused)):
+        make_plan(replace(recording, resources=changed))
+
+
+@pytest.mark.parametrize(
+    ("secure", "role", "status"),
+    [("false", True, "200 OK"), ("true", True, "403 Forbidden"), ("false", False, "403 Forbidden")],
+    ids=["as it is", "a condition that holds", "no role that allows it"],
+)
+def test_what_a_bucket_forbids_no_role_reads(
+    secure: str, role: bool, status: str, recording: Recording, tmp_path: Path
+) -> None:
+    """The program's bucket refuses plain HTTP, and everything comes by TLS here; so its condition is turned round."""
+    changed = [
+        replace(one, inputs={**one.inputs, "policy": one.inputs["policy"].replace('"false"', f'"{secure}"')})
+        if one.type == BUCKET_POLICY
+        else one
+        for one in recording.resources
+    ]
+    plan = make_plan(replace(recording, resources=changed))
+    answered = []
+
+    def application(_environ: object, respond: Callable[..., object]) -> list[bytes]:
+        respond("200 OK", [])
+        return []
+
+    (bundle,) = plan.objects
+    key = plan.instances[0].template.role if role else "another"
+    guard = aws_api.Guard(application, aws_api.configuration(plan, tmp_path, tmp_path))
+    signed = f"AWS4-HMAC-SHA256 Credential={key}/20260101/{plan.region}/s3/aws4_request, x"
+    environ = {
+        "HTTP_AUTHORIZATION": signed,
+        "HTTP_HOST": f"{bundle.bucket}.s3.{plan.region}.amazonaws.com",
+        "PATH_INFO": f"/{bundle.key}",
+        "REQUEST_METHOD": "GET",
+        "wsgi.input": BytesIO(),
+    }
+    guard(environ, lambda status, _headers: answered.append(status))
+    assert answered == [status]
 
 
 def test_an_action_is_allowed_only_by_a_statement_that_names_it_and_its_resource() -> None:

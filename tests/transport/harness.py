@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / ".venv-engine"
 # The engine's own test calculations, wherever its Python keeps them; no path where there is no engine.
@@ -78,6 +80,23 @@ def run(
         timeout=DEADLINE,
         start_new_session=True,
     )
+
+
+def python(code: str, *arguments: str | Path, config: Path | None = None) -> list[str]:
+    """Run code in the engine's environment, without a broker; the lines that it printed.
+
+    Args:
+        code: of Python.
+        arguments: in sys.argv.
+        config: openquake.cfg, for what reads it.
+    """
+    if not ENGINE.exists():
+        pytest.skip("the engine's environment is missing (make .venv-engine/.done)")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OQ_")}
+    env |= {"OQ_DISTRIBUTE": "no"} | ({"OQ_CONFIG_FILE": str(config)} if config else {})
+    done = run([ENGINE / "bin/python", "-c", textwrap.dedent(code), *arguments], env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
 
 
 class Process:

@@ -138,6 +138,17 @@ def test_a_task_that_runs_for_hours_is_not(ledger: Ledger) -> None:
         assert ledger.audit(LATER + second + 1) == []
 
 
+def test_a_task_whose_results_were_lost_on_their_way_is_sent_again(ledger: Ledger) -> None:
+    """Its worker has done it and reports it no more; nothing else tells of it."""
+    ledger.looked(0, LATER)
+    ledger.heard(reply("started", ONE), LATER)
+    ledger.heard(alive(ONE), LATER + 2)
+    lost = LATER + 2 + SILENT_SECONDS + LOST_SECONDS
+    seconds = range(int(LATER) + 3, int(lost))
+    assert not [second for second in seconds if ledger.audit(second)]
+    assert ledger.audit(lost + 1) == [TASK]
+
+
 @pytest.mark.parametrize(("priority", "lost"), [(5, [TASK]), (6, []), (4, [TASK])])
 def test_a_task_that_a_later_one_has_overtaken_is_sent_again_though_the_queue_is_never_empty(
     ledger: Ledger, priority: int, lost: list[int]

@@ -234,6 +234,14 @@ def test_every_node_reboots_after_a_panic_and_gives_huge_pages_to_those_who_ask(
         assert "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled" in script, role
 
 
+def test_shared_memory_outlives_the_shell_that_started_a_calculation(each_mode: Recording) -> None:
+    """Where logind is: it removes what users have there when they log out for the last time, as logind.conf(5) says."""
+    script = "\n".join(configs(each_mode)["master"]["bootcmd"])
+    assert re.search(
+        r"^printf '.*\[Login\]\\nRemoveIPC=no\\n' > /run/systemd/logind.conf.d/", script, re.MULTILINE
+    )
+
+
 def test_every_node_mounts_the_file_system_in_its_own_zone(each_mode: Recording) -> None:
     targets = {
         each_mode.by_id(one.inputs["subnetId"]).inputs["availabilityZone"]: one.inputs["ipAddress"]

@@ -88,12 +88,14 @@ def test_the_first_boot_is_clean_and_has_the_shared_file_system_by_the_kernels_o
     assert "Valid schema user-data" in master.machine.succeed("cloud-init schema --system 2>&1")
 
 
-def test_kernel_and_resolver_are_told_what_a_node_wants(master: Master) -> None:
+def test_kernel_resolver_and_logins_are_told_what_a_node_wants(master: Master) -> None:
     assert master.machine.succeed("sysctl --values kernel.panic").strip() == "10"
     huge_pages = master.machine.succeed("cat /sys/kernel/mm/transparent_hugepage/enabled")
     assert "[madvise]" in huge_pages
     listening = master.machine.succeed("ss --listening --tcp --udp --numeric --no-header")
     assert ":5355" not in listening
+    logind = "org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager"
+    assert master.machine.succeed(f"busctl get-property {logind} RemoveIPC").strip() == "b false"
 
 
 def test_a_file_system_that_is_smaller_than_its_volume_grows_while_it_is_mounted(master: Master) -> None:

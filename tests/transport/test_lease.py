@@ -1,0 +1,111 @@
+"""When a master counts as lost: what a broker that is away proves, and what it does not; no broker, time made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.transport.harness import python
+
+TIME = """
+    class Time:
+        now = 0.0
+        def monotonic(self):
+            return self.now
+        def sleep(self, seconds):
+            self.now += seconds
+
+    time = Time()
+"""
+# A message that may be a copy: whether it is done is for the master to say, if there is one.
+ATTEMPT = (
+    TIME
+    + """
+    import sys
+    from pathlib import Path
+    from oq_celery import attempt, clock, protocol
+    from oq_celery.settings import Settings
+    attempt.time = clock.time = time
+
+    class Publisher:
+        looks = 0
+        def depth(self, channel):
+            self.looks += 1
+            if self.looks == 2:
+                time.now += {away}
+            return 0, int(time.now >= {back})
+        def delete_unused(self, channel):
+            print("deleted after", time.now)
+            return True
+        def ask(self, *_):
+            print("asked")
+            return "drop"
+
+    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path(sys.argv[1]), 2048, 16, 4)
+    header = protocol.TaskHeader("oq.user.1.x", "master", 0, "bytes", 1, "user", 0, protocol.versions())
+    attempt.Attempt(settings, Publisher(), header, "node", "message").run(b"", may_be_copy=True)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("away", "back", "found"),
+    [
+        (0, 9.5, ["asked"]),
+        (0, 1e9, ["deleted after 10.0"]),
+        (12, 14, ["asked"]),
+        (12, 1e9, ["deleted after 22.5"]),
+    ],
+    ids=[
+        "a master that comes back",
+        "none",
+        "one that was away as long as the broker",
+        "none, and no broker for long",
+    ],
+)
+def test_the_time_in_which_the_broker_does_not_answer_is_not_the_masters(
+    away: float, back: float, found: list[str], tmp_path: Path
+) -> None:
+    """Both have lost it, and the worker is back first."""
+    assert python(ATTEMPT.replace("{away}", str(away)).replace("{back}", str(back)), tmp_path) == found
+
+
+# Looks every 30 s; the second one meets a broken connection.
+SWEEP = (
+    TIME
+    + """
+    import sys
+    from pathlib import Path
+    from types import SimpleNamespace
+    from oq_celery import broker, clock, watch
+    from oq_celery.settings import Settings
+    watch.time = clock.time = time
+    looks = 0
+
+    def depth(connection, name):
+        global looks
+        looks += 1
+        if looks == {broken}:
+            raise OSError("the broker has been restarted")
+        return 0, 0
+
+    def delete_unused(connection, name):
+        print(name, "deleted at look", looks)
+        sys.exit()
+
+    broker.connect = lambda *_, **__: SimpleNamespace(collect=lambda: None)
+    broker.depth, broker.delete_unused = depth, delete_unused
+    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path(sys.argv[1]), 2048, 16, 4)
+    (settings.spool / "oq.user.1.x").mkdir(parents=True)
+    watch.Sweep(settings).run()
+"""
+)
+
+
+@pytest.mark.parametrize(("broken", "deleted"), [(0, 2), (2, 4)])
+def test_what_was_seen_before_a_connection_broke_says_nothing_of_the_time_since(
+    broken: int, deleted: int, tmp_path: Path
+) -> None:
+    found = python(SWEEP.replace("{broken}", str(broken)), tmp_path)
+    assert found == [f"oq.user.1.x deleted at look {deleted}"]

@@ -1,0 +1,148 @@
+"""What a worker does in its main process and beside its tasks, piece by piece; no broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.transport.harness import python
+
+CONFIGURATION = """
+[celery]
+use_celery = true
+[amqp]
+host = 127.0.0.1
+user = user
+password = secret
+[directory]
+shared_dir = {shared}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "openquake.cfg"
+    path.write_text(CONFIGURATION.format(shared=tmp_path))
+    return path
+
+
+def test_a_process_that_goes_on_with_another_task_is_not_stopped_for_the_former_one(config: Path) -> None:
+    """Between the look at what runs and the signal it may have taken a task of a job that lives."""
+    code = """
+        import subprocess
+        from oq_celery import worker
+        from oq_celery.watch import Work
+        former, present = "0" * 15 + "1" + "0" * 16, "0" * 15 + "2" + "0" * 16
+        process = subprocess.Popen(["sleep", "60"])
+        worker._doing[process.pid % worker.DONE_TASKS] = worker._number(present)
+        for message in (former, present):
+            worker._stop(Work("oq.user.1.x", 0, message, process.pid))
+            try:
+                print(process.wait(1))
+            except subprocess.TimeoutExpired:
+                print("lives")
+        """
+    assert python(code, config=config) == ["lives", "-9"]
+
+
+def test_the_task_of_a_process_that_died_goes_back_though_no_thread_can_be_started(config: Path) -> None:
+    """Memory that is too short for a thread is what processes die of."""
+    code = """
+        from types import SimpleNamespace
+        from celery.exceptions import WorkerLostError
+        from oq_celery import worker
+
+        class Thread:
+            def __init__(self, **_):
+                raise RuntimeError("can't start new thread")
+
+        worker.threading.Thread = Thread
+        worker.valve = SimpleNamespace(note_death=lambda **_: None)
+        worker.Request.on_failure = lambda *_, **__: print("given back")
+        request = worker.TaskRequest.__new__(worker.TaskRequest)
+        request.id = "x"
+        try:
+            request.on_failure(SimpleNamespace(exception=WorkerLostError("signal 9")))
+        except RuntimeError as error:
+            print(error)
+        """
+    assert python(code, config=config) == ["given back", "can't start new thread"]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "kept"),
+    [
+        ([(1, "a"), (2, "b"), (1, "a"), (2, "b")], True),
+        ([(1, "a"), (2, "b"), (1, "c")], False),
+        ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], False),
+    ],
+    ids=["two in turns", "another calculation of the same number", "more than a process remembers"],
+)
+def test_a_process_keeps_what_it_has_read_while_jobs_take_turns(
+    jobs: list[tuple[int, str]], kept: bool, config: Path
+) -> None:
+    code = f"""
+        from types import SimpleNamespace
+        from openquake.hazardlib.source import multi_fault
+        from oq_celery import worker
+        for number, (job, master) in enumerate({jobs}):
+            worker._forget_other_jobs(SimpleNamespace(job=job, master=master))
+            if number == 1:
+                multi_fault.SECTIONS["calc_1.hdf5"] = "sections"
+        print(*multi_fault.SECTIONS)
+        """
+    assert python(code, config=config) == (["calc_1.hdf5"] if kept else [""])
+
+
+WATCH = """
+    import sys, threading, time
+    from pathlib import Path
+    from types import SimpleNamespace
+    from oq_celery import broker, watch
+    from oq_celery.settings import Settings
+    watch.WATCH_SECONDS = watch.SWEEP_SECONDS = 0.05
+    broker.connect = lambda *_, **__: SimpleNamespace(collect=lambda: None)
+    broker.depth = lambda *_: None
+    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path(sys.argv[1]), 2048, 16, 4)
+"""
+
+
+def test_an_aborted_job_of_more_processes_than_may_start_in_a_second_is_stopped_by_and_by(
+    tmp_path: Path,
+) -> None:
+    """Celery's pool gives up when it has to start a hundred in one."""
+    code = (
+        WATCH
+        + """
+    stopped = []
+    works = [watch.Work("oq.user.1.x", number, str(number), number) for number in range(128)]
+    watched = watch.Watch(settings, "node", lambda: works[len(stopped):], stopped.append)
+    while len(stopped) < len(works):
+        before = len(stopped)
+        watched.look(None)
+        print(len(stopped) - before)
+    """
+    )
+    assert python(code, tmp_path) == ["50", "50", "28"]
+
+
+def test_a_shared_directory_that_hangs_does_not_keep_a_worker_from_stopping_tasks(tmp_path: Path) -> None:
+    code = (
+        WATCH
+        + """
+    hung, stopped = threading.Event(), threading.Event()
+
+    def hang(self, pattern):
+        hung.set()
+        threading.Event().wait()
+
+    Path.glob = hang
+    work = watch.Work("oq.user.1.x", 0, "message", 1)
+    watch.Sweep(settings).start()
+    print(hung.wait(60))
+    watch.Watch(settings, "node", lambda: [work], lambda work: stopped.set()).start()
+    print(stopped.wait(60))
+    """
+    )
+    assert python(code, tmp_path) == ["True", "True"]
