@@ -44,7 +44,7 @@ transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against
 # faults this machine's, too, which delivers differently after them. The filter outlives a Ctrl-C.
 FAULTS_TESTS := tests/transport/test_faults.py
 # Those that run calculations of the engine.
-JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal,tests/transport/test_$(name).py)
+JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal tutorial,tests/transport/test_$(name).py)
 transport-faults: TESTS := $(FAULTS_TESTS)
 transport-host: TESTS := --rabbitmq=host $(FAULTS_TESTS)
 transport-jobs: TESTS := $(JOBS_TESTS)

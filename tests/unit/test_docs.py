@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,62 @@ def test_every_component_is_in_the_table_of_the_architecture() -> None:
     files = [path.name for path in (tables.PROJECT / "components").glob("*.py") if path.name != "__init__.py"]
     assert len(files) > 20
     assert [name for name in files if f"{name}`" not in text] == []
+
+
+DOCUMENTS = sorted(
+    [*tables.PROJECT.glob("*.md"), *tables.PROJECT.glob("docs/*.md"), tables.PROJECT / "engine/README.md"]
+)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub makes of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(path: Path) -> list[str]:
+    """The links of a document to files or headings of this repository that are not there."""
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        target, _, anchor = link.partition("#")
+        file = path.parent / target if target else path
+        if "://" not in link and (not file.exists() or (anchor and anchor not in anchors(file.read_text()))):
+            dead.append(link)
+    return dead
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings_that_exist(path: Path) -> None:
+    assert dead_links(path) == []
+
+
+def test_a_link_to_a_missing_file_or_heading_would_be_seen(tmp_path: Path) -> None:
+    document = tmp_path / "a.md"
+    document.write_text(
+        "# One `word`, two\n[a](b.md) [c](#one-word-two) [d](#three) [e](https://example.org/f)\n"
+    )
+    assert dead_links(document) == ["b.md", "#three"]
+
+
+def test_every_document_is_in_the_index_by_reader() -> None:
+    index = (tables.PROJECT / "docs/README.md").read_text()
+    linked = set(re.findall(r"\]\(([^)#\s]+)", index))
+    pages = {path.name for path in tables.PROJECT.glob("docs/*.md")} - {"README.md"}
+    assert pages - linked == set()
+
+
+def test_every_decision_has_a_number_of_its_own_a_date_and_what_would_overturn_it() -> None:
+    text = (tables.PROJECT / "docs/decisions.md").read_text()
+    decisions = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    numbers = [int(decision.partition(".")[0]) for decision in decisions]
+    assert sorted(numbers) == list(range(1, len(numbers) + 1))
+    for decision in decisions:
+        assert re.search(r"^\*20\d\d-\d\d-\d\d\. Would change if [^*]+\.\*$", decision, re.MULTILINE), (
+            decision[:60]
+        )
+
+
+def test_a_decision_that_refers_to_another_one_refers_to_one_that_exists() -> None:
+    text = (tables.PROJECT / "docs/decisions.md").read_text()
+    numbers = set(re.findall(r"^### (\d+)\. ", text, re.MULTILINE))
+    assert set(re.findall(r"\bdecision (\d+)", text)) <= numbers
