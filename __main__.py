@@ -110,6 +110,7 @@ master = Master(
         nfs_addresses=subnets.nfs_addresses,
         file_system_id=storage.file_system_id,
         fleet_processes=processes,
+        stop_when_idle_minutes=settings.stop_when_idle_minutes,
         secrets=secrets,
         bundle=bundle,
         after=surroundings,

@@ -93,7 +93,8 @@ METRICS_IDLE_SECONDS: Final = 60  # and without
 # machine see it, where a change of the user data would replace the machine. Metadata show no key with / or a space:
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
 NUM_CORES_TAG: Final = "NumCores"
-REFRESH_SECONDS: Final = 60  # between two looks of the master at that tag
+STOP_WHEN_IDLE_TAG: Final = "StopWhenIdleMinutes"  # and the one that says when it stops itself, 0 for never
+REFRESH_SECONDS: Final = 60  # between two looks of the master at these tags
 REAP_SECONDS: Final = 60  # and at whether the processes of all calculations are there
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook
 DRAIN_POLL_SECONDS: Final = 5  # between two looks of a worker at whether it has to go

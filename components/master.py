@@ -49,7 +49,8 @@ class MasterArgs:
     """What the master is made from.
 
     `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
-    processes of the full fleet. The machine starts after everything in `after`.
+    processes of the full fleet. After `stop_when_idle_minutes` in which nobody needs it the master stops itself; 0 is
+    never. The machine starts after everything in `after`.
     """
 
     region: str
@@ -65,6 +66,7 @@ class MasterArgs:
     nfs_addresses: Mapping[str, IPv4Address]
     file_system_id: pulumi.Input[str]
     fleet_processes: int
+    stop_when_idle_minutes: int
     secrets: Secrets
     bundle: BundleStore
     after: Sequence[pulumi.Resource]
@@ -127,7 +129,7 @@ class Master(Component):
                 http_endpoint="enabled",
                 http_tokens="required",
                 http_put_response_hop_limit=1,
-                instance_metadata_tags="enabled",  # the master reads NUM_CORES_TAG there
+                instance_metadata_tags="enabled",  # the master reads two of its tags there
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
@@ -140,7 +142,11 @@ class Master(Component):
             ebs_optimized=True,  # so is every Nitro type anyway; said for who audits the program
             user_data_base64=self.user_data,
             user_data_replace_on_change=True,
-            tags={**self.tags("instance"), facts.NUM_CORES_TAG: str(args.fleet_processes)},
+            tags={
+                **self.tags("instance"),
+                facts.NUM_CORES_TAG: str(args.fleet_processes),
+                facts.STOP_WHEN_IDLE_TAG: str(args.stop_when_idle_minutes),
+            },
             opts=self.child(
                 delete_before_replace=True,
                 depends_on=[*role.policies, *args.after],

@@ -287,6 +287,9 @@ def refresh() -> None:
         write_configuration({"distribution": {"num_cores": new}})
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
     growth.grow()
+    minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
+    if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):
+        say(said)
 
 
 def logs() -> None:

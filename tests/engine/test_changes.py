@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Set
 
 import pytest
 
+from components import facts
 from components.changes import Change
 from components.settings import KEYS
 from lab.aws.answers import INVOKES
@@ -38,6 +39,7 @@ OTHER: dict[str, object] = {
     "backupDays": 7,
     "webui": False,
     "webuiLogin": False,
+    "stopWhenIdleMinutes": 60,
     "waitForReady": False,
     "readyTimeoutMinutes": 31,
 }
@@ -61,6 +63,10 @@ KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.MASTER_RESIZED: _is(INSTANCE, "update", "instanceType"),
     Change.NUM_CORES: lambda step: (
         _is(INSTANCE, "update", "tags")(step) and step.old["tags"]["NumCores"] != step.new["tags"]["NumCores"]
+    ),
+    Change.IDLE_STOP: lambda step: (
+        _is(INSTANCE, "update", "tags")(step)
+        and step.old["tags"].get(facts.STOP_WHEN_IDLE_TAG) != step.new["tags"][facts.STOP_WHEN_IDLE_TAG]
     ),
     Change.WORKERS_ROLLED: _is(GROUP, "update", "mixedInstancesPolicy"),
     Change.FLEET_SIZE: _is(GROUP, "update", "minSize", "maxSize"),

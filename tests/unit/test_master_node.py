@@ -24,6 +24,7 @@ class Master:
     module: Any
     cfg: Path
     tag: str = "16"
+    idle_tag: str = "0"
     said: list[str] = field(default_factory=list)
 
     def num_cores(self) -> str:
@@ -40,7 +41,10 @@ def master(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     with node_module("master", node_facts(record(), "master") | {"openquake_cfg": str(cfg)}) as module:
         master = Master(module, cfg)
         path = f"tags/instance/{facts.NUM_CORES_TAG}"
-        monkeypatch.setattr(module, "metadata", lambda asked: {path: master.tag}[asked])
+        idle_path = f"tags/instance/{facts.STOP_WHEN_IDLE_TAG}"
+        monkeypatch.setattr(
+            module, "metadata", lambda asked: {path: master.tag, idle_path: master.idle_tag}[asked]
+        )
         for name in ("oq_node.master.say", "oq_node.common.say"):
             monkeypatch.setattr(name, master.said.append)
         monkeypatch.setattr("oq_node.common.shutil.chown", lambda *_arguments: None)
@@ -53,6 +57,24 @@ def test_num_cores_follows_the_tag(master: Master) -> None:
     master.module.refresh()
     assert master.num_cores() == "400"
     assert master.cfg.stat().st_mode & 0o777 == 0o640  # the password is in it
+
+
+def test_only_a_master_that_may_stop_itself_looks_whether_it_is_idle(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> str:
+        commands.append(command)
+        return ""
+
+    monkeypatch.setattr(master.module, "run", run)
+    master.module.refresh()
+    assert commands == []
+    master.idle_tag = "30"
+    master.module.refresh()
+    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-idle", "30")]
+    assert master.said == []  # of what says nothing there is no line
 
 
 def test_without_a_change_nothing_is_written(master: Master) -> None:
