@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab vm vm-short bench faults qa docs check audit lock host-packages clean
+.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-others vm vm-short bench faults qa docs check audit lock host-packages clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,8 @@ test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(MAKE) --no-print-directory vm-short
 	@$(MAKE) --no-print-directory lab
 
-unit: $(VENV)/.done ## the program under mocks: seconds, no root
-	$(VENV)/bin/python -m pytest tests/unit
+unit: $(VENV)/.done ## the program under mocks, oq-cluster against stand-ins: a minute, no root
+	$(VENV)/bin/python -m pytest tests/unit tests/client
 
 engine: $(VENV)/.done pulumi-cli policy-pack ## the program under Pulumi's real engine, with a provider of ours: minutes, no root
 	$(VENV)/bin/python -m pytest tests/engine
@@ -56,7 +56,14 @@ explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the 
 	$(VENV)/bin/python -m explorer
 
 lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
-	$(VENV)/bin/python -m pytest tests/lab
+	@$(MAKE) --no-print-directory --jobs=2 lab-changes lab-others
+
+# Side by side, each on labs of its own: they wait for boots, drains and alarms more than they compute.
+CHANGES_TESTS := $(foreach name,autoscaling client life mails,tests/lab/test_$(name).py)
+lab-changes: TESTS := $(CHANGES_TESTS)
+lab-others: TESTS := tests/lab $(foreach path,$(CHANGES_TESTS),--ignore=$(path))
+lab-changes lab-others: $(VENV)/.done host-packages
+	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
 vm: $(VENV)/.done host-packages ## the master with Debian's own kernel, emulated: ten minutes, needs root
 	$(VENV)/bin/python -m pytest tests/vm
@@ -82,7 +89,7 @@ qa: $(VENV)/.done host-packages ## the engine's own jobs on the cluster and with
 	$(VENV)/bin/python -m lab qa $(QA)
 
 docs: $(VENV)/.done ## write the tables of README.md and docs/ anew that repeat the code
-	$(VENV)/bin/python -m docs.tables
+	PYTHONPATH=client $(VENV)/bin/python -m docs.tables
 
 check: $(VENV)/.done ## style and types
 	$(VENV)/bin/ruff check .

@@ -7,12 +7,16 @@ from pathlib import Path
 import pulumi
 
 from components import facts
+from components.alarms import Alarms, AlarmsArgs
+from components.budget import Budget, BudgetArgs
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
+from components.dashboard import Dashboard, DashboardArgs
 from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
 from components.master import Master, MasterArgs
 from components.network import Endpoints, EndpointsArgs, Network, NetworkArgs
+from components.prices import estimate, process_hour
 from components.readiness import Readiness, ReadinessArgs
 from components.scaling import Scaling, ScalingArgs
 from components.secrets import Secrets, SecretsArgs
@@ -20,6 +24,7 @@ from components.security import Security, SecurityArgs
 from components.snapshots import Snapshots, SnapshotsArgs
 from components.storage import Storage, StorageArgs, take_data_back
 from components.subnets import share_out
+from components.tags import ACTIVATE_COST_TAG, cluster_name
 from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
 # --- what is asked for, and where ---
@@ -29,6 +34,8 @@ subnets = share_out(settings.vpc_cidr, region.zones)
 master_zone = region.zones[0]
 reserved_mb = facts.RESERVED_MB[settings.worker_storage]
 processes = fleet_processes(settings.worker_max, region.worker_types, reserved_mb)
+costs = estimate(settings, region.name)
+price = process_hour(costs.worker, region.worker_types[0], reserved_mb)
 
 # --- the engine's sources and the cluster's secrets ---
 bundle = BundleStore("engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine")))
@@ -111,6 +118,7 @@ master = Master(
         file_system_id=storage.file_system_id,
         fleet_processes=processes,
         stop_when_idle_minutes=settings.stop_when_idle_minutes,
+        process_hour="" if price is None else f"{price:.6f}",
         secrets=secrets,
         bundle=bundle,
         after=surroundings,
@@ -127,6 +135,7 @@ workers = Workers(
         desired=settings.worker_desired,
         maximum=settings.worker_max,
         spot=settings.worker_spot,
+        on_demand_base=settings.worker_on_demand_base,
         storage=settings.worker_storage,
         drain_minutes=settings.drain_minutes,
         subnet_ids=list(network.worker_subnet_ids.values()),
@@ -139,8 +148,9 @@ workers = Workers(
         after=surroundings,
     ),
 )
+alarms: list[pulumi.Output[str]] = []
 if settings.worker_min < settings.worker_max:
-    Scaling(
+    scaling = Scaling(
         "scaling",
         ScalingArgs(
             group_name=workers.group_name,
@@ -150,8 +160,12 @@ if settings.worker_min < settings.worker_max:
             warmup_seconds=WARMUP_SECONDS,
         ),
     )
+    alarms += scaling.alarm_arns
+if settings.monthly_budget:
+    Budget("budget", BudgetArgs(usd=settings.monthly_budget, email=settings.alarm_email))
+ready: list[pulumi.Resource] = []
 if settings.wait_for_ready:
-    Readiness(
+    readiness = Readiness(
         "readiness",
         ReadinessArgs(
             region=region.name,
@@ -162,6 +176,30 @@ if settings.wait_for_ready:
             after=master.attachments,
         ),
     )
+    ready = [readiness]
+if settings.alarm_email:
+    told = Alarms(
+        "alarms",
+        AlarmsArgs(
+            email=settings.alarm_email,
+            account=network.account,
+            region=region.name,
+            instance_id=master.instance_id,
+            group_name=workers.group_name,
+            after=ready,
+        ),
+    )
+    alarms += told.arns
+Dashboard(
+    "dashboard",
+    DashboardArgs(
+        region=region.name,
+        instance_id=master.instance_id,
+        group_name=workers.group_name,
+        file_system_id=storage.file_system_id,
+        alarms=alarms,
+    ),
+)
 
 # --- what a user needs to know ---
 session = pulumi.Output.concat(
@@ -182,6 +220,15 @@ if secrets.webui and settings.webui_login:
     asked = "aws secretsmanager get-secret-value --region "
     command = pulumi.Output.concat(asked, region.name, " --secret-id ", secrets.webui.name, shown)
     pulumi.export("webUiPasswordCommand", command)
+pulumi.export(
+    "dashboardUrl",
+    f"https://{region.name}.console.aws.amazon.com/cloudwatch/home?region={region.name}"
+    f"#dashboards/dashboard/{cluster_name(pulumi.get_stack())}",
+)
+pulumi.export("costPerMonthIdle", costs.idle_text())
+pulumi.export("costPerHourFull", costs.full_text())
+if settings.monthly_budget:
+    pulumi.export("activateCostTagCommand", ACTIVATE_COST_TAG)
 pulumi.export("volumeIds", dict(storage.volume_ids))
 pulumi.export("efsId", storage.file_system_id)
 if settings.keep_data_on_destroy:

@@ -21,6 +21,10 @@ class Change(Enum):
         "within a minute `num_cores` follows; calculations that begin afterwards reckon with the new fleet",
     )
     IDLE_STOP = ("tells the master when to stop itself", "within a minute it goes by it")
+    PRICE = (
+        "tells the master the new price of a worker",
+        "within a minute calculations that begin count with it; those of the WebUI after its next restart",
+    )
     HOOK = ("changes the group's lifecycle hook", "")
     RULES = ("changes rules of the security groups", "")
     VOLUME_GROWN = (
@@ -33,6 +37,11 @@ class Change(Enum):
         "the present one stays in the account with `keepDataOnDestroy`, otherwise it goes as at `pulumi destroy`",
     )
     BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
+    MAILS = (
+        "changes who is told, or makes or removes the alarms",
+        "AWS asks a new address for its consent",
+    )
+    BUDGET = ("makes, changes or removes the budget", "")
     KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
     WAY_OUT = (

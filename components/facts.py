@@ -37,6 +37,7 @@ RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
 WEBUI_SOCKET: Final = "/run/openquake-webui/socket"  # from nginx to gunicorn
 WEBUI_SECRETS: Final = "/etc/openquake/webui.json"  # root's, handed to the WebUI alone
+ENVIRONMENT_FILE: Final = "/etc/default/openquake"  # of everything that runs the engine
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
 BOOTSTRAP_DONE: Final = "/etc/openquake/bootstrap-done"  # is there once a machine has become a node
 
@@ -48,6 +49,7 @@ VOLUME_MOUNTS: Final = (HOME_MOUNT, VAR_MOUNT, RABBITMQ_DIR)
 # udev's name for an EBS volume on a Nitro instance is this prefix and the volume id without its dash: the NVMe serial.
 # https://docs.aws.amazon.com/ebs/latest/userguide/identify-nvme-ebs-device.html
 EBS_DEVICE_PREFIX: Final = "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_"
+MASTER_ROOT_GB: Final = 20  # the image, the packages, and the engine while it is being built
 
 # rsize and wsize of the shared file system, in bytes: the most that NFS takes, and AWS's advice.
 # https://docs.aws.amazon.com/efs/latest/ug/mounting-fs-nfs-mount-settings.html
@@ -87,6 +89,20 @@ RESERVED_MB: Final = {"nfs": 0, "diskless": 2048}
 # --- the fleet ---
 METRICS_NAMESPACE: Final = "OpenQuake"  # of CloudWatch
 METRICS_DIMENSION: Final = "Cluster"
+METRICS: Final = (
+    "TasksWaiting",
+    "TasksOutstanding",
+    "TasksWithoutWorker",
+    "TasksDone",
+    "WorkersAlive",
+    "WorkersBusy",
+    "BacklogPerWorker",
+    "BrokerBlocked",
+    "CalculationsFailed",
+    "MemoryUsedPercent",
+)
+DISK_METRIC: Final = "DiskUsedPercent"  # one for each of VOLUME_MOUNTS
+DISK_DIMENSION: Final = "Disk"
 METRICS_SECONDS: Final = 10  # between two publications while there is work
 METRICS_IDLE_SECONDS: Final = 60  # and without
 # The tag of the master's instance that says what num_cores of its openquake.cfg has to be. A tag can change and the
@@ -94,6 +110,10 @@ METRICS_IDLE_SECONDS: Final = 60  # and without
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
 NUM_CORES_TAG: Final = "NumCores"
 STOP_WHEN_IDLE_TAG: Final = "StopWhenIdleMinutes"  # and the one that says when it stops itself, 0 for never
+# And the one with what an hour of a worker's process costs, in USD; not there where that is not known. The engine's
+# programs have it in their environment, under PROCESS_HOUR_VARIABLE.
+PROCESS_HOUR_TAG: Final = "ProcessHourUsd"
+PROCESS_HOUR_VARIABLE: Final = "OQ_CELERY_PROCESS_HOUR_USD"
 REFRESH_SECONDS: Final = 60  # between two looks of the master at these tags
 REAP_SECONDS: Final = 60  # and at whether the processes of all calculations are there
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook

@@ -20,7 +20,6 @@ from components.secrets import Secrets
 from components.storage import volume_name
 from components.tags import cluster_name
 
-_ROOT_GB: Final = 20  # the image, the packages, and the engine while it is being built
 # What the Session Manager agent calls. Not the managed policy AmazonSSMManagedInstanceCore, by which everybody on the
 # machine could read all of the account's parameters. Those of ssm could
 # be narrowed to the machine, which does not exist yet when its role is made; the others know no resources.
@@ -49,8 +48,9 @@ class MasterArgs:
     """What the master is made from.
 
     `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
-    processes of the full fleet. After `stop_when_idle_minutes` in which nobody needs it the master stops itself; 0 is
-    never. The machine starts after everything in `after`.
+    processes of the full fleet, `process_hour` what an hour of one of them costs in USD, "" if that is not known. After
+    `stop_when_idle_minutes` in which nobody needs it the master stops itself; 0 is never. The machine starts after
+    everything in `after`.
     """
 
     region: str
@@ -67,6 +67,7 @@ class MasterArgs:
     file_system_id: pulumi.Input[str]
     fleet_processes: int
     stop_when_idle_minutes: int
+    process_hour: str
     secrets: Secrets
     bundle: BundleStore
     after: Sequence[pulumi.Resource]
@@ -129,11 +130,11 @@ class Master(Component):
                 http_endpoint="enabled",
                 http_tokens="required",
                 http_put_response_hop_limit=1,
-                instance_metadata_tags="enabled",  # the master reads two of its tags there
+                instance_metadata_tags="enabled",  # the master reads three of its tags there
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
-                volume_size=args.image.apply(lambda image: max(_ROOT_GB, image.root_gb)),
+                volume_size=args.image.apply(lambda image: max(facts.MASTER_ROOT_GB, image.root_gb)),
                 encrypted=True,
                 delete_on_termination=True,
                 tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags
@@ -146,6 +147,7 @@ class Master(Component):
                 **self.tags("instance"),
                 facts.NUM_CORES_TAG: str(args.fleet_processes),
                 facts.STOP_WHEN_IDLE_TAG: str(args.stop_when_idle_minutes),
+                **({facts.PROCESS_HOUR_TAG: args.process_hour} if args.process_hour else {}),
             },
             opts=self.child(
                 delete_before_replace=True,

@@ -5,30 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Any, Final
+from typing import Any
 
 import pulumi
 import pulumi_aws as aws
 
 from components.component import Component
 from components.settings import Egress
-from components.subnets import Subnets
-
-# AWS services with an endpoint inside the VPC; a service's place in the list gives its endpoint's address, so
-# new ones come last. The SSM agent needs no ec2messages endpoint where it has ssmmessages:
-# https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
-_SERVICES: Final = ("secretsmanager", "ssm", "ssmmessages", "monitoring", "autoscaling")
-# Those that workers use, who have no other way to AWS. The master uses the rest when it has no NAT gateway.
-_WORKER_SERVICES: Final = ("secretsmanager", "autoscaling")
-
-
-def endpoint_services(egress: Egress) -> dict[str, int]:
-    """The services that get an interface endpoint, and the place of each in the order of addresses."""
-    return {
-        service: place
-        for place, service in enumerate(_SERVICES)
-        if egress == "endpoints" or service in _WORKER_SERVICES
-    }
+from components.subnets import Subnets, endpoint_services
 
 
 @dataclass(frozen=True)

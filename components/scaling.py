@@ -42,8 +42,11 @@ class Scaling(Component):
     removes workers: when it is away, the fleet stays as it is.
     """
 
+    alarm_arns: list[pulumi.Output[str]]
+
     def __init__(self, name: str, args: ScalingArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
+        self.alarm_arns = []
         out = aws.autoscaling.Policy(
             self.named("out"),
             autoscaling_group_name=args.group_name,
@@ -110,7 +113,7 @@ class Scaling(Component):
     ) -> None:
         """Call `policy` when the largest value of the metric in each of the last `periods` compares so."""
         cluster = cluster_name(pulumi.get_stack())
-        aws.cloudwatch.MetricAlarm(
+        alarm = aws.cloudwatch.MetricAlarm(
             self.named(child),
             alarm_description=f"{cluster}: {description}",
             namespace=facts.METRICS_NAMESPACE,
@@ -127,3 +130,4 @@ class Scaling(Component):
             tags=self.tags(child),
             opts=self.child(),
         )
+        self.alarm_arns.append(alarm.arn)

@@ -191,6 +191,23 @@ def _integer(lowest: int, highest: int) -> Parser:
     return parse
 
 
+def _price(value: object) -> float:
+    remedy = f"write a number of USD from 0 to {_HIGHEST_PRICE} such as 0.15, 0 for AWS's list price"
+    if isinstance(value, bool) or not re.fullmatch(r"\d+(\.\d+)?", str(value), re.ASCII):
+        raise ValueError(remedy)
+    if (number := float(str(value))) > _HIGHEST_PRICE:
+        raise ValueError(remedy)
+    return number
+
+
+def _email(value: object) -> str:
+    if value == "":  # nobody
+        return ""
+    if not re.fullmatch(r"[\w.+-]+@([\w-]+\.)+[\w-]+", str(value), re.ASCII):
+        raise ValueError("write one address such as seismology@example.org, or leave it out for no mails")
+    return str(value)
+
+
 def _boolean(value: object) -> bool:
     match value:
         case True | "true":
@@ -246,6 +263,9 @@ def _volume_gb(mount: str) -> Parser:
     return _integer(LEAST_VOLUME_GB[mount], _LARGEST_VOLUME_GB)
 
 
+_HIGHEST_PRICE: Final = 1000
+_HIGHEST_BUDGET: Final = 1_000_000
+
 _OTHER_VOLUME: Final = {Change.DATA_EXCHANGED, Change.MASTER_REPLACED}
 
 # A security group takes 60 rules for what comes in; two of the master's are RabbitMQ's and the DbServer's.
@@ -271,13 +291,17 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerInstanceTypes": Key(
         ["c7i.2xlarge", "c6i.2xlarge", "c7a.2xlarge", "c6a.2xlarge"],
         _non_empty(_list_of(_instance_type)),
-        {Change.WORKERS_ROLLED, Change.NUM_CORES},
+        {Change.WORKERS_ROLLED, Change.NUM_CORES, Change.PRICE},
     ),
     "workerMin": Key(0, _WORKERS, {Change.FLEET_SIZE}),
     "workerDesired": Key(2, _WORKERS, set()),
     "workerMax": Key(8, _integer(1, 1000), {Change.FLEET_SIZE, Change.NUM_CORES}),
     "workerSpot": Key(False, _boolean, {Change.WORKERS_ROLLED}),
-    "workerStorage": Key("nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED, Change.NUM_CORES}),
+    "workerOnDemandBase": Key(0, _WORKERS, {Change.WORKERS_ROLLED}),
+    "workerHourPrice": Key("0", _price, {Change.PRICE}),
+    "workerStorage": Key(
+        "nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED, Change.NUM_CORES, Change.PRICE}
+    ),
     "drainMinutes": Key(
         10, _integer(1, capacity.LONGEST_DRAIN_MINUTES), {Change.HOOK, Change.WORKERS_ROLLED}
     ),
@@ -295,6 +319,8 @@ KEYS: Final[Mapping[str, Key]] = {
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
     "webuiLogin": Key(True, _boolean, {Change.MASTER_REPLACED}),
     "stopWhenIdleMinutes": Key(0, _idle_minutes, {Change.IDLE_STOP}),
+    "alarmEmail": Key("", _email, {Change.MAILS}),
+    "monthlyBudget": Key(0, _integer(0, _HIGHEST_BUDGET), {Change.BUDGET}),
     "waitForReady": Key(True, _boolean, {Change.WAIT}),
     "readyTimeoutMinutes": Key(30, _integer(1, 240), {Change.WAIT}),
 }
@@ -303,8 +329,8 @@ KEYS: Final[Mapping[str, Key]] = {
 @dataclass(frozen=True)
 class Settings:
     """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
-    lookups.py chooses, `ami_id` "" Debian's image, `backup_days` 0 no backups, `stop_when_idle_minutes` 0
-    never.
+    lookups.py chooses, `ami_id` "" Debian's image, `backup_days` 0 no backups, `worker_hour_price` 0 AWS's list price,
+    `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget` 0 no budget.
     """
 
     vpc_cidr: IPv4Network
@@ -318,6 +344,8 @@ class Settings:
     worker_desired: int
     worker_max: int
     worker_spot: bool
+    worker_on_demand_base: int
+    worker_hour_price: float
     worker_storage: WorkerStorage
     drain_minutes: int
     home_volume_gb: int
@@ -332,6 +360,8 @@ class Settings:
     webui: bool
     webui_login: bool
     stop_when_idle_minutes: int
+    alarm_email: str
+    monthly_budget: int
     wait_for_ready: bool
     ready_timeout_minutes: int
 
@@ -405,6 +435,15 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
+    base = parsed.get("workerOnDemandBase")
+    if base and parsed.get("workerSpot") is False:
+        remedy = "set workerSpot to true, or leave it out: without it all workers are on demand"
+        problems.append(Problem("workerOnDemandBase", base, remedy))
+    if base and maximum is not None and base > maximum:
+        problems.append(Problem("workerOnDemandBase", base, f"must not be above workerMax = {maximum}"))
+    if parsed.get("monthlyBudget") and parsed.get("alarmEmail") == "":
+        remedy = "say who is to be told when the month costs more than monthlyBudget"
+        problems.append(Problem("alarmEmail", "", remedy))
     volumes: dict[str, str] = {}
     for key in ("homeVolumeId", "varVolumeId", "rabbitmqVolumeId"):
         source = parsed.get(key, "")

@@ -25,6 +25,25 @@ FIXED: Final = 10
 # NAT gateways want at least a /28: https://docs.aws.amazon.com/vpc/latest/userguide/vpc-nat-gateway.html
 _PUBLIC_PREFIX: Final = 28
 
+# AWS services with an endpoint inside the VPC; a service's place in the list gives its endpoint's address, so
+# new ones come last. The SSM agent needs no ec2messages endpoint where it has ssmmessages:
+# https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
+_SERVICES: Final = ("secretsmanager", "ssm", "ssmmessages", "monitoring", "autoscaling")
+# Those that workers use, who have no other way to AWS. The master uses the rest when it has no NAT gateway.
+_WORKER_SERVICES: Final = ("secretsmanager", "autoscaling")
+
+
+def endpoint_services(egress: str) -> dict[str, int]:
+    """The services that get an interface endpoint, and the place of each in the order of addresses.
+
+    `egress` is the setting of that name.
+    """
+    return {
+        service: place
+        for place, service in enumerate(_SERVICES)
+        if egress == "endpoints" or service in _WORKER_SERVICES
+    }
+
 
 @dataclass(frozen=True)
 class Subnets:

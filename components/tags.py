@@ -8,6 +8,12 @@ from typing import Final
 from components import facts
 
 OTHERS_IN_METADATA: Final = "+-=.,_:@"
+COST_TAG: Final = "Stack"
+"""By which AWS's bill tells what the resources of a stack cost, once it is activated as a cost allocation tag."""
+ACTIVATE_COST_TAG: Final = (
+    f"aws ce update-cost-allocation-tags-status --cost-allocation-tags-status TagKey={COST_TAG},Status=Active"
+)
+"""The command that does so, a day after AWS has first seen the tag."""
 
 
 def cluster_name(stack: str) -> str:
@@ -26,7 +32,7 @@ def tags(stack: str, name: str) -> dict[str, str]:
 
 def of_stack(stack: str) -> dict[str, str]:
     """The tags by which the resources of `stack` are found."""
-    return {"Project": facts.PROJECT, "Stack": stack}
+    return {"Project": facts.PROJECT, COST_TAG: stack}
 
 
 def shown_in_metadata(key: str) -> bool:

@@ -279,7 +279,7 @@ class _Role:
 def _role(node: Node) -> _Role:
     if isinstance(node, MasterNode):
         return _Role(
-            modules=("master", "accounts", "growth", "metrics"),
+            modules=("master", "accounts", "growth"),
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,
@@ -339,7 +339,7 @@ def cloud_config(node: Node) -> dict[str, Any]:
         "write_files": [
             _file("/etc/openquake/node.json", json.dumps(node_facts(node, *_COMMON, *role.modules))),
             _file(facts.OPENQUAKE_CFG, openquake_cfg(node), "0640"),
-            _template(node, "/etc/default/openquake", "etc/default-openquake"),
+            _template(node, facts.ENVIRONMENT_FILE, "etc/default-openquake"),
             _template(node, "/etc/tmpfiles.d/openquake.conf", "etc/tmpfiles.conf"),
             *(
                 _template(node, f"/usr/local/bin/{name}", "etc/oq", "0755")

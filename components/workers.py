@@ -24,6 +24,8 @@ _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's ma
 # From an instance's being in service to its first task, with room; meanwhile the group does not scale in either, and
 # the alarm that asks for that needs a minute or two to notice a job that begins.
 WARMUP_SECONDS: Final = 120
+IN_SERVICE_METRIC: Final = aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES
+"""AWS's name of how many machines of a group run and are not about to go."""
 # Deleting the group waits until its machines are gone; the provider's ten minutes are fewer than a worker may take that
 # still computes: its shutdown waits for the running tasks, until systemd's poweroff.target ends it by force after
 # JobTimeoutSec=30min. https://github.com/systemd/systemd/blob/main/units/poweroff.target
@@ -34,8 +36,8 @@ _GROUP_GONE: Final = pulumi.CustomTimeouts(delete="45m")
 class WorkersArgs:
     """What the fleet is made from.
 
-    `instance_types` come in order of preference; `nfs_addresses` is keyed by zone. Workers start after
-    everything in `after`.
+    `instance_types` come in order of preference; the first `on_demand_base` workers are no spot capacity even with
+    `spot`; `nfs_addresses` is keyed by zone. Workers start after everything in `after`.
     """
 
     region: str
@@ -46,6 +48,7 @@ class WorkersArgs:
     desired: int
     maximum: int
     spot: bool
+    on_demand_base: int
     storage: WorkerStorage
     drain_minutes: int
     subnet_ids: Sequence[pulumi.Input[str]]
@@ -86,6 +89,8 @@ class Workers(Component):
             capacity_rebalance=args.spot,
             suspended_processes=["AZRebalance"],  # no worker ends for the zones' balance: its tasks cost more
             health_check_type="EC2",
+            enabled_metrics=[IN_SERVICE_METRIC],  # for the alarm; AWS charges nothing for a group's metrics
+            metrics_granularity="1Minute",
             # A worker waits for the master's engine, so the group does not wait for the workers.
             wait_for_capacity_timeout="0",
             instance_refresh=aws.autoscaling.GroupInstanceRefreshArgs(
@@ -202,7 +207,7 @@ def _user_data(args: WorkersArgs, known: Mapping[str, str]) -> str:
 def _policy(
     args: WorkersArgs, template: aws.ec2.LaunchTemplate
 ) -> aws.autoscaling.GroupMixedInstancesPolicyArgs:
-    """All spot or all on demand, from any of the instance types."""
+    """On demand, or spot beyond the base, from any of the instance types."""
     return aws.autoscaling.GroupMixedInstancesPolicyArgs(
         launch_template=aws.autoscaling.GroupMixedInstancesPolicyLaunchTemplateArgs(
             launch_template_specification=(
@@ -218,7 +223,7 @@ def _policy(
             ],
         ),
         instances_distribution=aws.autoscaling.GroupMixedInstancesPolicyInstancesDistributionArgs(
-            on_demand_base_capacity=0,
+            on_demand_base_capacity=args.on_demand_base,
             on_demand_percentage_above_base_capacity=0 if args.spot else 100,
             on_demand_allocation_strategy="prioritized",
             spot_allocation_strategy="price-capacity-optimized",

@@ -33,12 +33,12 @@ NAMES: Mapping[str, str] = {
         "mp_context multispawn num_cores oq_distribute safely_call submit tot_cores"
     ),
     "openquake.baselib.performance": "memory_rss",
-    "openquake.baselib.zeromq": "context zmq",
+    "openquake.baselib.zeromq": "Socket TimeoutError context zmq",
     # calculations, their files and their database
     "openquake.calculators.export": "",
     "openquake.commonlib.datastore": "DataStore get_oq read",
     "openquake.commonlib.dbapi": "Db db",
-    "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass",
+    "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": "_PID _PPID logs parallel register_signals run_calc run_jobs setproctitle",
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
     # the commands and the WebUI's views that abort and delete
@@ -49,12 +49,13 @@ NAMES: Mapping[str, str] = {
     "openquake.commands.reset": "confirm logs main",
     "openquake.commands.webui": "main",
     "openquake.server.db.actions": (
-        "del_calc delete_uncompleted_calculations finish get_job log reset_is_running upgrade_db"
+        "create_job create_outputs del_calc delete_uncompleted_calculations finish get_job import_job log "
+        "reset_is_running upgrade_db"
     ),
     # the WebUI as Django runs it
     "openquake.server.settings": "",
     "openquake.server.wsgi": "application",
-    "openquake.server.views": "JsonResponse calc_abort calc_remove logs utils",
+    "openquake.server.views": "JsonResponse calc_abort calc_remove logs stream_response utils",
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }
 """By module, what is taken from it."""
@@ -66,7 +67,8 @@ MEMBERS: Mapping[str, str] = {
     ),
     "openquake.baselib.parallel.Monitor": "flush save_task_info shared",
     "openquake.baselib.parallel.Pickled": "__len__ calc_id clsname compressed pik unpickle",
-    "openquake.baselib.parallel.Result": "__init__ func nbytes pik tb_str",
+    "openquake.baselib.parallel.Result": "__init__ func get nbytes pik tb_str",
+    "openquake.baselib.zeromq.Socket": "__enter__ __exit__ end_point send timeout",
     "openquake.baselib.hdf5.File": "__delitem__ __getitem__ __setitem__ close flush",
     "openquake.commonlib.datastore.DataStore": "filename hdf5 parent ppath tempname",
     "openquake.commonlib.dbapi.Db": "__call__ __enter__ path",
@@ -79,7 +81,10 @@ PARAMETERS: Mapping[str, str] = {
     "openquake.baselib.parallel.safely_call": "func args task_no mon",
     "openquake.baselib.parallel.Starmap.init": "distribute",
     "openquake.commonlib.datastore.read": "read_parent",
+    "openquake.server.db.actions.create_outputs": "db job_id",
     "openquake.server.db.actions.del_calc": "db job_id user delete_file force",
+    "openquake.server.db.actions.import_job": "db calc_id",
+    "openquake.server.db.actions.log": "db job_id timestamp level process message",
     # `oq engine --run JOB.INI --hc N`, `--export-outputs N DIRECTORY`, … : the command line is made of these
     "openquake.commands.abort.main": "job_id",
     "openquake.commands.dbserver.main": "cmd",
@@ -95,6 +100,7 @@ PARAMETERS: Mapping[str, str] = {
 COLUMNS: Mapping[str, str] = {
     "job": "ds_calc_dir host id is_running pid start_time status stop_time user_name workflow_id",
     "log": "id job_id level message process timestamp",
+    "output": "id oq_job_id",
 }
 """By table of the engine's database, its columns."""
 

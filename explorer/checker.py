@@ -15,8 +15,11 @@ from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
 # A look at the result queue holds for this long, and a task that has been looked for begins at once (attempt.py).
 LOOK_SECONDS: Final = 4.0
-# A shorter outage must not let a task be computed twice.
+# A shorter outage must not let a task be computed twice,
 OUTAGE_SECONDS: Final = 2.5
+# unless the task began this close to it: the worker's word that it has begun went down with the connection, and a copy
+# of the message is with another worker before the first one is back.
+UNHEARD_SECONDS: Final = 0.5
 # A master that was killed keeps its lease for 10 s, which the workers see by looks every 2 s, and where none of its
 # tasks runs, every 5 s (`explorer.world.HURRY`); on a busy machine.
 KILLED_SECONDS: Final = 45.0
@@ -154,10 +157,8 @@ def _unjustified(workload: Job, seen: Seen, hit: Counter[str], kind: str, text: 
         return "" if sum(hit.values()) >= LENIENT else "so many workers did not leave"
     if files and re.search(r"shared|oq_celery|No space left|No such file|Read-only", text):
         return ""
-    if any("DbServer" in name for name in hit) and re.search(
-        r"TimeoutError|DbServer|tcp://", f"{kind}: {text}"
-    ):
-        return ""
+    if "Please start the DbServer" in text:  # what a job says that begins while there is none
+        return "" if any("DbServer" in name for name in hit) else "the DbServer was there"
     return "no fault explains it"
 
 
@@ -169,7 +170,7 @@ def _twice(seen: Seen, struck: Sequence[Struck]) -> list[str]:
     ends = {event["attempt"]: event["t"] for event in seen.of("end")}
     for event in seen.of("begin"):
         for attempt, at in begun.setdefault(event["task"], []):
-            if event["t"] < ends.get(attempt, at):
+            if event["t"] < ends.get(attempt, at) and not _unheard(at, struck):
                 late = event["t"] - at
                 return [
                     f"attempts: {event['task']} was computed again {late:.1f} s after it had begun elsewhere"
@@ -184,6 +185,16 @@ def _hides(struck: Struck) -> bool:
     if kind.name in ("copy task messages", "stop a process", "delete a result queue"):
         return True
     return kind.target in ("worker", "master", "broker") and struck.end - struck.begin > OUTAGE_SECONDS
+
+
+def _unheard(at: float, struck: Sequence[Struck]) -> bool:
+    """Whether a fault may have kept the master from hearing that a task began at this time."""
+    return any(
+        one.hit
+        and KINDS[one.fault.kind].target in ("worker", "master", "broker")
+        and one.begin - UNHEARD_SECONDS <= at <= one.end + UNHEARD_SECONDS
+        for one in struck
+    )
 
 
 def _attempts(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[str]:

@@ -38,7 +38,6 @@ IMPORTS = {
         "openquake.server.dbserver",
     ],
 }
-DATABASE_SECONDS = 20.0  # for an answer of the DbServer
 _LOADED: list[Any] = []
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18  # sched.h, sys/mount.h
@@ -162,7 +161,6 @@ def _master(request: dict[str, Any]) -> int:
 
 
 def _engine(request: dict[str, Any]) -> int:
-    from openquake.baselib import zeromq
     from openquake.commands.__main__ import oq
 
     from explorer import tasks
@@ -170,13 +168,6 @@ def _engine(request: dict[str, Any]) -> int:
     _own_database()
     history = request["history"]
     _tell_channels(Path(history))
-    socket = zeromq.Socket
-
-    def impatient(end_point: str, kind: int, mode: str, timeout: float = 60) -> Any:
-        """Upstream waits for ten minutes for an answer of the DbServer that was lost."""
-        return socket(end_point, kind, mode, min(timeout, DATABASE_SECONDS))
-
-    zeromq.Socket = impatient
     sys.argv = ["oq", "engine", "--run", *request["arguments"]]
     try:
         oq()

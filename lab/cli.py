@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from lab.aws.plan import make_plan
 from lab.base import REPOSITORY, LabError
-from lab.cluster import build, cluster, fleet, region
+from lab.cluster import build, cluster, fleet, region, scaler
 from lab.cluster.program import read_config, record
+from lab.linux import forward
 from lab.linux.host import Paths, lab_paths, require_host
 from lab.trials import demo, faults, job, matrix, scale_demo
 from lab.trials.qa import command as qa
@@ -62,6 +64,20 @@ def _exec(paths: Paths, arguments: argparse.Namespace) -> int:
     )
 
 
+def _outputs(paths: Paths, arguments: argparse.Namespace) -> int:
+    del arguments
+    lab = cluster.load(paths)
+    exports = region.outputs(paths) if region.record_of(paths).exists() else lab.plan.exports
+    print(json.dumps({**exports, "lab": {"name": paths.name, "fleet": fleet.described(lab)}}, indent=2))
+    return 0
+
+
+def _forward(paths: Paths, arguments: argparse.Namespace) -> int:
+    node = cluster.load(paths).machine(arguments.node)
+    forward.serve(Path("/run/netns", paths.netns(node.name)), arguments.port, arguments.local_port)
+    return 0
+
+
 def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
     machine = cluster.load(paths).machine(arguments.node)
     if machine.init() is None:
@@ -74,6 +90,13 @@ def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
 def _call(command: Sequence[str]) -> int:
     """Run a command on this terminal; its exit code."""
     return subprocess.run(command, check=False).returncode
+
+
+def _mail(paths: Paths, arguments: argparse.Namespace) -> int:
+    for mail in scaler.mails(cluster.load(paths), arguments.hurry):
+        moment = time.strftime("%H:%M:%S", time.localtime(mail.time))
+        print(f"{moment}  to {mail.address}: {mail.alarm}\n          {mail.text}")
+    return 0
 
 
 def _run(paths: Paths, arguments: argparse.Namespace) -> int:
@@ -196,6 +219,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", action="store_true", help="no workers at first: they come with the job and go after it"
     )
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
+    one = command("mail", _mail, "print the mails that the alarms would have sent (with --set alarmEmail=…)")
+    one.add_argument(
+        "--hurry", type=int, default=1, metavar="N", help="alarms look at N times fewer minutes (default: 1)"
+    )
     one = command("run", _run, "run a calculation on the cluster as an ordinary user and export its outputs")
     one.add_argument("job_ini", type=Path, metavar="JOB_INI", help="the job file; its whole folder is copied")
     one.add_argument(
@@ -207,6 +234,13 @@ def _parser() -> argparse.ArgumentParser:
     one = command("exec", _exec, "run a command on a node, as root; without one a shell")
     node(one)
     one.add_argument("command", nargs="*", metavar="-- COMMAND", help="the command and its arguments")
+    command("outputs", _outputs, "print what pulumi stack output --json does, and the workers, as JSON")
+    one = command(
+        "forward", _forward, "give a node's port to this machine, as Session Manager does, until Ctrl-C"
+    )
+    node(one)
+    one.add_argument("port", type=int, metavar="PORT", help="of the node, such as 8800")
+    one.add_argument("local_port", type=int, metavar="LOCAL_PORT", help="of this machine")
     one = command("logs", _logs, "print a node's journal, or its console when it is off")
     node(one)
     one.add_argument("--follow", action="store_true", help="go on as it is written")

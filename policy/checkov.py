@@ -30,6 +30,7 @@ from policy.resources import (
     INGRESS,
     INSTANCE,
     INTERFACE,
+    KEY,
     LIFECYCLE,
     MOUNT_TARGET,
     NAT_GATEWAY,
@@ -44,6 +45,8 @@ from policy.resources import (
     SNAPSHOTS,
     SUBNET,
     TEMPLATE,
+    TOPIC,
+    TOPIC_POLICY,
     UNKNOWN,
     VERSIONING,
     VOLUME,
@@ -198,12 +201,9 @@ def _no_open_peering(route: Resource, _stack: Stack) -> str:
     return "all traffic goes to another VPC" if out and route.inputs.get("vpcPeeringConnectionId") else ""
 
 
-def _nothing_for_everybody(bucket_policy: Resource, _stack: Stack) -> str:
-    open_ = [
-        one
-        for one in allowing(bucket_policy.statements("policy"))
-        if _anybody(one) and "Condition" not in one
-    ]
+def nothing_for_everybody(policy: Resource, _stack: Stack) -> str:
+    """A resource's policy allows nothing to everybody."""
+    open_ = [one for one in allowing(policy.statements("policy")) if _anybody(one) and "Condition" not in one]
     return "allows everybody something" if open_ else ""
 
 
@@ -367,9 +367,7 @@ RULES: Final = (
     Rule("CKV_AWS_61", "Roles trust no whole account", (ROLE,), _trusts_no_account),
     Rule("CKV_AWS_62", "Policies allow no full administration", (ROLE_POLICY,), _full_admin),
     Rule("CKV_AWS_63", "Policies do not allow all actions", (ROLE_POLICY,), _star_action),
-    Rule(
-        "CKV_AWS_70", "Bucket policies allow nothing to everybody", (BUCKET_POLICY,), _nothing_for_everybody
-    ),
+    Rule("CKV_AWS_70", "Bucket policies allow nothing to everybody", (BUCKET_POLICY,), nothing_for_everybody),
     Rule(
         "CKV_AWS_79",
         "Instance metadata want a token (IMDSv2)",
@@ -436,6 +434,17 @@ RULES: Final = (
     Rule("CKV_AWS_289", "Policies do not allow to change all permissions", (ROLE_POLICY,), _exposes),
     Rule("CKV_AWS_290", "Policies do not allow to write to all resources", (ROLE_POLICY,), _writes),
     Rule("CKV_AWS_315", "Autoscaling groups use launch templates", (GROUP,), has_template),
+    Rule("CKV_AWS_7", "KMS keys rotate", (KEY,), wants("enableKeyRotation", True)),
+    Rule("CKV_AWS_26", "SNS topics are encrypted", (TOPIC,), needs("kmsMasterKeyId")),
+    Rule("CKV_AWS_33", "Policies of KMS keys allow nothing to everybody", (KEY,), nothing_for_everybody),
+    Rule(
+        "CKV_AWS_169",
+        "Policies of SNS topics allow nothing to everybody",
+        (TOPIC_POLICY,),
+        nothing_for_everybody,
+    ),
+    Rule("CKV_AWS_227", "KMS keys are enabled", (KEY,), refuses("isEnabled", False)),
+    Rule("CKV2_AWS_64", "KMS keys have a policy", (KEY,), needs("policy")),
     Rule("CKV_AWS_319", "Alarms' actions are enabled", (ALARM,), refuses("actionsEnabled", False)),
     Rule(
         "CKV_AWS_341",

@@ -25,13 +25,15 @@ from policy.resources import (
     SECURITY_GROUP,
     SUBNET,
     TEMPLATE,
+    TOPIC,
+    TOPIC_POLICY,
     UNKNOWN,
     VOLUME,
     Resource,
     Stack,
     targets,
 )
-from policy.rules import Rule, both, has, wants
+from policy.rules import Rule, both, has, refuses, wants
 
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 # 100.64.0.0/10 is no private network to ipaddress; it is what carriers and VPNs use inside: RFC 6598.
@@ -136,6 +138,15 @@ def _least_rights(policy: Resource, _stack: Stack) -> str:
     return f"allows {', '.join(found)} on all resources" if found else ""
 
 
+def _published_by_alarms(policy: Resource, _stack: Stack) -> str:
+    """A topic takes messages of this account's alarms only."""
+    for one in allowing(policy.statements("policy")):
+        account = one.get("Condition", {}).get("StringEquals", {}).get("aws:SourceAccount")
+        if one.get("Principal") != {"Service": "cloudwatch.amazonaws.com"} or not account:
+            return "others than this account's alarms may publish"
+    return ""
+
+
 def _narrow_endpoint(endpoint: Resource, _stack: Stack) -> str:
     """An endpoint's policy lets through this account's identities, or names what may be reached."""
     if endpoint.inputs.get("policy") == UNKNOWN:
@@ -229,6 +240,17 @@ RULES: Final = (
         "Endpoints let through identities of this account only, or name what may be reached",
         (ENDPOINT,),
         _narrow_endpoint,
+    ),
+    Rule(
+        "mails-of-alarms",
+        "The topic that sends mails takes messages of this account's alarms only, and has a key that they may use",
+        (TOPIC, TOPIC_POLICY),
+        both(
+            _published_by_alarms,
+            lambda resource, stack: (
+                refuses("kmsMasterKeyId", "alias/aws/sns")(resource, stack) if resource.type == TOPIC else ""
+            ),
+        ),
     ),
     Rule(
         "least-rights",

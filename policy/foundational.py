@@ -24,6 +24,7 @@ from policy.resources import (
     INGRESS,
     INSTANCE,
     INTERFACE,
+    KEY,
     LIFECYCLE,
     MOUNT_TARGET,
     OWNERSHIP,
@@ -35,6 +36,7 @@ from policy.resources import (
     SECRET,
     SUBNET,
     TEMPLATE,
+    TOPIC_POLICY,
     UNKNOWN,
     VPC,
     Resource,
@@ -240,6 +242,7 @@ RULES: Final = (
     ),
     Rule("EFS.7", "EFS has automatic backups", (FILE_SYSTEM,), _backed_up, whole=True),
     Rule("EFS.8", "EFS is encrypted at rest", (FILE_SYSTEM,), wants("encrypted", True)),
+    Rule("KMS.5", "KMS keys are not open to everybody", (KEY,), checkov.nothing_for_everybody),
     Rule("S3.2", "S3 buckets block public reading", (BUCKET,), _all_blocked, whole=True),
     Rule("S3.3", "S3 buckets block public writing", (BUCKET,), _all_blocked, whole=True),
     Rule("S3.5", "S3 buckets want TLS", (BUCKET,), _tls_only, whole=True),
@@ -254,5 +257,6 @@ RULES: Final = (
     Rule(
         "SecretsManager.4", "Secrets rotate within 90 days", (SECRET,), has("secretId", ROTATION), whole=True
     ),
+    Rule("SNS.4", "SNS topics are not open to everybody", (TOPIC_POLICY,), checkov.nothing_for_everybody),
     Rule("SSM.1", "Machines are managed by Systems Manager", (INSTANCE, TEMPLATE), _managed, whole=True),
 )

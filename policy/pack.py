@@ -15,11 +15,14 @@ NO_CONTROLS: Final = frozenset(
     {
         "aws:autoscaling/lifecycleHook:LifecycleHook",
         "aws:autoscaling/policy:Policy",
+        "aws:budgets/budget:Budget",
+        "aws:cloudwatch/dashboard:Dashboard",
         "aws:ec2/internetGateway:InternetGateway",
         "aws:ec2/routeTable:RouteTable",
         "aws:ec2/routeTableAssociation:RouteTableAssociation",
         "aws:ec2/tag:Tag",
         "aws:s3/bucketObjectv2:BucketObjectv2",
+        "aws:sns/topicSubscription:TopicSubscription",
     }
 )
 """The types of which neither standard says anything. One that is new to the program belongs here or to a rule."""

@@ -245,6 +245,7 @@ def bootstrap() -> None:
         secret = until("the secret", SECRET_DEADLINE_SECONDS, cluster_secret, every=5)
         num_cores = until("the fleet's size", METADATA_DEADLINE_SECONDS, fleet_cores)
         write_configuration({**passwords(secret), "distribution": {"num_cores": num_cores}})
+        tell_price()
         if FACTS["webui"]:
             values = until("the WebUI's secret", SECRET_DEADLINE_SECONDS, webui_secret, every=5)
             write(FACTS["webui_secrets"], json.dumps(values), 0o600)
@@ -279,13 +280,30 @@ def fleet_cores() -> str:
     return value
 
 
+def tell_price() -> None:
+    """Let the engine's environment say what an hour of a worker's process costs: a tag, if that is known."""
+    try:
+        price = metadata(f"tags/instance/{FACTS['process_hour_tag']}")
+    except urllib.error.HTTPError:  # there is no such tag
+        price = ""
+    old = Path(FACTS["environment_file"]).read_text()
+    variable = FACTS["process_hour_variable"] + "="
+    lines = [line for line in old.splitlines(True) if not line.startswith(variable)]
+    new = "".join(lines) + (f"{variable}{price}\n" if price else "")
+    if new != old:
+        write(FACTS["environment_file"], new)
+
+
 def refresh() -> None:
-    """Write people's accounts down, and let openquake.cfg follow the fleet's size and file systems their volumes."""
+    """Write people's accounts down, and let the configuration follow the fleet's size and price, file systems their
+    volumes.
+    """
     accounts.keep()
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
     if new != old:
         write_configuration({"distribution": {"num_cores": new}})
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
+    tell_price()
     growth.grow()
     minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
     if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,12 @@ def extend_reset(module: Any) -> None:
 
 
 def extend_views(views: Any) -> None:
-    """Change the WebUI's views: an abort that they call done is done, and what is removed does not run on."""
+    """Change the WebUI's views: an abort that they call done is done, what is removed does not run on, and an export
+    that has been downloaded is removed.
+    """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
     upstream_abort, upstream_remove = views.calc_abort, views.calc_remove
+    upstream_stream = views.stream_response
 
     def may(request: Any, job: Any) -> bool:
         return bool(
@@ -180,7 +184,24 @@ def extend_views(views: Any) -> None:
                     return answer({"error": str(error)}, status=403)
         return upstream_remove(request, calc_id)
 
-    views.calc_abort, views.calc_remove = calc_abort, calc_remove
+    @functools.wraps(upstream_stream)
+    def stream_response(fname: str, *args: Any, **kwargs: Any) -> Any:
+        response = upstream_stream(fname, *args, **kwargs)
+        upstream_close = response.close
+
+        def close() -> None:
+            # Upstream puts its own way to do this into an attribute that Django has read before.
+            upstream_close()
+            file, temporary = Path(fname), Path(config.directory.custom_tmp or tempfile.gettempdir())
+            if file.parent == temporary:
+                file.unlink(missing_ok=True)
+            elif file.parent.parent == temporary:  # made for this file
+                shutil.rmtree(file.parent, ignore_errors=True)
+
+        response.close = close
+        return response
+
+    views.calc_abort, views.calc_remove, views.stream_response = calc_abort, calc_remove, stream_response
 
 
 def _abort(dbcmd: Callable[..., Any], number: int, *args: Any, **kwargs: Any) -> str:

@@ -128,7 +128,9 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.baselib": _around_baselib,
     "openquake.baselib.parallel": _around_parallel,
     "openquake.server.db.actions": _around_actions,
-    "openquake.commonlib.logs": _then("oq_celery.inputs.extend", "oq_celery.runs.extend_logs"),
+    "openquake.commonlib.logs": _then(
+        "oq_celery.database.extend", "oq_celery.inputs.extend", "oq_celery.runs.extend_logs"
+    ),
     "openquake.engine.engine": _then("oq_celery.runs.extend_engine"),
     "openquake.commands.abort": _then("oq_celery.commands.extend_abort"),
     "openquake.commands.engine": _then("oq_celery.commands.extend_engine"),

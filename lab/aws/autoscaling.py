@@ -53,7 +53,7 @@ class Fleet:
 
 
 def breach(alarm: Alarm, samples: Iterable[Sample], now: float) -> float | None:
-    """The value of the last period of an alarm that is on; None when it is not."""
+    """The value of the last period of an alarm that is on; None when it is not. Missing data do not breach."""
     end = now // alarm.period * alarm.period
     highest: dict[int, float] = {}
     for sample in samples:
@@ -62,11 +62,12 @@ def breach(alarm: Alarm, samples: Iterable[Sample], now: float) -> float | None:
         if sample.dimensions == alarm.dimensions and end - alarm.periods * alarm.period <= sample.time < end:
             period = int(sample.time // alarm.period)
             highest[period] = max(sample.value, highest.get(period, sample.value))
-    breaching = [value for value in highest.values() if _breaches(alarm, value)]
+    breaching = [value for value in highest.values() if breaches(alarm, value)]
     return highest[max(highest)] if len(breaching) == alarm.periods else None
 
 
-def _breaches(alarm: Alarm, value: float) -> bool:
+def breaches(alarm: Alarm, value: float) -> bool:
+    """Whether a period with this value breaches."""
     return value >= alarm.threshold if alarm.at_least else value <= alarm.threshold
 
 
@@ -115,7 +116,7 @@ class Scaler:
             if now - self.calls.get(alarm.name, float("-inf")) < CALL_SECONDS:
                 continue
             self.calls[alarm.name] = now
-            for arn in alarm.policies:
+            for arn in alarm.actions:
                 number = called(policies[arn], alarm, value, Fleet(wanted, fleet.warming))
                 number = min(max(number, self.group.minimum), self.group.maximum)
                 if number != wanted:

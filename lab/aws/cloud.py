@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from lab.aws.answers import DEBIAN_IMAGES
 
@@ -159,12 +160,14 @@ class Policy:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A CloudWatch alarm over the largest value of a metric in each period; missing data do not breach.
+    """A CloudWatch alarm over the largest value of a metric in each period.
 
     :ivar at_least: whether values from the threshold up breach, rather than those down from it
     :ivar period: seconds
     :ivar periods: how many periods are looked at, all of which must breach
-    :ivar policies: the ARNs of what it calls
+    :ivar actions: the ARNs of what it calls
+    :ivar missing: whether a period without data breaches
+    :ivar text: what it says to people
     """
 
     name: str
@@ -175,7 +178,9 @@ class Alarm:
     threshold: float
     period: int
     periods: int
-    policies: tuple[str, ...]
+    actions: tuple[str, ...]
+    missing: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,10 @@ class Plan:
     :ivar file_system: the id of the one with mount targets, empty without
     :ivar volumes: all EBS volumes, attached or not, by their ids
     :ivar roles: the IAM statements of each role, by its name
+    :ivar alarms: those that call other things than a group's scaling policies
+    :ivar subscribers: the addresses to which a topic sends mails, by its ARN
     :ivar s3_policy: the statements of the S3 gateway endpoint's policy
+    :ivar exports: the program's outputs; none of a plan of Pulumi's resources, whose stack has them
     """
 
     region: str
@@ -236,6 +244,9 @@ class Plan:
     s3_policy: Sequence[Statement] = ()
     instances: Sequence[Instance] = ()
     groups: Sequence[Group] = ()
+    alarms: Sequence[Alarm] = ()
+    subscribers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    exports: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def templates(self) -> list[Template]:

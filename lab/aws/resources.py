@@ -234,7 +234,10 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     ),
     "aws:autoscaling/group:Group": ResourceType(
         acts_on="vpcZoneIdentifiers desiredCapacity minSize maxSize mixedInstancesPolicy instanceRefresh",
-        ignores="capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout",
+        ignores=(
+            "capacityRebalance suspendedProcesses healthCheckType waitForCapacityTimeout enabledMetrics "
+            "metricsGranularity"
+        ),
         outputs=lambda _resource, id_: {
             "name": id_,
             "arn": arn("autoscaling", f"autoScalingGroup:{id_}:autoScalingGroupName/{id_}"),
@@ -256,11 +259,36 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     "aws:cloudwatch/metricAlarm:MetricAlarm": ResourceType(
         acts_on=(
             "namespace metricName dimensions comparisonOperator threshold period evaluationPeriods "
-            "datapointsToAlarm alarmActions"
+            "datapointsToAlarm alarmActions treatMissingData alarmDescription metricQueries statistic"
         ),
-        ignores="statistic treatMissingData alarmDescription",
-        demands={"statistic": "Maximum", "treatMissingData": "notBreaching"},
         outputs=lambda _resource, id_: {"name": id_, "arn": arn("cloudwatch", f"alarm:{id_}")},
+    ),
+    "aws:cloudwatch/dashboard:Dashboard": ResourceType(
+        ignores="dashboardName dashboardBody",
+        forces_new="dashboardName",
+        id_of=lambda resource: str(resource.inputs["dashboardName"]),
+    ),
+    # The lab writes mails down and encrypts none. A change of what a subscription is makes another one.
+    "aws:sns/topic:Topic": ResourceType(
+        ignores="displayName kmsMasterKeyId",
+        id_of=lambda resource: arn("sns", resource.physical_name),
+        outputs=lambda _resource, id_: {"arn": id_},
+    ),
+    "aws:sns/topicPolicy:TopicPolicy": ResourceType(
+        ignores="arn policy", forces_new="arn", id_of=lambda resource: str(resource.inputs["arn"])
+    ),
+    "aws:sns/topicSubscription:TopicSubscription": ResourceType(
+        acts_on="topic endpoint",
+        ignores="protocol",
+        demands={"protocol": "email"},
+        forces_new="topic endpoint protocol",
+        id_of=lambda resource: f"{resource.inputs['topic']}:{resource.hex[:8]}",
+        outputs=lambda _resource, id_: {"arn": id_},
+    ),
+    "aws:kms/key:Key": ResourceType(
+        ignores="description enableKeyRotation deletionWindowInDays policy",
+        id_of=lambda resource: resource.hex[:32],
+        outputs=_arn_of("kms", "key"),
     ),
     "aws:ebs/volume:Volume": ResourceType(
         acts_on="size availabilityZone finalSnapshot snapshotId",
@@ -274,6 +302,11 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         ignores="resourceId key value",
         forces_new="resourceId key",
         id_of=lambda resource: f"{resource.inputs['resourceId']},{resource.inputs['key']}",
+    ),
+    # AWS tells people of it by itself.
+    "aws:budgets/budget:Budget": ResourceType(
+        ignores="budgetType limitAmount limitUnit timeUnit costFilters notifications",
+        outputs=lambda _resource, id_: {"name": id_},
     ),
     "aws:dlm/lifecyclePolicy:LifecyclePolicy": ResourceType(
         ignores="description executionRoleArn state policyDetails", id_of=_prefixed("policy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from lab.base import LabError
 from lab.cluster import cluster
@@ -34,6 +35,21 @@ def converge(lab: Lab, say: Say) -> None:
     wanted = group.desired if present is None else min(max(present, group.minimum), group.maximum)
     if wanted != present:
         set_capacity(lab, wanted, say)
+
+
+def described(lab: Lab) -> dict[str, Any]:
+    """The group as JSON values: its limits, its instances, and activities, of which a lab records none."""
+    group = lab.group()
+    return {
+        "minimum": group.minimum,
+        "desired": lab.capacity[group.aws_name],
+        "maximum": group.maximum,
+        "instances": [
+            {"id": node.name, "state": "InService" if node.leaves_by is None else "Terminating:Wait"}
+            for node in lab.workers()
+        ],
+        "activities": [],
+    }
 
 
 def outdated(lab: Lab) -> list[Node]:

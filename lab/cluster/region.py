@@ -8,6 +8,7 @@ amount to (`lab.cluster.build.converge`). What Pulumi leaves in the account, the
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import signal
@@ -244,6 +245,26 @@ def pulumi(paths: Paths, arguments: Sequence[str], say: Say) -> int:
             signal.signal(signal.SIGINT, former)
         region.settle()
     return status
+
+
+def outputs(paths: Paths) -> dict[str, Any]:
+    """The outputs of the stack that `pulumi` has worked on last; LabError when it has none."""
+    command = stack.find_pulumi()
+    if command is None:
+        raise LabError("Pulumi's command line is missing: make pulumi-cli builds it, or install it")
+    directory = paths.state / "pulumi"
+    done = subprocess.run(
+        [command, "stack", "output", "--json"],
+        cwd=directory,
+        env=stack.surroundings(directory),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise LabError(f"pulumi stack output: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Event
 
+from lab.aws import alarms
+from lab.aws.alarms import Mail
 from lab.aws.autoscaling import Fleet, Sample, Scaler
 from lab.base import LabError
 from lab.cluster import cluster, fleet
@@ -46,6 +48,23 @@ def samples(lab: Lab, since: float) -> list[Sample]:
     return [sample for sample in parsed if sample.time >= since]
 
 
+def mails(lab: Lab, hurry: int = 1) -> list[Mail]:
+    """The mails that the program's alarms would have sent since the nodes first published anything.
+
+    :param hurry: alarms look at this many times fewer periods, at one at least
+    """
+    published = samples(lab, 0)
+    if not published:
+        return []
+    return alarms.mails(
+        [alarms.hurried(alarm, hurry) for alarm in lab.plan.alarms],
+        lab.plan.subscribers,
+        published,
+        published[0].time,
+        time.time(),
+    )
+
+
 def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
     """Scale the group by its alarms until ``stop`` is set; the history of its size.
 
@@ -53,8 +72,7 @@ def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
     """
     group = lab.group()
     if hurry > 1:
-        alarms = tuple(replace(alarm, periods=max(1, alarm.periods // hurry)) for alarm in group.alarms)
-        group = replace(group, alarms=alarms)
+        group = replace(group, alarms=tuple(alarms.hurried(alarm, hurry) for alarm in group.alarms))
     scaler = Scaler(group)
     longest = max((alarm.period * (alarm.periods + 1) for alarm in group.alarms), default=0)
     history = History()

@@ -114,6 +114,8 @@ def condition_keys(
             keys["cloudwatch:namespace"] = parser.parse_data_item(
                 parser.get_peekable_stream_from_bytes(body)
             )["Namespace"]
+        elif "HTTP_X_AMZ_TARGET" in environ:
+            keys["cloudwatch:namespace"] = json.loads(body)["Namespace"]
         else:
             (keys["cloudwatch:namespace"],) = parse_qs(body.decode())["Namespace"]
     return keys

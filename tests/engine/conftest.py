@@ -20,8 +20,8 @@ from lab.region.stack import Stack, find_pulumi, served
 # A custom image, which some settings ask for.
 AMI = "ami-0123456789abcdef0"
 SUBNET = "aws:ec2/subnet:Subnet"
-# The settings from which each is changed alone. With an image, all others can be.
-SETTINGS: dict[str, object] = {"amiId": AMI}
+# The settings from which each is changed alone. With an image, an address and spot capacity, all others can be.
+SETTINGS: dict[str, object] = {"amiId": AMI, "alarmEmail": "seismology@example.org", "workerSpot": True}
 
 
 class Region(Provider):

@@ -21,11 +21,13 @@ OTHER: dict[str, object] = {
     "egress": "endpoints",
     "masterInstanceType": "m7i.xlarge",
     "amiId": "ami-0fedcba9876543210",
-    "workerInstanceTypes": ["c7i.xlarge"],
+    "workerInstanceTypes": ["c6i.xlarge"],
     "workerMin": 1,
     "workerDesired": 3,
     "workerMax": 4,
-    "workerSpot": True,
+    "workerSpot": False,
+    "workerOnDemandBase": 2,
+    "workerHourPrice": "0.15",
     "workerStorage": "diskless",
     "drainMinutes": 20,
     "homeVolumeGb": 101,
@@ -40,6 +42,8 @@ OTHER: dict[str, object] = {
     "webui": False,
     "webuiLogin": False,
     "stopWhenIdleMinutes": 60,
+    "alarmEmail": "geophysics@example.org",
+    "monthlyBudget": 500,
     "waitForReady": False,
     "readyTimeoutMinutes": 31,
 }
@@ -56,18 +60,19 @@ def _is(type_: str, op: str, *changed: str) -> Callable[[Step], bool]:
     )
 
 
+def _other_tag(key: str) -> Callable[[Step], bool]:
+    updated = _is(INSTANCE, "update", "tags")
+    return lambda step: updated(step) and step.old["tags"].get(key) != step.new["tags"].get(key)
+
+
 # By which step of the engine each change is known; KEPT_IN_STATE by the state alone, for no step tells of an option,
 # and REFUSED by there being none.
 KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.MASTER_REPLACED: _is(INSTANCE, "replace"),
     Change.MASTER_RESIZED: _is(INSTANCE, "update", "instanceType"),
-    Change.NUM_CORES: lambda step: (
-        _is(INSTANCE, "update", "tags")(step) and step.old["tags"]["NumCores"] != step.new["tags"]["NumCores"]
-    ),
-    Change.IDLE_STOP: lambda step: (
-        _is(INSTANCE, "update", "tags")(step)
-        and step.old["tags"].get(facts.STOP_WHEN_IDLE_TAG) != step.new["tags"][facts.STOP_WHEN_IDLE_TAG]
-    ),
+    Change.NUM_CORES: _other_tag(facts.NUM_CORES_TAG),
+    Change.IDLE_STOP: _other_tag(facts.STOP_WHEN_IDLE_TAG),
+    Change.PRICE: _other_tag(facts.PROCESS_HOUR_TAG),
     Change.WORKERS_ROLLED: _is(GROUP, "update", "mixedInstancesPolicy"),
     Change.FLEET_SIZE: _is(GROUP, "update", "minSize", "maxSize"),
     Change.HOOK: _is("aws:autoscaling/lifecycleHook:LifecycleHook", "update"),
@@ -75,6 +80,8 @@ KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.VOLUME_GROWN: _is("aws:ebs/volume:Volume", "update", "size"),
     Change.DATA_EXCHANGED: lambda step: step.type in DATA and step.op in ("replace", "delete"),
     Change.BACKUPS: _is("aws:dlm/lifecyclePolicy:LifecyclePolicy", "update"),
+    Change.MAILS: lambda step: step.type == "aws:sns/topicSubscription:TopicSubscription",
+    Change.BUDGET: lambda step: step.type == "aws:budgets/budget:Budget",
     Change.WAIT: lambda step: step.type == "command:local:Command" and step.op in ("update", "delete"),
     Change.WAY_OUT: _is("aws:ec2/natGateway:NatGateway", "delete"),
 }

@@ -157,12 +157,13 @@ def test_the_master_alone_may_publish_metrics(recording: Recording) -> None:
     ("environ", "body"),
     [
         ({}, b"Action=PutMetricData&Namespace=A%2FB&Version=2010-08-01"),
+        ({"HTTP_X_AMZ_TARGET": "GraniteServiceVersion20100801.PutMetricData"}, b'{"Namespace": "A/B"}'),
         # CBOR: a map of one pair of texts
         ({"PATH_INFO": f"{aws_api.CBOR_OPERATION}PutMetricData"}, b"\xa1\x69Namespace\x63A/B"),
     ],
-    ids=["query", "CBOR"],
+    ids=["query", "JSON", "CBOR"],
 )
-def test_the_namespace_of_metrics_is_read_in_both_of_cloudwatchs_protocols(
+def test_the_namespace_of_metrics_is_read_in_all_of_cloudwatchs_protocols(
     environ: dict[str, str], body: bytes
 ) -> None:
     keys = aws_api.condition_keys(environ, "cloudwatch:PutMetricData", body, None)

@@ -158,6 +158,10 @@ def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(
     assert "mean" in extracted.files
     datastore = office.ann.get(f"/v1/calc/{number}/datastore")
     assert datastore.content[:4] == b"\x89HDF"
+    assert office.ann.get(f"/v1/calc/{number}/job_zip").content[:2] == b"PK"
+    # The server removes an export when it has sent it.
+    exports = f"find {facts.CUSTOM_TMP} -mindepth 1"
+    wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), 10)
 
 
 def refused(client: Client, number: int, result: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ import pytest
 
 from lab.trials.qa.jobs import Job, families
 from lab.trials.qa.results import EQUAL, Result, Results
-from lab.trials.qa.run import CLUSTER, PROGRAMS, REFERENCE, Driver, describe, run_all
+from lab.trials.qa.run import CLUSTER, ENVIRONMENTS, PROGRAMS, REFERENCE, Driver, describe, run_all
 from tests.transport import harness
 from tests.transport.engine_tasks import engine_tasks
 from tests.transport.harness import Broker, Cluster
@@ -129,14 +129,12 @@ def results(
             made = stack.enter_context(harness.cluster(directory / f"oqlab-{name}", broker, **changes))
             clusters.append(made)
             command = [str(harness.ENGINE / "bin/python"), str(home / "driver.py"), kind]
-            environment = made.env
             if kind == CLUSTER:
                 for worker in ("one", "two"):
                     made.worker(worker, prefix=harness.hiding(home))
             else:
                 command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *command]
-                environment = made.env | {"OQ_DISTRIBUTE": "processpool"}
-            return Driver(kind, command, str(home), directory / f"{name}.log", environment)
+            return Driver(kind, command, str(home), directory / f"{name}.log", made.env | ENVIRONMENTS[kind])
 
         remembered = Results(directory / "results", {})
         jobs = sample()

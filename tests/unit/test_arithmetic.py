@@ -18,8 +18,7 @@ from components.instance_types import (
     least_processes,
     processes,
 )
-from components.network import endpoint_services
-from components.subnets import RESERVED, Subnets, share_out, worker_capacity
+from components.subnets import RESERVED, Subnets, endpoint_services, share_out, worker_capacity
 from components.tags import tags
 
 VPCS = st.builds(

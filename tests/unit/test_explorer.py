@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,14 @@ def test_the_error_of_a_task_has_to_end_its_job() -> None:
     assert wrong(failed(job, "ValueError", f"\n...ValueError: {workload.fails(0, task)}"), job=job) == ""
 
 
+def test_a_job_may_be_refused_for_want_of_a_dbserver_but_does_not_fail_by_its_end() -> None:
+    refused = failed(SIMPLE, "SystemExit", "Please start the DbServer: see the documentation for details")
+    assert wrong(refused, struck("kill the DbServer")) == ""
+    assert "the DbServer was there" in wrong(refused, struck("kill the DbServer", hit=False))
+    lost = failed(SIMPLE, "TimeoutError", "While sending ('log', 1, …) to tcp://127.0.0.1:1999")
+    assert "no fault explains it" in wrong(lost, struck("kill the DbServer"))
+
+
 def test_attempts_that_no_fault_explains_are_seen() -> None:
     seen = ideal(SIMPLE)
     again = seen.of("begin")[0] | {"attempt": "again", "t": 100.0}
@@ -215,9 +224,13 @@ def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
     begin, end = seen.of("begin")[0], seen.of("end")[0]
     again = begin | {"attempt": "again", "t": (begin["t"] + end["t"]) / 2}
     seen.events.insert(seen.events.index(end), again)
-    faults = struck("close all connections")
+    (cut,) = struck("close all connections")
+    cut = replace(cut, begin=begin["t"] + 0.6, end=begin["t"] + 0.6)
+    faults = [cut]
     assert wrong(seen, faults) == "attempts: 0:0 was computed again 0.5 s after it had begun elsewhere"
     assert wrong(seen, [*faults, *struck("copy task messages")]) == ""
+    assert wrong(seen, [replace(cut, begin=begin["t"] + 0.4)]) == ""  # its word may not have arrived
+    assert wrong(seen, [replace(cut, begin=begin["t"] + 0.4, hit=False)]) != ""
     again["t"] = end["t"] + 1  # the first one was over: its end may have been lost
     assert wrong(seen, faults) == ""
 

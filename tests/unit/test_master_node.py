@@ -5,8 +5,10 @@ from __future__ import annotations
 import configparser
 import contextlib
 import subprocess
+import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,24 @@ from tests.unit.node import node_facts, node_module
 
 @dataclass
 class Master:
-    """A master whose num_cores has been 16; `tag` is what its instance's tag says."""
+    """A master whose num_cores has been 16; `tag`, `price` and `idle_tag` are what its instance's tags say."""
 
     module: Any
     cfg: Path
+    environment: Path
     tag: str = "16"
+    price: str = ""
     idle_tag: str = "0"
     said: list[str] = field(default_factory=list)
+
+    def metadata(self, path: str) -> str:
+        tags = {facts.NUM_CORES_TAG: self.tag, facts.STOP_WHEN_IDLE_TAG: self.idle_tag}
+        if self.price:
+            tags[facts.PROCESS_HOUR_TAG] = self.price
+        try:
+            return tags[path.removeprefix("tags/instance/")]
+        except KeyError:
+            raise urllib.error.HTTPError(path, 404, "Not Found", Message(), None) from None
 
     def num_cores(self) -> str:
         config = configparser.ConfigParser(interpolation=None)
@@ -38,13 +51,12 @@ class Master:
 def master(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Master]:
     cfg = tmp_path / "openquake.cfg"
     cfg.write_text("[amqp]\npassword = a%b\n[distribution]\nnum_cores = 16\nserialize_jobs = 4\n")
-    with node_module("master", node_facts(record(), "master") | {"openquake_cfg": str(cfg)}) as module:
-        master = Master(module, cfg)
-        path = f"tags/instance/{facts.NUM_CORES_TAG}"
-        idle_path = f"tags/instance/{facts.STOP_WHEN_IDLE_TAG}"
-        monkeypatch.setattr(
-            module, "metadata", lambda asked: {path: master.tag, idle_path: master.idle_tag}[asked]
-        )
+    environment = tmp_path / "default"
+    environment.write_text("AWS_DEFAULT_REGION=r\n")
+    own = {"openquake_cfg": str(cfg), "environment_file": str(environment)}
+    with node_module("master", node_facts(record(), "master") | own) as module:
+        master = Master(module, cfg, environment)
+        monkeypatch.setattr(module, "metadata", master.metadata)
         for name in ("oq_node.master.say", "oq_node.common.say"):
             monkeypatch.setattr(name, master.said.append)
         monkeypatch.setattr("oq_node.common.shutil.chown", lambda *_arguments: None)
@@ -77,11 +89,21 @@ def test_only_a_master_that_may_stop_itself_looks_whether_it_is_idle(
     assert master.said == []  # of what says nothing there is no line
 
 
+def test_the_price_of_a_process_follows_its_tag_and_goes_with_it(master: Master) -> None:
+    environments = []
+    for master.price in ("", "0.050925", "0.0209", ""):
+        master.module.refresh()
+        environments.append(master.environment.read_text())
+    region = "AWS_DEFAULT_REGION=r\n"  # whatever else there is stays
+    priced = region + "OQ_CELERY_PROCESS_HOUR_USD="
+    assert environments == [region, priced + "0.050925\n", priced + "0.0209\n", region]
+
+
 def test_without_a_change_nothing_is_written(master: Master) -> None:
-    def written() -> tuple[int, int]:
-        """The file's identity: each writing is a new file in the old one's place."""
-        stat = master.cfg.stat()
-        return stat.st_ino, stat.st_mtime_ns
+    def written() -> list[tuple[int, int]]:
+        """The files' identities: each writing is a new file in the old one's place."""
+        stats = [path.stat() for path in (master.cfg, master.environment)]
+        return [(stat.st_ino, stat.st_mtime_ns) for stat in stats]
 
     before = written()
     master.module.refresh()
@@ -109,7 +131,7 @@ def steps(master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     for name in (
         "install_ssm_agent", "volumes_mounted", "ensure_user", "install_packages", "ensure_secret", "fleet_cores",
         "write_configuration", "passwords", "configure_broker", "mount_shared", "share_directories", "build_engine",
-        "mount_engine", "start", "write",
+        "mount_engine", "start", "tell_price", "write",
     ):  # fmt: skip
         monkeypatch.setattr(master.module, name, lambda *_arguments, **_sizes: {"amqp_password": ""})
     for name in ("adopt", "keep"):

@@ -35,6 +35,7 @@ from policy.resources import (
     INGRESS,
     INSTANCE,
     INTERFACE,
+    KEY,
     LIFECYCLE,
     NAT_GATEWAY,
     OWNERSHIP,
@@ -49,6 +50,8 @@ from policy.resources import (
     SNAPSHOTS,
     SUBNET,
     TEMPLATE,
+    TOPIC,
+    TOPIC_POLICY,
     UNKNOWN,
     VERSIONING,
     VOLUME,
@@ -61,8 +64,14 @@ from policy.resources import (
 )
 from tests.unit.conftest import MODES, NAT, SMALL, Record
 
+MAILS = "mails"
 # Every kind of cluster, and settings by which somebody does without what a control asks for.
-STACKS = {**MODES, "no backups": {"backupDays": "0"}, "one type": {"workerInstanceTypes": '["c7i.xlarge"]'}}
+STACKS = {
+    **MODES,
+    MAILS: {"alarmEmail": "seismology@example.org", "monthlyBudget": "500"},
+    "no backups": {"backupDays": "0"},
+    "one type": {"workerInstanceTypes": '["c7i.xlarge"]'},
+}
 CUSTOMER_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0"
 
 Breaker = Callable[[Stack], Stack]
@@ -327,6 +336,13 @@ BREAKERS: dict[str, list[Breaker]] = {
             "workers-rights",
         ),
     ],
+    "mails-of-alarms": [
+        change(TOPIC, "kmsMasterKeyId", "alias/aws/sns"),
+        change(
+            TOPIC_POLICY, "policy", policy("sns:Publish", Principal={"Service": "cloudwatch.amazonaws.com"})
+        ),
+        change(TOPIC_POLICY, "policy", policy("sns:Publish", Principal="*")),
+    ],
     "CKV_AWS_3": [change(VOLUME, "encrypted", False)],
     "CKV_AWS_8": [change(INSTANCE, "rootBlockDevice.encrypted", False)],
     "CKV_AWS_19": [without(BUCKET_ENCRYPTION)],
@@ -366,6 +382,14 @@ BREAKERS: dict[str, list[Breaker]] = {
     "CKV_AWS_289": [rights("s3:PutBucketPolicy")],
     "CKV_AWS_290": [rights("secretsmanager:PutSecretValue")],
     "CKV_AWS_315": [change(GROUP, "mixedInstancesPolicy", None)],
+    "CKV_AWS_7": [change(KEY, "enableKeyRotation", False), change(KEY, "enableKeyRotation", None)],
+    "CKV_AWS_26": [change(TOPIC, "kmsMasterKeyId", None)],
+    "CKV_AWS_33": [change(KEY, "policy", policy("kms:*", Principal="*"))],
+    "CKV_AWS_169": [change(TOPIC_POLICY, "policy", policy("sns:Publish", Principal={"AWS": "*"}))],
+    "CKV_AWS_227": [change(KEY, "isEnabled", False)],
+    "CKV2_AWS_64": [change(KEY, "policy", None)],
+    "KMS.5": [change(KEY, "policy", policy("kms:*", Principal="*"))],
+    "SNS.4": [change(TOPIC_POLICY, "policy", policy("sns:Publish", Principal="*"))],
     "CKV_AWS_319": [change(ALARM, "actionsEnabled", False)],
     "CKV_AWS_341": [change(TEMPLATE, "metadataOptions.httpPutResponseHopLimit", 2)],
     "CKV_AWS_355": [rights("secretsmanager:GetSecretValue")],
@@ -466,7 +490,7 @@ def test_each_rule_is_seen_to_be_broken_or_excepted_and_seen_to_be_remedied() ->
     [pytest.param(id_, one, id=f"{id_}-{n}") for id_, all_ in BREAKERS.items() for n, one in enumerate(all_)],
 )
 def test_a_rule_sees_what_breaks_it(record: Record, id_: str, breaker: Breaker) -> None:
-    whole = stack_of(record, NAT)
+    whole = stack_of(record, MAILS)
     assert breaking(id_, breaker(whole)) - breaking(id_, whole)
 
 

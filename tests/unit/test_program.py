@@ -661,6 +661,21 @@ def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> 
     assert record(**SIZES).one(INSTANCE).inputs["tags"][facts.NUM_CORES_TAG] == "40"
 
 
+def test_the_master_is_told_the_price_of_a_process_by_a_tag_and_nothing_where_it_is_not_known(
+    record: Record,
+) -> None:
+    def price(**settings: str) -> str | None:
+        tags: dict[str, str] = record(**settings).one(INSTANCE).inputs["tags"]
+        return tags.get(facts.PROCESS_HOUR_TAG)
+
+    assert price() == "0.050925"  # of a c7i.2xlarge with 8 processes, 0.4074 an hour
+    assert price(workerStorage="diskless") == "0.058200"  # which has 7
+    assert price(workerHourPrice="0.16") == "0.020000"
+    assert price(workerInstanceTypes='["c8i.2xlarge"]') is None
+    machines = {record(workerHourPrice=usd).one(INSTANCE).inputs["userDataBase64"] for usd in ("0", "0.16")}
+    assert len(machines) == 1  # a change of the price replaces no master
+
+
 def test_the_master_is_replaced_when_its_user_data_changes(each_mode: Recording) -> None:
     assert each_mode.one(INSTANCE).inputs["userDataReplaceOnChange"] is True
 
@@ -742,6 +757,18 @@ def test_the_fleet_is_all_spot_or_all_on_demand_from_all_the_instance_types(
     assert [one["instanceType"] for one in policy["launchTemplate"]["overrides"]] == types
     assert group["capacityRebalance"] is spot
     assert group["suspendedProcesses"] == ["AZRebalance"]
+
+
+def test_a_spot_fleet_may_have_a_base_on_demand_and_takes_the_rest_where_it_is_cheap_and_stays(
+    record: Record,
+) -> None:
+    policy = record(workerSpot="true", workerOnDemandBase="2").one(GROUP).inputs["mixedInstancesPolicy"]
+    assert policy["instancesDistribution"] == {
+        "onDemandBaseCapacity": 2,
+        "onDemandPercentageAboveBaseCapacity": 0,
+        "onDemandAllocationStrategy": "prioritized",
+        "spotAllocationStrategy": "price-capacity-optimized",
+    }
 
 
 def test_a_change_of_the_template_refreshes_the_machines(record: Record) -> None:
@@ -846,11 +873,15 @@ def test_a_master_that_publishes_nothing_neither_adds_nor_removes_workers(each_m
 
 def test_the_alarms_watch_what_this_clusters_master_publishes(each_mode: Recording) -> None:
     master = userdata.decode(each_mode.one(INSTANCE).inputs["userDataBase64"])
-    (node,) = [one for one in master["write_files"] if one["path"] == "/etc/openquake/node.json"]
-    told = json.loads(node["content"])
+    (unit,) = [one["content"] for one in master["write_files"] if one["path"].endswith(facts.METRICS_UNIT)]
     for one in each_mode.of_type(ALARM):
-        assert one.inputs["namespace"] == told["metrics_namespace"]
-        assert one.inputs["dimensions"] == {told["metrics_dimension"]: told["cluster"]}
+        ((dimension, cluster),) = one.inputs["dimensions"].items()
+        for option in (
+            f"--namespace {one.inputs['namespace']}",
+            f"--dimension {dimension}",
+            f"--cluster {cluster}",
+        ):
+            assert f" {option} " in unit
 
 
 def test_a_fleet_of_one_size_is_not_scaled(record: Record) -> None:
@@ -930,6 +961,10 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
         + recording.one(SECRET, "secrets-webui").outputs["name"]
         + " --query SecretString --output text"
         + " | python3 -c \"import json, sys; print(json.load(sys.stdin)['admin_password'])\"",
+        "dashboardUrl": f"https://{REGION}.console.aws.amazon.com/cloudwatch/home?region={REGION}"
+        "#dashboards/dashboard/openquake-cluster-test",
+        "costPerMonthIdle": recording.exports["costPerMonthIdle"],  # test_prices.py has their words
+        "costPerHourFull": recording.exports["costPerHourFull"],
         "volumeIds": {
             mount: recording.one(VOLUME, f"storage-{name}").id
             for mount, name in (("/home", "home"), ("/var", "var"), ("/var/lib/rabbitmq", "rabbitmq"))
@@ -942,6 +977,83 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
     of_webui = {"webUiUrl", "webUiPortForward", "webUiPasswordCommand"}
     assert not of_webui & record(**MODES[NAT_DISKLESS]).exports.keys()
     assert of_webui - record(webuiLogin="false").exports.keys() == {"webUiPasswordCommand"}
+
+
+# --- the dashboard ---
+
+
+def test_the_dashboard_shows_this_clusters_metrics_and_alarms(record: Record) -> None:
+    recording = record(alarmEmail="seismology@example.org")
+    board = recording.one("aws:cloudwatch/dashboard:Dashboard").inputs
+    assert board["dashboardName"] == "openquake-cluster-test"
+    *graphs, alarms = json.loads(board["dashboardBody"])["widgets"]
+    lines = [line for graph in graphs for line in graph["properties"]["metrics"]]
+    own = {(line[1], *line[2:-1]) for line in lines if line[0] == facts.METRICS_NAMESPACE}
+    cluster = (facts.METRICS_DIMENSION, "openquake-cluster-test")
+    not_shown = {"TasksWithoutWorker", "BacklogPerWorker"}
+    assert own == {
+        *((name, *cluster) for name in facts.METRICS if name not in not_shown),
+        *((facts.DISK_METRIC, *cluster, facts.DISK_DIMENSION, mount) for mount in facts.VOLUME_MOUNTS),
+    }
+    assert {tuple(line[-3:-1]) for line in lines if line[0] != facts.METRICS_NAMESPACE} == {
+        ("InstanceId", recording.one(INSTANCE).id),
+        ("AutoScalingGroupName", recording.one(GROUP).outputs["name"]),
+        ("FileSystemId", recording.one(EFS).id),
+    }
+    assert {graph["properties"]["region"] for graph in graphs} == {REGION}
+    assert set(alarms["properties"]["alarms"]) == {one.outputs["arn"] for one in recording.of_type(ALARM)}
+
+
+def test_no_widget_of_the_dashboard_lies_on_another_or_beside_the_grid(record: Record) -> None:
+    body = record().one("aws:cloudwatch/dashboard:Dashboard").inputs["dashboardBody"]
+    widgets = json.loads(body)["widgets"]
+    cells = [
+        (widget["x"] + right, widget["y"] + down)
+        for widget in widgets
+        for right in range(widget["width"])
+        for down in range(widget["height"])
+    ]
+    assert len(set(cells)) == len(cells) > 0
+    assert max(right for right, _ in cells) < 24
+
+
+def test_a_fleet_of_one_size_whose_alarms_tell_nobody_has_a_dashboard_without_alarms(record: Record) -> None:
+    body = (
+        record(workerMin="2", workerMax="2").one("aws:cloudwatch/dashboard:Dashboard").inputs["dashboardBody"]
+    )
+    assert {widget["type"] for widget in json.loads(body)["widgets"]} == {"metric"}
+
+
+# --- money ---
+
+
+def test_the_estimate_is_an_output_that_a_preview_knows(record: Record) -> None:
+    for preview in (True, False):
+        exports = record(preview=preview).exports
+        assert re.match(
+            r"about \d+ USD \(estimate, list prices on demand of 20\d\d-", exports["costPerMonthIdle"]
+        )
+        assert re.match(r"about \d+\.\d\d USD: 8 workers at 0.407 ", exports["costPerHourFull"])
+
+
+def test_a_budget_counts_the_stacks_tag_and_tells_the_address_before_it_is_spent(record: Record) -> None:
+    recording = record(monthlyBudget="500", alarmEmail="seismology@example.org")
+    budget = recording.one("aws:budgets/budget:Budget").inputs
+    assert (budget["limitAmount"], budget["limitUnit"], budget["timeUnit"]) == ("500", "USD", "MONTHLY")
+    assert budget["costFilters"] == [{"name": "TagKeyValue", "values": ["user:Stack$test"]}]
+    assert recording.one(INSTANCE).inputs["tags"]["Stack"] == "test"
+    told = [(one["notificationType"], one["threshold"]) for one in budget["notifications"]]
+    assert told == [("ACTUAL", 80), ("FORECASTED", 100)]
+    for one in budget["notifications"]:
+        assert one["subscriberEmailAddresses"] == ["seismology@example.org"]
+        assert (one["comparisonOperator"], one["thresholdType"]) == ("GREATER_THAN", "PERCENTAGE")
+    assert recording.exports["activateCostTagCommand"].endswith("TagKey=Stack,Status=Active")
+
+
+def test_without_a_budget_there_is_none(record: Record) -> None:
+    recording = record(alarmEmail="seismology@example.org")
+    assert recording.of_type("aws:budgets/budget:Budget") == []
+    assert "activateCostTagCommand" not in recording.exports
 
 
 # --- what is wrong is said at once --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vm": {"aws", "linux", "services", "cluster"},
     "trials": {"aws", "region", "linux", "services", "cluster"},
 }
-THE_CLUSTERS = ("__main__.py", "components", "cloud-init", "engine")
+THE_CLUSTERS = ("__main__.py", "components", "cloud-init", "engine", "client")
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -63,6 +64,17 @@ def test_the_policy_pack_imports_facts_and_nothing_else_of_the_project_and_nobod
     for name in ("components", "cloud-init", "engine", "lab"):
         for path in (PROJECT / name).rglob("*.py"):
             assert not [module for module in imported(path) if module.split(".")[0] == "policy"], path
+
+
+def test_the_client_imports_nothing_else_of_the_project_and_only_documents_and_tests_import_it() -> None:
+    files = list((PROJECT / "client/oq_cluster").glob("*.py"))
+    assert len(files) > 10
+    allowed = {"oq_cluster", "boto3", "botocore", "requests", "__future__", *sys.stdlib_module_names}
+    for path in files:
+        assert {module.split(".")[0] for module in imported(path)} <= allowed, path
+    for name in ("components", "cloud-init", "engine", "lab", "policy"):
+        for path in (PROJECT / name).rglob("*.py"):
+            assert not [module for module in imported(path) if module.split(".")[0] == "oq_cluster"], path
 
 
 def test_nothing_of_the_cluster_imports_the_lab() -> None:

@@ -249,6 +249,40 @@ def test_the_numbers_of_workers_are_accepted_exactly_when_the_least_is_not_above
         assert problems(raw).keys() == {"workerMin"}
 
 
+@pytest.mark.parametrize(("written", "usd"), [("0", 0), (0.15, 0.15), ("0.15", 0.15), ("1000", 1000)])
+def test_a_price_is_a_number_of_dollars(written: object, usd: float) -> None:
+    assert Settings.parse({"workerHourPrice": written}).worker_hour_price == usd
+
+
+@pytest.mark.parametrize("written", ["-1", "0,15", "1e3", "$1", "", "nan", "1000.1", True, "٣"])
+def test_what_is_no_price_is_refused(written: object) -> None:
+    assert "0.15" in problems({"workerHourPrice": written})["workerHourPrice"].remedy
+
+
+@pytest.mark.parametrize("address", ["", "a@b.org", "first.last+quakes@mail.example.org"])
+def test_mails_go_to_one_address_or_to_nobody(address: str) -> None:
+    assert Settings.parse({"alarmEmail": address}).alarm_email == address
+
+
+@pytest.mark.parametrize(
+    "address", ["a", "a@b", "a@b.org, c@d.org", "A <a@b.org>", "a@@b.org", "a b@c.org", "ä@b.org"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    assert "seismology@example.org" in problems({"alarmEmail": address})["alarmEmail"].remedy
+
+
+def test_a_base_on_demand_is_for_spot_fleets_and_no_larger_than_the_fleet() -> None:
+    assert "workerSpot" in problems({"workerOnDemandBase": "2"})["workerOnDemandBase"].remedy
+    spot = {"workerSpot": "true", "workerMax": "4", "workerOnDemandBase": "4"}
+    assert Settings.parse(spot).worker_on_demand_base == 4
+    assert "workerMax = 4" in problems({**spot, "workerOnDemandBase": "5"})["workerOnDemandBase"].remedy
+
+
+def test_a_budget_wants_somebody_who_is_told() -> None:
+    assert "monthlyBudget" in problems({"monthlyBudget": "500"})["alarmEmail"].remedy
+    assert Settings.parse({"monthlyBudget": "500", "alarmEmail": "a@b.org"}).monthly_budget == 500
+
+
 @pytest.mark.parametrize(("key", "least"), [("homeVolumeGb", 1), ("varVolumeGb", 4), ("rabbitmqVolumeGb", 4)])
 def test_a_volume_is_large_enough_for_what_the_master_does_there(key: str, least: int) -> None:
     Settings.parse({key: str(least)})

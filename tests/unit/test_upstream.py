@@ -115,7 +115,11 @@ def test_an_attribute_that_is_not_in_the_table_is_seen() -> None:
 
 
 def test_the_columns_that_statements_name_are_in_the_table() -> None:
-    words = {word for columns in upstream.COLUMNS.values() for word in columns.split()} | {"job", "log"}
+    words = {word for columns in upstream.COLUMNS.values() for word in columns.split()} | {
+        "job",
+        "log",
+        "output",
+    }
     sql = {
         "select",
         "from",

@@ -29,6 +29,9 @@ DISTRIBUTION = re.compile(r"Using \d+ (\w+) workers")
 SENT = re.compile(r"Sent \d+ (\w+?)_? tasks")
 ENGINE = ("openquake.commands.engine", "openquake.calculators.export")
 """What to import for all of it to be there."""
+OVERRIDES = "split_time=86400"
+"""Parameters of all jobs. A task of classical PSHA hands over what it has not done after so many seconds, unless a job
+says otherwise after 10 or more: on a busy machine the work would be cut elsewhere, and sums differ in the last bits."""
 GRACE_SECONDS = 20
 """After Ctrl-C a job may take this long until it is killed."""
 
@@ -133,7 +136,7 @@ def calculate(job_ini: Path, parent: str | None, one_process: bool) -> dict[str,
         if len(parallel.Starmap.pids) != 1:
             raise RuntimeError(f"a pool of {len(parallel.Starmap.pids)} processes")
     number = int(Path(parent).stem.removeprefix("calc_")) if parent else None
-    commands.main(run=[str(job_ini)], hazard_calculation_id=number)
+    commands.main(run=[str(job_ini)], param=OVERRIDES, hazard_calculation_id=number)
     return {}
 
 

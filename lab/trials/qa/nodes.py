@@ -10,7 +10,7 @@ from lab.base import LabError
 from lab.cluster.cache import kept_engine
 from lab.cluster.cluster import Lab
 from lab.trials.job import USER, make_user
-from lab.trials.qa.run import CLUSTER, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
+from lab.trials.qa.run import CLUSTER, ENVIRONMENTS, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
 
 HOME = f"/home/{USER}/qa"
 PYTHON = f"{HOME}/python"
@@ -22,7 +22,7 @@ def start_driver(lab: Lab, kind: str) -> Driver:
     """A driver on the master, as the lab's user, who may use one of its cores: a processpool has one process then."""
     master = lab.master()
     core = master.cpus[0] if kind == CLUSTER else master.cpus[-1]
-    environment = "CI=1 OQ_DISTRIBUTE=processpool" if kind == REFERENCE else "CI=1"
+    environment = " ".join(f"{name}={value}" for name, value in {"CI": "1", **ENVIRONMENTS[kind]}.items())
     line = f"cd {HOME} && exec env {environment} taskset --cpu-list {core} {PYTHON} driver.py {kind}"
     command = lab.machine(master.name).command(["runuser", "--login", USER, "--command", line])
     return Driver(kind, command, HOME, lab.paths.state / "logs" / f"qa-{kind}.log")

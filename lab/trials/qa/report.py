@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lab.trials.compare_datastores import NOT_RESULTS
+from lab.trials.qa.driver import OVERRIDES
 from lab.trials.qa.jobs import Job
 from lab.trials.qa.results import CLOSE, DIFFERENT, EQUAL, FAILED, GOOD, REFUSED, Result
 
@@ -26,6 +27,8 @@ A job that starts from another one's calculation (`job_risk.ini` after `job_haz.
 upstream's own tests. "Refused" is a job that ends with the same error on both sides: many are upstream's tests of
 error messages. The pool of one process is upstream's own, but forked by a server that has imported the engine, and it
 sends the results of all tasks on one connection, which keeps their order; upstream's connects anew for each task.
+Both runs have the parameter `{overrides}`, since a task of classical PSHA that takes longer would be split by the
+clock, and `PYTHONHASHSEED=0`, since some texts in the results are in the order of a set.
 
 | folder | jobs | equal to the bit | differ for a reason | refused by upstream | faults |
 |---|---:|---:|---:|---:|---:|
@@ -49,6 +52,7 @@ def page(
         summary=_summary([results[job.ini] for job in jobs]),
         excluded="\n".join(f"- `{name}`: {reason}" for name, reason in NOT_RESULTS.items()),
         table=_table(jobs, results),
+        overrides=OVERRIDES,
         **versions,
     )
     for outcome, title in (

@@ -1,0 +1,384 @@
+"""What each command does. Each gets a `Context` and its arguments, and returns what is to be shown."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import shlex
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from oq_cluster import diag, inputs, reach, stack, submit
+from oq_cluster.errors import ClientError, UsageError
+from oq_cluster.stack import Outputs, Source
+from oq_cluster.submit import Line
+from oq_cluster.terminal import Terminal, megabytes
+from oq_cluster.webui import GOOD, UNFINISHED, WebUI
+
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command's result: for programs, for people, and its exit status."""
+
+    data: Any
+    text: str
+    status: int = 0
+
+
+@dataclass
+class Context:
+    """The cluster that is meant, opened as far as a command needs it."""
+
+    source: Source
+    json: bool
+    terminal: Terminal = field(default_factory=Terminal)
+    port: int = 0
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        """The stack's outputs."""
+        return stack.read(self.source)
+
+    @cached_property
+    def webui(self) -> WebUI:
+        """The WebUI, which is opened with the first request."""
+        door = reach.door(self.source, self.outputs, self.port)
+        return WebUI(door, self.outputs.identity, self.terminal.say)
+
+    @cached_property
+    def master(self) -> reach.Master:
+        """The master."""
+        return reach.master(self.source, self.outputs)
+
+    def close(self) -> None:
+        """Take away what was opened."""
+        self.terminal.status("")
+        if "webui" in self.__dict__:
+            self.webui.door.close()
+
+    def printed(self, data: dict[str, Any], text: str) -> None:
+        """Print a line of something that goes on, at once."""
+        print(json_text(data, indent=None) if self.json else text, flush=True)
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """JSON for standard output."""
+    return json.dumps(value, indent=indent, default=str)
+
+
+# --- the cluster and the login ---
+
+
+def use(context: Context, given: argparse.Namespace) -> Shown:
+    """Remember the cluster that the options name."""
+    del given
+    master = context.outputs["masterInstanceId"]  # so that a wrong name is not remembered
+    stack.remember(context.source)
+    data = {key: value for key, value in asdict(context.source).items() if value}
+    return Shown(data, f"from now on: {context.source}, master {master}")
+
+
+def login(context: Context, given: argparse.Namespace) -> Shown:
+    """Log in, and keep the session."""
+    if given.password_stdin:
+        password = sys.stdin.readline().rstrip("\n")
+    elif sys.stdin.isatty():
+        password = getpass.getpass(f"password of {given.name}: ")
+    else:
+        raise UsageError("there is no terminal to ask for the password: use --password-stdin")
+    context.webui.login(given.name, password)
+    return Shown({"user": given.name}, f"logged in as {given.name}")
+
+
+def logout(context: Context, given: argparse.Namespace) -> Shown:
+    """End the session."""
+    del given
+    context.webui.logout()
+    return Shown({}, "logged out")
+
+
+# --- calculations ---
+
+
+def run(context: Context, given: argparse.Namespace) -> Shown:
+    """Compute one job, or several of which each continues the first."""
+    if given.no_wait and len(given.job_ini) > 1:
+        raise UsageError("--no-wait takes one job: the next one needs the first one's results")
+    jobs = [inputs.gather(path) for path in given.job_ini]
+    if given.dry_run:
+        return _files(jobs)
+    numbers: list[int] = []
+    hazard = given.hazard
+    for job in jobs:
+        number = submit.upload(context.webui, job, hazard, context.terminal)
+        context.terminal.say(f"calculation {number}: {job.ini}")
+        numbers.append(number)
+        hazard = numbers[0] if given.hazard is None else given.hazard
+        if given.no_wait:
+            return Shown({"id": number}, str(number))
+        shown = _followed(context, number, given.out, given.type)
+        if shown.status:
+            return shown
+    return shown
+
+
+def _files(jobs: list[inputs.Job]) -> Shown:
+    data = [
+        {"job_ini": job.name(job.ini), "root": str(job.root), "files": [job.name(file) for file in job.files]}
+        for job in jobs
+    ]
+    text = "\n".join(
+        f"{megabytes(job.size())} below {job.root}:\n"
+        + "\n".join(f"  {job.name(file)}" for file in job.files)
+        for job in jobs
+    )
+    return Shown(data, text)
+
+
+def _followed(context: Context, number: int, out: Path | None, kinds: list[str]) -> Shown:
+    """Follow a calculation on standard error, then download its outputs."""
+    lines: list[Line] = []
+
+    def show(line: Line) -> None:
+        lines.append(line)
+        if not (context.terminal.live and line.percent):  # the status line shows it
+            context.terminal.say(str(line))
+
+    with _left_alone(context, number):
+        calculation = submit.follow(context.webui, number, show, context.terminal)
+        status = str(calculation["status"])
+        data: dict[str, Any] = {"id": number, "status": status}
+        if status not in GOOD:
+            why = submit.reasons(lines)
+            text = f"calculation {number} is {status}:\n" + "\n".join(f"  {line}" for line in why)
+            return Shown(data | {"reasons": why}, text, 1)
+        text = f"calculation {number} is {status}"
+        if out is None:
+            return Shown(data, f"{text}; its outputs: oq-cluster get {number} --out DIR")
+        files = submit.download(context.webui, number, out, kinds, context.terminal)
+    return Shown(data | {"files": list(map(str, files))}, f"{text}; {len(files)} files in {out}")
+
+
+@contextmanager
+def _left_alone(context: Context, number: int) -> Iterator[None]:
+    """Ctrl-C ends the command, and leaves the calculation alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        context.terminal.say(
+            f"\nThe calculation goes on. To see it: oq-cluster log {number} --follow; to end it: "
+            f"oq-cluster abort {number}"
+        )
+        raise
+
+
+def list_(context: Context, given: argparse.Namespace) -> Shown:
+    """The calculations that the user sees."""
+    found = context.webui.calculations()[: given.limit or None]
+    names = ("id", "owner", "status", "start_time", "calculation_mode", "description")
+    rows = [[str(calculation[name]) for name in names] for calculation in found]
+    return Shown(found, table(("id", "owner", "status", "started", "mode", "description"), rows))
+
+
+def status(context: Context, given: argparse.Namespace) -> Shown:
+    """One calculation."""
+    found = context.webui.calculation(given.id)
+    text = "\n".join(
+        f"{name.replace('_', ' '):16} {found[name]}"
+        for name in ("id", "status", "owner", "description", "calculation_mode", "start_time", "parent_id")
+        if found.get(name) is not None
+    )
+    return Shown(found, text)
+
+
+def log(context: Context, given: argparse.Namespace) -> Shown | None:
+    """A calculation's log; with --follow until it ends."""
+    if not given.follow:
+        lines = [Line(*map(str, row)) for row in context.webui.log(given.id)]
+        if not lines:
+            context.webui.calculation(given.id)  # says so if there is none
+        return Shown([asdict(line) for line in lines], "\n".join(map(str, lines)))
+    with _left_alone(context, given.id):
+        found = submit.follow(
+            context.webui, given.id, lambda line: context.printed(asdict(line), str(line)), context.terminal
+        )
+    end = {"id": given.id, "status": found["status"]}
+    context.printed(end, f"calculation {given.id} is {found['status']}")
+    return Shown(None, "", 0 if found["status"] in GOOD else 1)
+
+
+def get(context: Context, given: argparse.Namespace) -> Shown:
+    """Download outputs, or list them."""
+    if given.list:
+        found = context.webui.outputs(given.id)
+        rows = [[str(output["id"]), output["name"], ", ".join(output["outtypes"])] for output in found]
+        return Shown(found, table(("id", "output", "types"), rows))
+    files = submit.download(context.webui, given.id, given.out, given.type, context.terminal)
+    if given.datastore:
+        target = given.out / f"calc_{given.id}.hdf5"
+        context.terminal.status("downloading the datastore …")
+        context.webui.download(f"/v1/calc/{given.id}/datastore", target)
+        files.append(target)
+    return Shown({"id": given.id, "files": list(map(str, files))}, "\n".join(map(str, files)))
+
+
+def act(context: Context, given: argparse.Namespace) -> Shown:
+    """abort, share, unshare or remove."""
+    said = context.webui.act(given.id, given.command)
+    if given.command == "abort":
+        said = _aborted(context, given.id)
+    return Shown({"id": given.id, "done": given.command}, said)
+
+
+def _aborted(context: Context, number: int) -> str:
+    """Wait a moment for the end of an aborted calculation; what became of it."""
+    deadline = time.monotonic() + 30
+    while (found := context.webui.calculation(number)["status"]) in UNFINISHED:
+        if time.monotonic() > deadline:
+            raise ClientError(f"calculation {number} is {found} 30 s after it was told to end; try again")
+        time.sleep(1)
+    return f"calculation {number} is {found}"
+
+
+# --- the cluster itself ---
+
+
+def shell(context: Context, given: argparse.Namespace) -> Shown:
+    """A shell on the master."""
+    del given
+    return Shown(None, "", context.master.shell())
+
+
+def webui(context: Context, given: argparse.Namespace) -> Shown:
+    """Hold the port forward open for a browser."""
+    url = context.webui.door.url()
+    context.printed({"url": url}, f"{url}  (Ctrl-C ends it)")
+    if not given.no_browser:
+        webbrowser.open(url)
+    try:
+        while True:
+            time.sleep(20)
+            context.webui.keep_alive()  # without traffic Session Manager ends a session after 20 minutes
+    except KeyboardInterrupt:
+        return Shown(None, "")
+
+
+def users(context: Context, given: argparse.Namespace) -> Shown:
+    """Manage accounts of the WebUI, as root of the master."""
+    if given.action == "list":
+        printed = _done(context, ["oq-webui", "list"])
+        accounts = [line.split(maxsplit=1) for line in printed.splitlines()]
+        return Shown([{"user": words[0], "admin": len(words) > 1} for words in accounts], printed.rstrip())
+    words = ["oq-webui", given.action, given.name]
+    if given.action == "remove":
+        _done(context, words)
+        return Shown({"user": given.name}, f"{given.name} is removed; the calculations stay")
+    if given.action == "add" and given.admin:
+        words.append("--admin")
+    printed = context.master.reveal(words)
+    found = [
+        line.partition(": ")[2].strip() for line in printed.splitlines() if line.startswith(f"{given.name}: ")
+    ]
+    if not found:
+        raise ClientError(f"oq-webui {given.action}: {printed}")
+    return Shown({"user": given.name, "password": found[0]}, f"{given.name}: {found[0]}")
+
+
+def _done(context: Context, words: Sequence[str]) -> str:
+    """What a command on the master prints."""
+    answer = context.master.run(shlex.join(words), 120)
+    if answer.status:
+        raise ClientError(
+            answer.errors.strip() or answer.output.strip() or f"{words[0]}: exit status {answer.status}"
+        )
+    if answer.cut:
+        command = shlex.join(words)
+        raise ClientError(
+            f"AWS hands over only the beginning of such an output: oq-cluster shell, then sudo {command}"
+        )
+    return answer.output
+
+
+def workers(context: Context, given: argparse.Namespace) -> Shown:
+    """The fleet: what it is, what it does, and why no worker starts."""
+    del given
+    fleet = context.master.fleet()
+    try:
+        now: dict[str, Any] | None = json.loads(_done(context, ["oq-celery", "status", "--json"]))
+        problem = ""
+    except (ClientError, ValueError) as error:
+        now, problem = None, str(error)
+    text = fleet_text(fleet, now, problem)
+    return Shown({"fleet": fleet, "queue": now, "problem": problem}, text, 1 if now is None else 0)
+
+
+def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) -> str:
+    """The fleet in words."""
+    instances = fleet["instances"]
+    text = f"workers: {len(instances)} of {fleet['desired']} wanted ({fleet['minimum']} to {fleet['maximum']} allowed)"
+    lines = [text, *(f"  {instance['id']}  {instance['state']}" for instance in instances)]
+    if now is None:
+        lines.append(f"the master does not say what they do: {problem}")
+    else:
+        busy = sum(worker["busy"] for worker in now["workers"])
+        processes = sum(worker["processes"] for worker in now["workers"])
+        lines.append(
+            f"tasks: {now['waiting']} wait; {len(now['workers'])} workers answer, {busy} of {processes} processes busy"
+        )
+        if now.get("alarm"):
+            lines.append(f"RabbitMQ takes no messages: {now['alarm']}")
+    failed = [activity for activity in fleet["activities"] if activity["status"] in ("Failed", "Cancelled")]
+    if len(instances) < fleet["desired"]:
+        lines += [f"no worker started at {activity['time']}: {activity['text']}" for activity in failed[:1]]
+        if not failed:
+            lines.append("workers are starting; one is ready about a minute after that")
+    elif now is not None and now["waiting"] and len(instances) >= fleet["maximum"]:
+        lines.append("all that workerMax allows are there: pulumi config set workerMax N && pulumi up")
+    return "\n".join(lines)
+
+
+def logs(context: Context, given: argparse.Namespace) -> Shown:
+    """The workers that have left a journal, or the end of one's, dead or alive."""
+    words = ["oq-node", "logs"]
+    if given.worker is None:
+        if context.json:
+            return Shown(json.loads(_done(context, [*words, "--json"])), "")
+        return Shown(None, _done(context, words).rstrip())
+    printed = _done(context, [*words, given.worker, "--lines", str(given.lines)])
+    return Shown({"worker": given.worker, "lines": printed.splitlines()}, printed.rstrip())
+
+
+def cost(context: Context, given: argparse.Namespace) -> Shown:
+    """What the tasks of a calculation, or of the last ones, have cost."""
+    words = ["oq-celery", "cost", *([] if given.id is None else [str(given.id)])]
+    if context.json:
+        return Shown(json.loads(_done(context, [*words, "--json"])), "")
+    return Shown(None, _done(context, words).rstrip())
+
+
+def collect(context: Context, given: argparse.Namespace) -> Shown:
+    """Write the archive for a bug report."""
+    found = diag.collect(context.outputs, context.webui, context.master, given.id, context.terminal)
+    diag.write(given.out, found)
+    names = ", ".join(sorted(found))
+    text = f"{given.out}: {names}\nRead it before you send it: it has no passwords, but your jobs' names and logs."
+    return Shown({"file": str(given.out), "members": sorted(found)}, text)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    )

@@ -1,0 +1,53 @@
+"""What is remembered between two commands: the default cluster, and the session of a login. Never a password."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from oq_cluster.errors import UsageError
+
+CLUSTER: Final = "cluster.json"
+SESSIONS: Final = "sessions.json"
+
+
+def directory() -> Path:
+    """`oq-cluster` below the user's directory of configurations, by the XDG Base Directory Specification."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "oq-cluster"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A file's object; empty without the file.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    path = directory() / name
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); remove it, then repeat use or login") from None
+    return found if isinstance(found, dict) else {}
+
+
+def write(name: str, value: dict[str, Any]) -> None:
+    """Replace a file in one step; only the user can read it.
+
+    Raises:
+        UsageError: there is no way to write it.
+    """
+    path = directory() / name
+    new = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(value, file, indent=2)
+        new.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from None

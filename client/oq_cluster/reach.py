@@ -1,0 +1,374 @@
+"""How the cluster is reached: a door to its WebUI, and commands on its master. The only place that knows of the ways.
+
+On AWS both go through Session Manager, or the WebUI's address is in reach by itself. In a lab both are commands of the
+lab that do what Session Manager does.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import IO, Any, Final
+
+import requests
+
+from oq_cluster import session_manager, stack
+from oq_cluster.errors import ClientError, LostConnection
+from oq_cluster.session_manager import Answer, Session, SessionManager
+from oq_cluster.stack import Outputs, Source
+
+# What answers without a login, or says that it wants one.
+PROBE: Final = "/v1/engine_version"
+OPEN_SECONDS: Final = 60.0
+_STATUS: Final = "oq-cluster-status="
+
+
+class Door(ABC):
+    """A way to the WebUI."""
+
+    @abstractmethod
+    def url(self) -> str:
+        """The WebUI's address on this computer, without a slash at its end; opens the way.
+
+        Raises:
+            ClientError: there is no way.
+        """
+
+    def close(self) -> None:  # noqa: B027  not every way has something to take away
+        """Take away what was opened; the next `url` opens it again."""
+
+
+class Direct(Door):
+    """The address itself is in reach."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    def url(self) -> str:
+        """The address."""
+        return self._url
+
+
+class Forward(Door):
+    """A process that forwards a local port; each kind starts it in its way."""
+
+    def __init__(self, port: int = 0) -> None:
+        """`port` is the local one, any free one without."""
+        self.wanted = port
+        self._port = 0
+        self._log: IO[str] | None = None
+
+    @abstractmethod
+    def start(self, port: int, log: IO[str]) -> subprocess.Popen[Any]:
+        """Start the process for a local port."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the process."""
+
+    def url(self) -> str:
+        """The forwarded address; waits until something answers there."""
+        if self._log is None:
+            port = self.wanted or _free_port()
+            log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
+            self._log = log
+            process = self.start(port, log)
+            try:
+                _wait_for(f"http://127.0.0.1:{port}", process, log)
+            except BaseException:
+                self.close()
+                raise
+            self._port = port
+        return f"http://127.0.0.1:{self._port}"
+
+    def close(self) -> None:
+        """End it."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+            self.end()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[Any], log: IO[str]) -> None:
+    """Wait until the WebUI answers.
+
+    Raises:
+        LostConnection: the process has ended, or it does not answer in time.
+    """
+    deadline = time.monotonic() + OPEN_SECONDS
+    while process.poll() is None:
+        try:
+            requests.get(url + PROBE, timeout=10, allow_redirects=False)
+        except requests.RequestException:
+            if time.monotonic() > deadline:
+                raise LostConnection(
+                    f"the WebUI does not answer through the port forward after {OPEN_SECONDS:.0f} s: the master may "
+                    f"be booting; look at it with oq-cluster workers or oq-cluster shell{_tail(log)}"
+                ) from None
+            time.sleep(0.2)
+        else:
+            return
+    raise LostConnection(f"the port forward has ended by itself: try again{_tail(log)}")
+
+
+def _tail(log: IO[str]) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if line.strip()]
+    return "".join(f"\n  {line}" for line in lines[-3:])
+
+
+class SessionForward(Forward):
+    """A port forward of Session Manager."""
+
+    def __init__(self, manager: SessionManager, remote_port: int, port: int = 0) -> None:
+        super().__init__(port)
+        self.manager = manager
+        self.remote_port = remote_port
+        self.session: Session | None = None
+
+    def start(self, port: int, log: IO[str]) -> subprocess.Popen[Any]:
+        """Start a session and its plugin, which does not see this terminal's Ctrl-C."""
+        parameters = {"portNumber": [str(self.remote_port)], "localPortNumber": [str(port)]}
+        self.session = self.manager.start(
+            session_manager.PORT_FORWARDING,
+            parameters,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        return self.session.process
+
+    def end(self) -> None:
+        """End both."""
+        if self.session is not None:
+            self.session.end()
+            self.session = None
+
+
+class LabForward(Forward):
+    """A port forward of a lab."""
+
+    def __init__(self, source: Source, remote_port: int, port: int = 0) -> None:
+        super().__init__(port)
+        self.source = source
+        self.remote_port = remote_port
+        self.process: subprocess.Popen[Any] | None = None
+
+    def start(self, port: int, log: IO[str]) -> subprocess.Popen[Any]:
+        """Start the lab's command."""
+        command = stack.lab_command(self.source, "forward", "master", str(self.remote_port), str(port))
+        self.process = subprocess.Popen(
+            command,
+            env=stack.lab_environment(self.source),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        return self.process
+
+    def end(self) -> None:
+        """End it."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+
+class Master(ABC):
+    """Commands on the master, as root."""
+
+    @abstractmethod
+    def run(self, line: str, timeout: float = 60) -> Answer:
+        """Run a line of shell. On AWS line and output are kept for 30 days, so neither may hold a secret."""
+
+    @abstractmethod
+    def reveal(self, words: Sequence[str]) -> str:
+        """What a command prints that is nobody else's business, such as a new password.
+
+        Raises:
+            ClientError: the command failed; with its words.
+        """
+
+    @abstractmethod
+    def shell(self) -> int:
+        """A shell on this terminal; its exit status."""
+
+    @abstractmethod
+    def fleet(self) -> dict[str, Any]:
+        """The group of workers: minimum, desired, maximum, instances, and the last activities with their reasons."""
+
+
+class AwsMaster(Master):
+    """The master of a cluster on AWS."""
+
+    def __init__(self, manager: SessionManager, group: str) -> None:
+        self.manager = manager
+        self.group = group
+
+    def run(self, line: str, timeout: float = 60) -> Answer:
+        """By SSM's Run Command."""
+        return self.manager.run(line, timeout)
+
+    def reveal(self, words: Sequence[str]) -> str:
+        """By a session, whose output only this terminal gets; Run Command would keep it in its history."""
+        line = f'{shlex.join(["sudo", *words])}; echo "{_STATUS}$?"'
+        session = self.manager.start(
+            session_manager.INTERACTIVE_COMMAND,
+            {"command": [line]},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            printed, _ = session.process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            raise ClientError("the master has not run the command in time; try again") from None
+        finally:
+            session.end()
+        return revealed(printed)
+
+    def shell(self) -> int:
+        """By a session of Session Manager. Ctrl-C is the shell's."""
+        session = self.manager.start()
+        try:
+            return _on_this_terminal(session.process)
+        finally:
+            session.end()
+
+    def fleet(self) -> dict[str, Any]:
+        """As EC2 Auto Scaling has it."""
+        client = self.manager.service("autoscaling")
+        with session_manager.explained(self.manager.instance_id):
+            (group,) = client.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])[
+                "AutoScalingGroups"
+            ] or [None]
+            if group is None:
+                raise ClientError(
+                    f"there is no group {self.group}: export the outputs again, or pulumi refresh"
+                )
+            activities = client.describe_scaling_activities(AutoScalingGroupName=self.group, MaxRecords=5)[
+                "Activities"
+            ]
+        return {
+            "minimum": group["MinSize"],
+            "desired": group["DesiredCapacity"],
+            "maximum": group["MaxSize"],
+            "instances": [
+                {"id": instance["InstanceId"], "state": instance["LifecycleState"]}
+                for instance in group["Instances"]
+            ],
+            "activities": [
+                {
+                    "time": activity["StartTime"].isoformat(timespec="seconds"),
+                    "status": activity["StatusCode"],
+                    "text": activity.get("StatusMessage") or activity["Description"],
+                }
+                for activity in activities
+            ],
+        }
+
+
+class LabMaster(Master):
+    """The master of a lab on this machine."""
+
+    def __init__(self, source: Source, outputs: Outputs) -> None:
+        self.source = source
+        self.outputs = outputs
+
+    def _exec(self, *words: str) -> list[str]:
+        return stack.lab_command(self.source, "exec", "master", *words)
+
+    def run(self, line: str, timeout: float = 60) -> Answer:
+        """By the lab's exec."""
+        try:
+            done = subprocess.run(
+                self._exec("--", "sh", "-c", line),
+                env=stack.lab_environment(self.source),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise ClientError(f"the master has not run the command in {timeout:.0f} s; try again") from None
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def reveal(self, words: Sequence[str]) -> str:
+        """The same: nothing keeps it."""
+        answer = self.run(f'{shlex.join(words)} 2>&1; echo "{_STATUS}$?"', 180)
+        return revealed(answer.output or f"{answer.errors}{_STATUS}{answer.status}")
+
+    def shell(self) -> int:
+        """The lab's exec on this terminal."""
+        return _on_this_terminal(
+            subprocess.Popen(self._exec(), env=stack.lab_environment(self.source), stdin=sys.stdin)
+        )
+
+    def fleet(self) -> dict[str, Any]:
+        """As the lab has it."""
+        found: dict[str, Any] = self.outputs.values[stack.LAB]["fleet"]
+        return found
+
+
+def revealed(printed: str) -> str:
+    """What a command printed before its exit status, without the plugin's own lines.
+
+    Raises:
+        ClientError: its status was not 0, or it never ran.
+    """
+    text, mark, rest = printed.replace("\r", "").partition(_STATUS)
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Starting session")]
+    status = re.match(r"\d+", rest)
+    if not mark or status is None or int(status[0]):
+        raise ClientError("\n".join(lines) or "the session has ended before the command; try again")
+    return "\n".join(lines)
+
+
+def _on_this_terminal(process: subprocess.Popen[Any]) -> int:
+    """Wait for a process that has this terminal; Ctrl-C is its own."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def door(source: Source, outputs: Outputs, port: int = 0) -> Door:
+    """The way to a cluster's WebUI.
+
+    Args:
+        port: the local one of a port forward; any free one without.
+    """
+    url, remote_port = outputs.webui
+    if source.lab:
+        return LabForward(source, remote_port, port)
+    if source.direct:
+        return Direct(url)
+    return SessionForward(_manager(source, outputs), remote_port, port)
+
+
+def master(source: Source, outputs: Outputs) -> Master:
+    """The way to a cluster's master."""
+    if source.lab:
+        return LabMaster(source, outputs)
+    return AwsMaster(_manager(source, outputs), outputs["workerGroupName"])
+
+
+def _manager(source: Source, outputs: Outputs) -> SessionManager:
+    return SessionManager(outputs["region"], outputs["masterInstanceId"], source.profile)

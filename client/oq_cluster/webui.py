@@ -1,0 +1,260 @@
+"""The WebUI's API (openquake.server), as far as this command uses it, over a door that may break."""
+
+from __future__ import annotations
+
+import re
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+
+from oq_cluster import config, reach
+from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn
+from oq_cluster.reach import Door
+
+UNFINISHED: Final = frozenset({"created", "submitted", "executing"})
+GOOD: Final = frozenset({"complete", "shared"})  # a shared one is complete
+_COOKIE: Final = "sessionid"  # Django's
+_CONNECT_SECONDS: Final = 20
+# Between two bytes of an answer. Reading a large model, or exporting a result, takes minutes.
+_ANSWER_SECONDS: Final = 3600
+_GLANCE_SECONDS: Final = 60  # for what the server only looks up
+_NOT_NOW: Final = frozenset({502, 503, 504})  # nginx is there, and what is behind it is not
+# How long a broken connection is tried again, and the pauses.
+PATIENCE_SECONDS: Final = 300.0
+_PAUSES: Final = (0.5, 1, 2, 5, 10)
+_BLOCK: Final = 1024**2
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+
+
+class WebUI:
+    """The WebUI of one cluster, as one user."""
+
+    def __init__(self, door: Door, identity: str, tell: Tell) -> None:
+        """`identity` names the cluster among the sessions that are kept; `tell` hears of lost connections."""
+        self.door = door
+        self.identity = identity
+        self.tell = tell
+        self.session = requests.Session()
+        self.session.trust_env = False  # no proxy and no .netrc between here and the port forward
+        kept = config.read(config.SESSIONS).get(identity, {})
+        self.user = str(kept.get("user", ""))
+        if cookie := kept.get("cookie"):
+            self.session.cookies.set(_COOKIE, cookie)
+
+    # --- login ---
+
+    def login(self, user: str, password: str) -> None:
+        """Log in, and keep the session.
+
+        Raises:
+            ClientError: wrong name or password, or too many attempts.
+        """
+        self.session.cookies.clear()
+        answer = self._request("POST", "/accounts/ajax_login/", data={"username": user, "password": password})
+        if answer.status_code == 404:
+            raise ClientError("this cluster asks nobody for a login (setting webuiLogin): just go on")
+        if answer.status_code == 429:
+            raise ClientError("too many logins from here: wait a minute, then try again")
+        cookie = self.session.cookies.get(_COOKIE)
+        if answer.status_code != 200 or not cookie:
+            raise ClientError(
+                f"{user}: wrong name or password. Somebody who can start sessions on the master makes accounts and new "
+                f"passwords: oq-cluster users add {user}, oq-cluster users password {user}"
+            )
+        self.user = user
+        self._keep({"user": user, "cookie": cookie})
+
+    def logout(self) -> None:
+        """End the session, there and here."""
+        self._request("POST", "/accounts/ajax_logout/")
+        self._keep(None)
+
+    def _keep(self, session: Mapping[str, str] | None) -> None:
+        sessions = config.read(config.SESSIONS)
+        sessions.pop(self.identity, None)
+        config.write(config.SESSIONS, sessions | ({self.identity: dict(session)} if session else {}))
+
+    # --- calculations ---
+
+    def version(self) -> str:
+        """Of the engine."""
+        return self.get("/v1/engine_version").text.strip()
+
+    def keep_alive(self) -> None:
+        """Use the connection, and open it again if it is lost, whether or not somebody has logged in."""
+        self._probe()
+
+    def calculations(self) -> list[dict[str, Any]]:
+        """All that this user sees, the newest first."""
+        found: list[dict[str, Any]] = self.get("/v1/calc/list").json()
+        return found
+
+    def calculation(self, number: int) -> dict[str, Any]:
+        """One of them."""
+        found: dict[str, Any] = self.get(f"/v1/calc/{number}/status").json()
+        return found
+
+    def log(self, number: int, start: int = 0) -> list[list[str]]:
+        """The lines of a log from one on: time, level, process, message."""
+        found: list[list[str]] = self.get(f"/v1/calc/{number}/log/{start}:").json()
+        return found
+
+    def traceback(self, number: int) -> list[str]:
+        """Of a calculation that failed; often none."""
+        found: list[str] = self.get(f"/v1/calc/{number}/traceback").json()
+        return found
+
+    def outputs(self, number: int) -> list[dict[str, Any]]:
+        """What a calculation has to export; none before its end."""
+        answer = self._patiently(f"/v1/calc/{number}/results")
+        if answer.status_code == 404:
+            return []
+        found: list[dict[str, Any]] = self._good(answer).json()
+        return found
+
+    def act(self, number: int, action: str) -> str:
+        """abort, remove, share or unshare a calculation; what the server says.
+
+        Raises:
+            ClientError: it says no.
+        """
+        answer = self._good(self._request("POST", f"/v1/calc/{number}/{action}"))
+        said: dict[str, str] = answer.json()
+        if "error" in said:
+            raise ClientError(said["error"])
+        return said["success"]
+
+    def start(self, body: Any, content_type: str) -> int:
+        """Upload a job, and start it; the calculation's number.
+
+        Raises:
+            LostConnection: before the answer; it may have started.
+            ClientError: the engine refuses the job.
+        """
+        answer = self._request("POST", "/v1/calc/run", data=body, headers={"Content-Type": content_type})
+        if answer.status_code == 500:
+            try:
+                refusal = answer.json()
+                number, lines = refusal["job_id"], [line for line in refusal["traceback"] if line.strip()]
+            except (ValueError, KeyError, TypeError):
+                self._good(answer)
+            else:
+                raise ClientError(f"the engine refuses the job (calculation {number}): {lines[-1].strip()}")
+        return int(self._good(answer).json()["job_id"])
+
+    def download(self, path: str, target: Path) -> str:
+        """Write an answer's body to a file; the name that the server gives it."""
+
+        def once() -> str:
+            with self._request("GET", path, stream=True) as answer:
+                self._good(answer)
+                try:
+                    with target.open("wb") as file:
+                        for block in answer.iter_content(_BLOCK):
+                            file.write(block)
+                except requests.RequestException as error:
+                    raise LostConnection(f"the download has broken off: {error}") from error
+                named = re.search(r"filename=([^;]+)", answer.headers.get("Content-Disposition", ""))
+                return Path(named[1].strip('" ')).name if named else target.name
+
+        return self._repeated(once)
+
+    # --- requests ---
+
+    def get(self, path: str) -> requests.Response:
+        """Ask for something, again after a lost connection.
+
+        Raises:
+            ClientError: the server refuses; NotLoggedIn for want of a login.
+            LostConnection: it has not answered for minutes.
+        """
+        return self._good(self._patiently(path))
+
+    def _patiently(self, path: str) -> requests.Response:
+        return self._repeated(lambda: self._request("GET", path, seconds=_GLANCE_SECONDS))
+
+    def _request(
+        self, method: str, path: str, seconds: float = _ANSWER_SECONDS, **options: Any
+    ) -> requests.Response:
+        url = self.door.url() + path
+        try:
+            answer = self.session.request(
+                method, url, timeout=(_CONNECT_SECONDS, seconds), allow_redirects=False, **options
+            )
+        except requests.RequestException as error:
+            raise LostConnection(f"the WebUI does not answer: {error}") from error
+        if answer.status_code in _NOT_NOW:
+            raise LostConnection("the WebUI does not answer: it is starting, or starts again")
+        return answer
+
+    def _repeated(self, ask: Callable[[], T]) -> T:
+        """Ask until there is an answer, through a new door after each lost connection."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for pause in (*_PAUSES, *[_PAUSES[-1]] * int(PATIENCE_SECONDS)):
+            try:
+                return ask()
+            except LostConnection as error:
+                if time.monotonic() > deadline:
+                    raise
+                if pause == _PAUSES[0]:
+                    self.tell(f"trying again: {error}")
+                time.sleep(pause)
+                self.door.close()
+        raise LostConnection("the WebUI does not answer")
+
+    def _good(self, answer: requests.Response) -> requests.Response:
+        """The same answer, unless it is a refusal."""
+        if answer.status_code == 200:
+            return answer
+        text = answer.text.strip()
+        if answer.status_code == 404:
+            raise ClientError(
+                f"there is no such calculation or output, or it is not yours to see: {_path(answer)}"
+            )
+        if answer.status_code == 403 and self._probe() == 403:
+            name = self.user or "NAME"
+            if self.session.cookies.get(_COOKIE):
+                raise NotLoggedIn(f"your session has ended: log in again: oq-cluster login {name}")
+            raise NotLoggedIn(f"the cluster asks for a login: oq-cluster login {name}")
+        if answer.status_code == 403:
+            raise ClientError(
+                text or "this is another user's calculation; its owner or an administrator may do that"
+            )
+        raise ClientError(f"the WebUI answers {answer.status_code} to {_path(answer)}: {text[:500]}")
+
+    def _probe(self) -> int:
+        return self._patiently(reach.PROBE).status_code
+
+
+def _path(answer: requests.Response) -> str:
+    return urlsplit(answer.url).path
+
+
+def unpack(file: Path, name: str, output: Mapping[str, Any], kind: str, directory: Path) -> list[Path]:
+    """Put a downloaded output into a directory under the engine's names.
+
+    The server sends an archive where an output is several files.
+
+    Args:
+        file: the download.
+        name: that the server gives it.
+        output: as the server lists it.
+        kind: the type of file that was asked for, such as csv.
+
+    Returns:
+        the files.
+    """
+    own = name.removeprefix(f"output-{output['id']}-")
+    if own == f"{output['type']}-{kind}.zip":
+        with zipfile.ZipFile(file) as archive:
+            written = [Path(archive.extract(member, directory)) for member in archive.namelist()]
+        file.unlink()
+        return written
+    return [file.replace(directory / own)]

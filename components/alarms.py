@@ -1,0 +1,299 @@
+"""Mails to people: what the cluster's master, disks, broker, workers and calculations have to be told about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pulumi
+import pulumi_aws as aws
+
+from components import facts
+from components.component import Component
+from components.storage import volume_name
+from components.tags import cluster_name
+from components.workers import IN_SERVICE_METRIC
+
+# Percent. The engine itself ends a calculation that makes the master's memory fuller than 95: userdata.openquake_cfg.
+DISK_FULL: Final = 80
+MEMORY_FULL: Final = 90
+_MINUTE: Final = 60
+_NEVER: Final = 1_000_000  # more than any value: the alarm is on only where there are none
+# A worker boots in two minutes or so, and one that cannot powers off after ten at least: userdata.WORKER_ATTEMPTS.
+_UNREADY_MINUTES: Final = 10
+_UNREADY_WINDOW: Final = 15
+# AWS's shortest time in which a deletion of a key can be undone.
+_KEY_DAYS: Final = 7
+
+
+@dataclass(frozen=True)
+class Watch:
+    """An alarm on a metric: on when the largest value of each of the last `minutes` is at least `threshold`.
+
+    `missing` says whether minutes without data are like those. `advice` is what the mail says.
+    """
+
+    name: str
+    metric: str
+    threshold: float
+    minutes: int
+    advice: str
+    dimensions: Mapping[str, str]
+    namespace: str = facts.METRICS_NAMESPACE
+    missing: bool = False
+
+
+def watches(cluster: str) -> list[Watch]:
+    """The alarms on what the master publishes of itself."""
+    own = {facts.METRICS_DIMENSION: cluster}
+    found = [
+        Watch(
+            f"disk-{volume_name(mount)}",
+            facts.DISK_METRIC,
+            DISK_FULL,
+            3,
+            f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge it: "
+            f"pulumi config set {volume_name(mount)}VolumeGb, pulumi up; the file system follows within two minutes",
+            {**own, facts.DISK_DIMENSION: mount},
+        )
+        for mount in facts.VOLUME_MOUNTS
+    ]
+    found += [
+        Watch(
+            "memory",
+            "MemoryUsedPercent",
+            MEMORY_FULL,
+            5,
+            f"The master's memory has been more than {MEMORY_FULL} % full for minutes. The engine ends the calculation "
+            "that fills it: fewer at once, or a larger masterInstanceType when nothing runs",
+            own,
+        ),
+        Watch(
+            "broker",
+            "BrokerBlocked",
+            1,
+            2,
+            "RabbitMQ takes no messages, so calculations wait. `sudo oq-node status` on the master says why: make room "
+            "in /var/lib/rabbitmq, or a larger rabbitmqVolumeGb, or masterInstanceType where memory is short",
+            own,
+        ),
+        Watch(
+            "silence",
+            "WorkersAlive",
+            _NEVER,
+            10,
+            "The master has said nothing for ten minutes: it is off, being replaced, or its RabbitMQ is down. Log in "
+            "and look: `sudo oq-node status`, `journalctl -u openquake-metrics`; otherwise its console, by aws ec2 "
+            "get-console-output",
+            own,
+            missing=True,
+        ),
+        Watch(
+            "no-worker",
+            "TasksWithoutWorker",
+            1,
+            15,
+            "Tasks have waited for 15 minutes without any worker. aws autoscaling describe-scaling-activities says "
+            "which quota, spot shortage or key is in the way",
+            own,
+        ),
+        Watch(
+            "failed",
+            "CalculationsFailed",
+            1,
+            1,
+            "A calculation has failed. `oq engine --list-hazard-calculations` and --list-risk-calculations on the "
+            "master say which, `oq engine --show-log ID` why; no other mail comes before a minute without a failure",
+            own,
+        ),
+    ]
+    return found
+
+
+@dataclass(frozen=True)
+class AlarmsArgs:
+    """Who gets the mails, and what is watched besides what the master publishes.
+
+    The alarms exist after everything in `after`: a cluster that is being made is silent, too.
+    """
+
+    email: str
+    account: pulumi.Input[str]
+    region: str
+    instance_id: pulumi.Input[str]
+    group_name: pulumi.Input[str]
+    after: Sequence[pulumi.Resource]
+
+
+class Alarms(Component):
+    """A topic with one subscriber by mail, who has to confirm it once, and the alarms that publish to it.
+
+    A master whose hardware fails is moved to other hardware, as the same machine, and somebody is told.
+    """
+
+    arns: list[pulumi.Output[str]]
+
+    def __init__(self, name: str, args: AlarmsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(name, opts)
+        self._cluster = cluster_name(pulumi.get_stack())
+        topic = self._topic(args)
+        self.arns = []
+        for watch in watches(self._cluster):
+            self._alarm(watch, [topic.arn], args.after)
+        machine = {"InstanceId": args.instance_id}
+        for check, advice, actions in (
+            (
+                "System",
+                "AWS reports a fault of the hardware under the master and recovers it, as the same machine with the "
+                "same disks; running calculations end. Look in some minutes whether it is back",
+                [f"arn:aws:automate:{args.region}:ec2:recover"],
+            ),
+            (
+                "Instance",
+                "The master does not answer its own network: a full memory, a broken kernel or file system. Look at "
+                "its console, aws ec2 get-console-output; reboot it, aws ec2 reboot-instances",
+                [],
+            ),
+        ):
+            watch = Watch(
+                f"status-{check.lower()}",
+                f"StatusCheckFailed_{check}",
+                1,
+                2,
+                advice,
+                {},
+                namespace="AWS/EC2",
+            )
+            self._alarm(watch, [*actions, topic.arn], args.after, dimensions=machine)
+        self._unready(args, topic)
+        self.register_outputs({"topicArn": topic.arn})
+
+    def _topic(self, args: AlarmsArgs) -> aws.sns.Topic:
+        # A key of its own, since CloudWatch may not use AWS's for SNS and would drop its messages:
+        # https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html#compatibility-with-aws-services
+        alarms_only: dict[str, Any] = {
+            "Effect": "Allow",
+            "Principal": {"Service": "cloudwatch.amazonaws.com"},
+            "Condition": {"StringEquals": {"aws:SourceAccount": args.account}},
+        }
+        key = aws.kms.Key(
+            self.named("key"),
+            description="The cluster's mails on their way",
+            enable_key_rotation=True,
+            deletion_window_in_days=_KEY_DAYS,
+            policy=_policy(
+                {
+                    "Effect": "Allow",  # or nobody could ever change or delete it
+                    "Principal": {"AWS": pulumi.Output.concat("arn:aws:iam::", args.account, ":root")},
+                    "Action": "kms:*",
+                    "Resource": "*",
+                },
+                {**alarms_only, "Action": ["kms:Decrypt", "kms:GenerateDataKey*"], "Resource": "*"},
+            ),
+            tags=self.tags("key"),
+            opts=self.child(),
+        )
+        topic = aws.sns.Topic(
+            self.named("topic"),
+            display_name=self._cluster,
+            kms_master_key_id=key.arn,
+            tags=self.tags("topic"),
+            opts=self.child(),
+        )
+        aws.sns.TopicPolicy(
+            self.named("publishers"),
+            arn=topic.arn,
+            policy=_policy({**alarms_only, "Action": "sns:Publish", "Resource": topic.arn}),
+            opts=self.child(),
+        )
+        aws.sns.TopicSubscription(
+            self.named("mail"),
+            topic=topic.arn,
+            protocol="email",
+            endpoint=args.email,
+            opts=self.child(),
+        )
+        return topic
+
+    def _unready(self, args: AlarmsArgs, topic: aws.sns.Topic) -> None:
+        """An alarm on machines that the group counts as workers and the master does not."""
+        advice = (
+            "A machine of the group has not become a worker for ten minutes. Look at its console, aws ec2 "
+            "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
+        )
+
+        def query(id_: str, namespace: str, name: str, **dimensions: pulumi.Input[str]) -> Any:
+            return aws.cloudwatch.MetricAlarmMetricQueryArgs(
+                id=id_,
+                metric=aws.cloudwatch.MetricAlarmMetricQueryMetricArgs(
+                    namespace=namespace,
+                    metric_name=name,
+                    dimensions=dimensions,
+                    period=_MINUTE,
+                    stat="Maximum",
+                ),
+            )
+
+        alarm = aws.cloudwatch.MetricAlarm(
+            self.named("unready"),
+            alarm_description=f"{self._cluster}: {advice}.",
+            metric_queries=[
+                query(
+                    "machines",
+                    "AWS/AutoScaling",
+                    IN_SERVICE_METRIC.value,
+                    AutoScalingGroupName=args.group_name,
+                ),
+                query(
+                    "workers",
+                    facts.METRICS_NAMESPACE,
+                    "WorkersAlive",
+                    **{facts.METRICS_DIMENSION: self._cluster},
+                ),
+                aws.cloudwatch.MetricAlarmMetricQueryArgs(
+                    id="unready", expression="machines - workers", label="Unready", return_data=True
+                ),
+            ],
+            comparison_operator="GreaterThanOrEqualToThreshold",
+            threshold=1,
+            # Between two machines that fail there are minutes with none.
+            evaluation_periods=_UNREADY_WINDOW,
+            datapoints_to_alarm=_UNREADY_MINUTES,
+            treat_missing_data="notBreaching",
+            alarm_actions=[topic.arn],
+            tags=self.tags("unready"),
+            opts=self.child(depends_on=list(args.after)),
+        )
+        self.arns.append(alarm.arn)
+
+    def _alarm(
+        self,
+        watch: Watch,
+        actions: Sequence[pulumi.Input[str]],
+        after: Sequence[pulumi.Resource],
+        dimensions: Mapping[str, pulumi.Input[str]] | None = None,
+    ) -> None:
+        """An alarm that calls `actions`; `dimensions` stand for the watch's where they are not known yet."""
+        alarm = aws.cloudwatch.MetricAlarm(
+            self.named(watch.name),
+            alarm_description=f"{self._cluster}: {watch.advice}.",
+            namespace=watch.namespace,
+            metric_name=watch.metric,
+            dimensions=watch.dimensions if dimensions is None else dimensions,
+            statistic="Maximum",
+            comparison_operator="GreaterThanOrEqualToThreshold",
+            threshold=watch.threshold,
+            period=_MINUTE,
+            evaluation_periods=watch.minutes,
+            datapoints_to_alarm=watch.minutes,
+            treat_missing_data="breaching" if watch.missing else "notBreaching",
+            alarm_actions=list(actions),
+            tags=self.tags(watch.name),
+            opts=self.child(depends_on=list(after)),
+        )
+        self.arns.append(alarm.arn)
+
+
+def _policy(*statements: Mapping[str, Any]) -> pulumi.Output[str]:
+    return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})

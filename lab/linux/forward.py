@@ -1,0 +1,55 @@
+"""A port of a node on this machine, as Session Manager's port forwarding gives one: what comes in here goes on from the
+node itself to its own address, past no security group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import socket
+from pathlib import Path
+
+from lab.base import LabError
+
+LOCALHOST = "127.0.0.1"
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_BLOCK = 256 * 1024
+
+
+def serve(namespace: Path, remote_port: int, local_port: int) -> None:
+    """Forward until the process is ended. It stays in the node's namespace; the socket that it listens on does not.
+
+    :param namespace: the node's network namespace, a file
+    """
+    try:
+        listener = socket.create_server((LOCALHOST, local_port))
+    except OSError as error:
+        raise LabError(f"port {local_port} of this machine: {error}") from None
+    libc = ctypes.CDLL(None, use_errno=True)
+    with namespace.open() as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNET):
+            raise LabError(f"{namespace}: {os.strerror(ctypes.get_errno())}")
+    asyncio.run(_serve(listener, remote_port))
+
+
+async def _serve(listener: socket.socket, port: int) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # either side may go at any time
+            there_reader, there_writer = await asyncio.open_connection(LOCALHOST, port)
+            await asyncio.gather(_copy(reader, there_writer), _copy(there_reader, writer))
+        writer.close()
+
+    server = await asyncio.start_server(connected, sock=listener)
+    await server.serve_forever()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One direction of a connection."""
+    try:
+        while block := await reader.read(_BLOCK):
+            writer.write(block)
+            await writer.drain()
+    finally:
+        writer.close()

@@ -1,0 +1,241 @@
+"""What the client talks to, on this machine: the WebUI's API, and the parts of AWS's API that it uses."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import io
+import json
+import re
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PASSWORD = "correct horse"
+COOKIE = "c00k1e"
+CSV = b"#,,,generated_by='OpenQuake engine'\nlon,lat,poe\n0,0,0.5\n"
+
+
+@dataclass
+class Calculation:
+    """A calculation of the stand-in; its log comes a line at each question."""
+
+    id: int
+    files: list[str]
+    fields: dict[str, str]
+    description: str = "a job"
+    status: str = "executing"
+    ends: str = "complete"
+    log: list[list[str]] = field(default_factory=list)
+    coming: list[list[str]] = field(default_factory=list)
+
+
+@dataclass
+class FakeWebUI:
+    """openquake.server, as far as the client uses it (its answers as engine 3.26.2 gives them).
+
+    `faults` are called with a method and a path before a request is answered; one that returns True breaks the
+    connection. `after` likewise when it was done.
+    """
+
+    login: bool = True
+    calculations: dict[int, Calculation] = field(default_factory=dict)
+    faults: list[Callable[[str, str], bool]] = field(default_factory=list)
+    after: list[Callable[[str, str], bool]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    refusal: str = ""
+    ends: str = "complete"
+    endless: bool = False
+    lines: list[list[str]] = field(
+        default_factory=lambda: [
+            ["2026-11-26T10:00:00.00", "INFO", "main", f"classical {percent:3d}% [8 submitted, 0 queued]"]
+            for percent in (25, 50, 100)
+        ]
+    )
+
+    def answer(
+        self, method: str, path: str, query: Mapping[str, list[str]], headers: Any, body: bytes
+    ) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers of one answer."""
+        del method
+        if path == "/accounts/ajax_login/":
+            if not self.login:
+                return 404, b"", {}
+            form = parse_qs(body.decode())
+            if form["password"] != [PASSWORD]:
+                return 403, b"Invalid login", {}
+            return 200, b"Successful login", {"Set-Cookie": f"sessionid={COOKIE}; HttpOnly; Path=/"}
+        if self.login and f"sessionid={COOKIE}" not in headers.get("Cookie", ""):
+            return 403, b"", {}
+        if path == "/v1/engine_version":
+            return 200, b"3.26.2", {}
+        if path == "/v1/calc/list":
+            return self._json([self._status(found) for found in reversed(self.calculations.values())])
+        if path == "/v1/calc/run":
+            return self._run(headers, body)
+        if found := re.fullmatch(r"/v1/calc/result/(\d+)", path):
+            return self._result(int(found[1]), query["export_type"][0])
+        found = re.fullmatch(r"/v1/calc/(\d+)/(\w+)(?:/(\d*):)?", path)
+        if not found or int(found[1]) not in self.calculations:
+            return 404, b"", {}
+        return self._about(self.calculations[int(found[1])], found[2], int(found[3] or 0))
+
+    def _about(self, one: Calculation, what: str, start: int) -> tuple[int, bytes, dict[str, str]]:
+        if what == "status":
+            if not one.coming and not self.endless and one.status == "executing":
+                one.status = one.ends
+            return self._json(self._status(one))
+        if what == "log":
+            if one.coming:
+                one.log.append(one.coming.pop(0))
+            return self._json(one.log[start:])
+        if what == "results":
+            curves = {"id": 11, "name": "Hazard Curves", "type": "hcurves", "outtypes": ["csv", "xml"]}
+            report = {"id": 12, "name": "Full Report", "type": "fullreport", "outtypes": ["rst"]}
+            return self._json([curves, report]) if one.status == "complete" else (404, b"", {})
+        if what == "abort":
+            if one.status != "executing":
+                return self._json({"error": f"Job {one.id} is not running"})
+            one.status = "aborted"
+            return self._json({"success": f"Killing job {one.id}"})
+        if what == "remove":
+            del self.calculations[one.id]
+        return self._json({"success": f"{what} {one.id}"})
+
+    def _result(self, number: int, kind: str) -> tuple[int, bytes, dict[str, str]]:
+        if number == 12:
+            return 200, b"report", {"Content-Disposition": "attachment; filename=output-12-report_1.rst"}
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("hazard_curve-mean-PGA_1.csv", CSV)
+            archive.writestr("quantile_curve-0.5-PGA_1.csv", CSV)
+        named = f"attachment; filename=output-11-hcurves-{kind}.zip"
+        return 200, packed.getvalue(), {"Content-Disposition": named}
+
+    def _run(self, headers: Any, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        if self.refusal:
+            return 500, json.dumps({"traceback": ["Traceback …", self.refusal], "job_id": 7}).encode(), {}
+        text = f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body
+        message = email.message_from_bytes(text, policy=email.policy.HTTP)
+        parts: dict[str, bytes] = {}
+        for part in message.iter_parts():
+            name = str(part.get_param("name", header="Content-Disposition"))
+            parts[name] = bytes(part.get_payload(decode=True))
+        with zipfile.ZipFile(io.BytesIO(parts.pop("archive"))) as archive:
+            files = archive.namelist()
+            (ini,) = [name for name in files if name.endswith(parts["job_ini"].decode().strip())]
+            described = re.search(r"description *= *(.*)", archive.read(ini).decode())
+        fields = {name: value.decode().strip() for name, value in parts.items()}
+        number = max(self.calculations, default=0) + 1
+        self.calculations[number] = Calculation(
+            number, files, fields, described[1] if described else "", ends=self.ends, coming=list(self.lines)
+        )
+        return self._json({"job_id": number})
+
+    @staticmethod
+    def _status(one: Calculation) -> dict[str, Any]:
+        return {
+            "id": one.id, "owner": "ann", "status": one.status, "description": one.description,
+            "calculation_mode": "classical", "start_time": "2026-11-26, 10:00:00 UTC", "parent_id": None,
+        }  # fmt: skip
+
+    @staticmethod
+    def _json(value: Any) -> tuple[int, bytes, dict[str, str]]:
+        return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
+
+
+@dataclass
+class FakeAws:
+    """AWS's API in its JSON protocol: SSM. `answers` is what commands on the master give, by a part of their line."""
+
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    answers: dict[str, tuple[int, str]] = field(default_factory=dict)
+    error: str = ""
+
+    def answer(
+        self, method: str, path: str, query: Mapping[str, list[str]], headers: Any, body: bytes
+    ) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers of one answer."""
+        del method, path, query
+        operation = headers["X-Amz-Target"].partition(".")[2]
+        request = json.loads(body)
+        self.asked.append((operation, request))
+        kind = {"Content-Type": "application/x-amz-json-1.1"}
+        if self.error:
+            return 400, json.dumps({"__type": self.error, "message": "it says so"}).encode(), kind
+        answer: dict[str, Any] = {}
+        if operation == "StartSession":
+            answer = {"SessionId": "ann-1", "TokenValue": "the-token", "StreamUrl": "wss://example"}
+        elif operation == "SendCommand":
+            answer = {"Command": {"CommandId": "00000000-0000-0000-0000-000000000001"}}
+        elif operation == "GetCommandInvocation":
+            (line,) = self.requests("SendCommand")[-1]["Parameters"]["commands"]
+            status, text = next((found for part, found in self.answers.items() if part in line), (0, ""))
+            answer = {
+                "Status": "Failed" if status else "Success", "ResponseCode": status,
+                "StandardOutputContent": "" if status else text, "StandardErrorContent": text if status else "",
+            }  # fmt: skip
+        return 200, json.dumps(answer).encode(), kind
+
+    def requests(self, operation: str) -> list[dict[str, Any]]:
+        """What was asked of an operation."""
+        return [request for name, request in self.asked if name == operation]
+
+
+@contextmanager
+def served(stand_in: FakeWebUI | FakeAws) -> Iterator[int]:
+    """Serve it on a port of the loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except OSError:  # a client that has gone, or was cut off
+                self.close_connection = True
+
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            faults = getattr(stand_in, "faults", [])
+            if any(fault(self.command, parts.path) for fault in faults):
+                return self._break()
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if isinstance(stand_in, FakeWebUI):
+                stand_in.asked.append(f"{self.command} {parts.path}")
+            status, answer, headers = stand_in.answer(
+                self.command, parts.path, parse_qs(parts.query), self.headers, body
+            )
+            if any(fault(self.command, parts.path) for fault in getattr(stand_in, "after", [])):
+                return self._break()
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(answer))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer)
+            return None
+
+        do_POST = do_GET
+
+        def _break(self) -> None:
+            self.close_connection = True
+            self.connection.close()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

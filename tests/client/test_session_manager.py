@@ -1,0 +1,276 @@
+"""How the client comes to a cluster on AWS: Session Manager's API, its plugin, and what stands in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from oq_cluster import session_manager, stack
+from oq_cluster.errors import ClientError
+from oq_cluster.reach import revealed
+
+from components import facts
+from tests.client.conftest import OUTPUTS, World
+
+INSTANCE = OUTPUTS["masterInstanceId"]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def opened(world: World) -> World:
+    """A cluster that asks for no login."""
+    world.webui.login = False
+    return world
+
+
+def test_the_plugin_is_started_as_the_aws_cli_starts_it(opened: World) -> None:
+    opened.oq("list")
+    (started,) = opened.aws.requests("StartSession")
+    assert started["Target"] == INSTANCE
+    assert started["DocumentName"] == "AWS-StartPortForwardingSession"
+    assert started["Parameters"]["portNumber"] == [str(facts.WEBUI_PORT)]
+    (plugin,) = opened.plugins()
+    response, region, operation, profile, request, endpoint = plugin["arguments"]
+    assert (response, region, operation, profile) == (
+        "AWS_SSM_START_SESSION_RESPONSE", "eu-central-1", "StartSession", "",
+    )  # fmt: skip
+    assert json.loads(plugin["token"]) == {
+        "SessionId": "ann-1", "TokenValue": "the-token", "StreamUrl": "wss://example",
+    }  # fmt: skip
+    assert json.loads(request) == started
+    assert endpoint == os.environ["AWS_ENDPOINT_URL"]
+
+
+def test_an_older_plugin_gets_the_token_as_an_argument(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_VERSION", "1.2.497.0")
+    opened.oq("list")
+    (plugin,) = opened.plugins()
+    assert json.loads(plugin["arguments"][0])["TokenValue"] == "the-token"
+    assert plugin["token"] is None
+
+
+def test_session_and_plugin_end_with_the_command(opened: World) -> None:
+    opened.oq("list")
+    assert opened.aws.requests("TerminateSession") == [{"SessionId": "ann-1"}]
+    (plugin,) = opened.plugins()
+    assert not is_alive(plugin["pid"])
+
+
+def test_session_and_plugin_end_with_ctrl_c_and_the_calculation_goes_on(opened: World) -> None:
+    opened.webui.endless = True
+    command = [sys.executable, "-m", "oq_cluster", "run", str(opened.job())]
+    environment = os.environ | {"PYTHONPATH": str(Path(session_manager.__file__).parent.parent)}
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background ignores it
+    )
+    assert process.stderr is not None
+    shown = ""
+    while "50%" not in shown:
+        line = process.stderr.readline()
+        assert line, shown
+        shown += line
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "The calculation goes on" in rest
+    assert "oq-cluster log 1 --follow" in rest
+    assert "oq-cluster abort 1" in rest
+    assert "Traceback" not in rest
+    assert opened.webui.calculations[1].status == "executing"
+    (plugin,) = opened.plugins()
+    assert not is_alive(plugin["pid"])
+    assert opened.aws.requests("TerminateSession") == [{"SessionId": "ann-1"}]
+
+
+def test_the_webui_is_held_open_for_a_browser_until_ctrl_c(opened: World) -> None:
+    command = [sys.executable, "-m", "oq_cluster", "webui", "--no-browser", "--json"]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(Path(session_manager.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    url = json.loads(process.stdout.readline())["url"]
+    assert requests.get(f"{url}/v1/engine_version", timeout=10).text == "3.26.2"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    (plugin,) = opened.plugins()
+    assert not is_alive(plugin["pid"])
+
+
+def test_without_the_plugin_nothing_is_started_and_the_message_says_where_it_is_had(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(opened.path / "nothing"))
+    opened.oq("list", status=1)
+    assert "session-manager-working-with-install-plugin" in opened.errors
+    assert opened.aws.asked == []
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("TargetNotConnected", f"aws ec2 start-instances --instance-ids {INSTANCE}"),
+        ("ExpiredTokenException", "aws sso login"),
+        ("UnrecognizedClientException", "aws configure"),
+        ("AccessDeniedException", "may not do this"),
+        ("ThrottlingException", "ThrottlingException"),
+    ],
+)
+def test_a_refusal_of_aws_is_one_line_with_the_remedy(opened: World, code: str, remedy: str) -> None:
+    opened.aws.error = code
+    opened.oq("list", status=1)
+    assert remedy in opened.errors
+    assert len(opened.errors.splitlines()) == 1
+
+
+def test_without_credentials_the_message_says_how_to_get_them(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    opened.oq("list", status=1)
+    assert "no AWS credentials" in opened.errors
+    opened.oq("list", "--profile", "nobody", status=1)
+    assert "nobody" in opened.errors
+
+
+def test_a_plugin_that_ends_by_itself_is_shown_with_its_words(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAILS", "Cannot perform start session: EOF")
+    monkeypatch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0)
+    opened.oq("list", status=1)
+    assert "Cannot perform start session: EOF" in opened.errors
+    assert opened.aws.requests("TerminateSession")
+
+
+def test_a_direct_address_needs_neither_aws_nor_the_plugin(opened: World) -> None:
+    opened.direct()
+    opened.oq("list")
+    assert opened.aws.asked == []
+
+
+def test_commands_on_the_master_wait_for_their_answer(world: World) -> None:
+    world.aws.answers["oq-webui list"] = 0, "admin (administrator)\nann\n"
+    assert json.loads(world.oq("users", "list", "--json")) == [
+        {"user": "admin", "admin": True},
+        {"user": "ann", "admin": False},
+    ]
+    (sent,) = world.aws.requests("SendCommand")
+    assert (sent["InstanceIds"], sent["DocumentName"]) == ([INSTANCE], "AWS-RunShellScript")
+    world.aws.answers["oq-webui remove"] = 1, "oq-webui remove: there is no account eve"
+    world.oq("users", "remove", "eve", status=1)
+    assert "there is no account eve" in world.errors
+
+
+def test_workers_logs_and_costs_are_the_masters_own_words(world: World) -> None:
+    world.aws.answers = {
+        "oq-node logs --json": (0, '[{"instance": "i-1"}]'),
+        "oq-node logs 10.0.0.7 --lines 2": (0, "one\ntwo\n"),
+        "oq-node logs": (0, "i-1  ip-10-0-0-7\n"),
+        "oq-celery cost 7 --json": (0, '[{"id": 7, "usd": 0.5}]'),
+        "oq-celery cost": (0, "#7 of ann, complete: 0.50 USD\n"),
+    }
+    assert world.oq("logs") == "i-1  ip-10-0-0-7\n"
+    assert json.loads(world.oq("logs", "--json")) == [{"instance": "i-1"}]
+    assert world.oq("logs", "10.0.0.7", "--lines", "2") == "one\ntwo\n"
+    shown = world.oq("logs", "10.0.0.7", "--lines", "2", "--json")
+    assert json.loads(shown) == {"worker": "10.0.0.7", "lines": ["one", "two"]}
+    assert world.oq("cost") == "#7 of ann, complete: 0.50 USD\n"
+    assert json.loads(world.oq("cost", "7", "--json")) == [{"id": 7, "usd": 0.5}]
+
+
+def test_an_output_that_aws_has_cut_is_no_answer(world: World) -> None:
+    world.aws.answers["oq-node logs i-1"] = 0, "x" * 23_999
+    assert len(world.oq("logs", "i-1").strip()) == 23_999
+    world.aws.answers["oq-node logs i-1"] = 0, "x" * 24_000
+    assert world.oq("logs", "i-1", status=1) == ""
+    assert "oq-cluster shell, then sudo oq-node logs i-1 --lines 100" in world.errors
+
+
+def fake_sudo(world: World, text: str) -> None:
+    sudo = world.path / "bin/sudo"
+    sudo.write_text(f'#!/bin/sh\nif [ "$1" = oq-webui ]; then {text}; fi\n')
+    sudo.chmod(0o755)
+
+
+def test_a_new_password_comes_by_a_session_and_never_by_run_command(world: World) -> None:
+    fake_sudo(world, 'echo "$3: s3cret"')
+    assert json.loads(world.oq("users", "add", "bob", "--json")) == {"user": "bob", "password": "s3cret"}
+    (started,) = world.aws.requests("StartSession")
+    assert started["DocumentName"] == "AWS-StartInteractiveCommand"
+    assert world.aws.requests("SendCommand") == []
+    assert world.aws.requests("TerminateSession")
+
+
+def test_an_account_that_cannot_be_made_says_why(world: World) -> None:
+    fake_sudo(world, "echo oq-webui add: bob is there already; exit 1")
+    world.oq("users", "add", "bob", status=1)
+    assert "bob is there already" in world.errors
+    with pytest.raises(ClientError, match="no such account"):
+        revealed("\nStarting session with SessionId: x\nno such account\noq-cluster-status=1\n")
+    with pytest.raises(ClientError, match="before the command"):
+        revealed("\nStarting session with SessionId: x\n")
+
+
+def test_a_shell_is_a_session_on_this_terminal(world: World) -> None:
+    world.oq("shell")
+    (started,) = world.aws.requests("StartSession")
+    assert started == {"Target": INSTANCE}
+    (plugin,) = world.plugins()
+    assert plugin["output"] == str(Path("/proc/self/fd/1").readlink())
+    assert world.aws.requests("TerminateSession")
+
+
+def test_a_stacks_outputs_are_asked_of_pulumi_in_the_programs_directory(world: World) -> None:
+    pulumi = world.path / "bin/pulumi"
+    pulumi.write_text(f'#!/bin/sh\necho "$@" > {world.path}/asked\ncat {world.path}/cluster.json\n')
+    pulumi.chmod(0o755)
+    world.oq("use", "--stack", "prod", "--directory", world.path)
+    asked = (world.path / "asked").read_text()
+    assert "stack output --json" in asked
+    assert f"--stack prod --cwd {world.path}" in asked
+    pulumi.write_text("#!/bin/sh\necho error: no stack named prod >&2; exit 1\n")
+    world.oq("use", "--stack", "prod", status=1)
+    assert "no stack named prod" in world.errors
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}", "there is no region"), ("nonsense", "not the outputs"), (None, "pulumi stack output --json >")],
+)
+def test_a_file_without_a_clusters_outputs_is_refused(world: World, text: str | None, message: str) -> None:
+    file = world.path / "other.json"
+    if text is not None:
+        file.write_text(text)
+    world.oq("use", "--outputs", file, status=2 if text is None else 1)
+    assert message in world.errors
+
+
+def test_every_output_that_the_client_needs_is_one_of_the_programs() -> None:
+    program = (Path(__file__).parent.parent.parent / "__main__.py").read_text()
+    for name in (*stack.REQUIRED, "webUiUrl"):
+        assert f'pulumi.export("{name}"' in program, name

@@ -1,0 +1,341 @@
+"""`oq-cluster` on a cluster: what a seismologist does at a computer of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import facts
+from lab.base import REPOSITORY
+from lab.cluster.cluster import Lab
+from lab.linux.host import wait_until
+from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user
+from tests.lab.support import on
+
+pytestmark = pytest.mark.lab
+
+TREE = DemoJob("tree", "demos/hazard/LogicTreeCase2ClassicalPSHA")
+SECONDS = 240
+
+
+@dataclass
+class Computer:
+    """Somebody's computer: configuration and files of its own."""
+
+    lab: Lab
+    home: Path
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.environment = os.environ | {
+            "PYTHONPATH": str(REPOSITORY / "client"),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
+            "OQLAB_CACHE": str(self.lab.paths.cache),
+        }
+
+    def command(self, *words: str | Path) -> list[str]:
+        """A command line of oq-cluster."""
+        place = [f"--lab={self.lab.paths.name}", f"--directory={REPOSITORY}"]
+        return [sys.executable, "-m", "oq_cluster", *map(str, words), *place]
+
+    def oq(self, *words: str | Path, status: int = 0, stdin: str = "") -> str:
+        """What a command prints; its exit status is checked."""
+        done = subprocess.run(
+            self.command(*words),
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+        self.errors = done.stderr
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done.stdout
+
+    def json(self, *words: str | Path, status: int = 0) -> Any:
+        """The same as JSON."""
+        return json.loads(self.oq(*words, "--json", status=status))
+
+    @contextmanager
+    def running(self, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
+        """A command that runs while the block lasts; its standard error is a pipe."""
+        process = subprocess.Popen(
+            self.command(*words),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # tests in the background ignore it
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def shown_until(process: subprocess.Popen[str], text: str) -> str:
+    """What a command writes until a text."""
+    assert process.stderr is not None
+    shown = ""
+    while text not in shown:
+        line = process.stderr.readline()
+        assert line, shown
+        shown += line
+    return shown
+
+
+def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a command writes until it ends, after `shown_until`: standard output and error."""
+    assert process.stderr is not None
+    assert process.stdout is not None
+    errors = process.stderr.read()
+    printed = process.stdout.read()
+    process.wait(30)
+    return printed, errors
+
+
+def forwards(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of a command's port forward."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"forward" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def ann(nfs_cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Computer:
+    """Ann has made herself an account and has logged in."""
+    return person(nfs_cluster, tmp_path_factory.mktemp("ann"), "ann")
+
+
+@pytest.fixture(scope="module")
+def bob(nfs_cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Computer:
+    """So has Bob."""
+    return person(nfs_cluster, tmp_path_factory.mktemp("bob"), "bob")
+
+
+def person(lab: Lab, home: Path, name: str) -> Computer:
+    computer = Computer(lab, home)
+    password = computer.json("users", "add", name)["password"]
+    computer.oq("login", name, "--password-stdin", stdin=f"{password}\n")
+    assert password not in "".join(path.read_text() for path in (home / "config").rglob("*.json"))
+    return computer
+
+
+@pytest.fixture(scope="module")
+def job(nfs_cluster: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job with two source models in folders of their own, and one file outside of the job's."""
+    demo = fetch_job(nfs_cluster, TREE).parent
+    top = tmp_path_factory.mktemp("models")
+    for folder in ("study/models/a", "study/models/b", "shared"):
+        (top / folder).mkdir(parents=True)
+    model = (demo / "source_model.xml").read_text()
+    (top / "study/models/a/one.xml").write_text(model)
+    (top / "study/models/b/two.xml").write_text(re.sub(r' id="(\w+)"', r' id="other_\1"', model))
+    tree = (demo / "source_model_logic_tree.xml").read_text()
+    first = re.search(r"(?s).*?</logicTreeBranchSet>", tree)
+    assert first
+    alone = first[0].replace("source_model.xml", "a/one.xml b/two.xml") + "</logicTree></nrml>"
+    (top / "study/models/tree.xml").write_text(alone)
+    shutil.copy(demo / "gmpe_logic_tree.xml", top / "shared")
+    text = (demo / "job.ini").read_text()
+    text = text.replace(" source_model_logic_tree.xml", " models/tree.xml")
+    text = text.replace(" gmpe_logic_tree.xml", " ../shared/gmpe_logic_tree.xml")
+    (top / "study/job.ini").write_text(text)
+    (top / "study/notes.txt").write_text("nobody names this\n")
+    return top / "study/job.ini"
+
+
+@pytest.fixture(scope="module")
+def long(nfs_cluster: Lab) -> Path:
+    """A job that computes for a while."""
+    job = fetch_job(nfs_cluster, CLASSICAL)
+    long = job.with_name("long.ini")
+    text, number = re.subn(r"(area_source_discretization *=).*", r"\1 1", job.read_text())
+    assert number == 1
+    long.write_text(text)
+    return long
+
+
+def test_a_job_with_models_in_folders_gives_what_the_command_line_gives(
+    ann: Computer, job: Path, tmp_path: Path
+) -> None:
+    result = ann.json("run", job, "--out", tmp_path / "out")
+    number = result["id"]
+    assert result["status"] == "complete"
+    assert re.search(r"uploaded 5 files, .* MB/s", ann.errors)
+    assert "read_source_model 100%" in ann.errors
+    assert "celery workers" in ann.errors
+    downloaded = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").glob("*.csv")
+    }
+    make_user(ann.lab)
+    export = f"oq engine --export-outputs {number} ~/client >&2; cd ~/client; sha256sum *.csv"
+    printed = on(ann.lab, "master", f"runuser --login {USER} --command '{export}'", 120)
+    exported = {name: digest for digest, name in map(str.split, printed.splitlines())}
+    assert len(downloaded) > 3
+    assert downloaded == exported
+
+
+def test_a_job_that_fails_says_why_and_has_status_1(ann: Computer, job: Path) -> None:
+    models = job.parent / "models"
+    depth = "<upperSeismoDepth>"
+    model = (models / "a/one.xml").read_text().replace(depth, f"{depth}deep")
+    assert f"{depth}deep" in model
+    (models / "wrong.xml").write_text(model)
+    (models / "wrong_tree.xml").write_text(
+        (models / "tree.xml").read_text().replace("b/two.xml", "wrong.xml")
+    )
+    wrong = job.with_name("wrong.ini")
+    wrong.write_text(job.read_text().replace("models/tree.xml", "models/wrong_tree.xml"))
+    printed = ann.oq("run", wrong, status=1)
+    assert "is failed" in printed
+    assert "could not convert string to float" in printed or "upperSeismoDepth" in printed
+    refused = job.with_name("refused.ini")
+    refused.write_text(job.read_text().replace("classical", "clasical"))
+    ann.oq("run", refused, status=1)
+    assert "the engine refuses the job" in ann.errors
+    assert "clasical" in ann.errors
+
+
+def test_ctrl_c_leaves_the_calculation_alone_and_abort_ends_it(ann: Computer, long: Path) -> None:
+    with ann.running("run", long) as process:
+        shown = shown_until(process, "Sent ")
+        children = forwards(process)
+        assert children
+        process.send_signal(signal.SIGINT)
+        _, rest = rest_of(process)
+    assert process.returncode == 130
+    (number,) = re.findall(r"calculation (\d+): ", shown)
+    assert f"oq-cluster abort {number}" in rest
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert ann.json("status", number)["status"] == "executing"
+    assert ann.oq("abort", number).split() == ["calculation", number, "is", "aborted"]
+    assert ann.oq("abort", number, status=1) == ""
+
+
+def test_a_calculation_is_followed_past_a_lost_connection_and_a_restart_of_the_webui(
+    ann: Computer, job: Path
+) -> None:
+    with ann.running("run", job) as process:
+        shown = shown_until(process, "Sent ")
+        for pid in forwards(process):
+            os.kill(pid, signal.SIGKILL)
+        on(ann.lab, "master", f"systemctl restart {facts.WEBUI_UNIT}")
+        printed, rest = rest_of(process)
+    assert process.returncode == 0, rest
+    assert "trying again" in rest
+    (number,) = re.findall(r"calculation (\d+): ", shown)
+    log = ann.oq("log", number).splitlines()
+    followed = [line for line in (shown + rest).splitlines() if line.startswith("[")]
+    assert followed == [line for line in log if line.startswith("[")]
+    assert f"calculation {number} is complete" in printed
+
+
+def test_others_see_a_calculation_while_it_is_shared(ann: Computer, bob: Computer, job: Path) -> None:
+    number = ann.json("run", job)["id"]
+    bob.oq("status", str(number), status=1)
+    ann.oq("share", str(number))
+    assert number in [one["id"] for one in bob.json("list")]
+    bob.oq("remove", str(number), status=1)
+    ann.oq("unshare", str(number))
+    assert number not in [one["id"] for one in bob.json("list")]
+    ann.oq("remove", str(number))
+    assert number not in [one["id"] for one in ann.json("list")]
+
+
+def test_a_session_that_has_ended_says_log_in_again(bob: Computer) -> None:
+    on(bob.lab, "master", "oq-webui password bob", 120)
+    bob.oq("list", status=1)
+    assert "log in again: oq-cluster login bob" in bob.errors
+
+
+def test_accounts_are_listed_and_removed(ann: Computer) -> None:
+    ann.json("users", "add", "eve")
+    assert {"user": "eve", "admin": False} in ann.json("users", "list")
+    ann.oq("users", "add", "eve", status=1)
+    ann.oq("users", "remove", "eve")
+    assert "eve" not in [one["user"] for one in ann.json("users", "list")]
+
+
+def test_the_workers_are_told_with_what_they_do(ann: Computer, long: Path) -> None:
+    idle = ann.json("workers")
+    assert [one["state"] for one in idle["fleet"]["instances"]] == ["InService", "InService"]
+    assert sum(worker["busy"] for worker in idle["queue"]["workers"]) == 0
+    number = ann.json("run", long, "--no-wait")["id"]
+    wait_until(
+        "a busy worker",
+        lambda: sum(worker["busy"] for worker in ann.json("workers")["queue"]["workers"]),
+        120,
+    )
+    ann.oq("abort", str(number))
+    on(ann.lab, "master", f"systemctl stop {facts.RABBITMQ_UNIT}")
+    try:
+        assert "does not answer" in ann.oq("workers", status=1)
+    finally:
+        on(ann.lab, "master", f"systemctl start {facts.RABBITMQ_UNIT}", 120)
+
+
+def test_what_a_worker_has_said_and_what_a_calculation_has_cost_can_be_seen_from_afar(
+    ann: Computer, job: Path
+) -> None:
+    number = ann.json("run", job)["id"]
+    (cost,) = ann.json("cost", str(number))
+    assert cost["id"] == number
+    assert cost["seconds"] > 0
+    assert f"{cost['seconds']:.1f} s" in ann.oq("cost", str(number))
+    worker = ann.lab.workers()[0]
+    on(ann.lab, worker.name, "logger --tag oqlab a word of a worker")
+    wait_until(
+        "the worker's word",
+        lambda: "a word of a worker" in ann.oq("logs", str(worker.address), "--lines", "50"),
+        60,
+    )
+    assert str(worker.address) in [one["address"] for one in ann.json("logs")]
+    ann.oq("logs", "10.99.99.99", status=1)
+    assert "get-console-output" in ann.errors
+
+
+def test_a_bug_reports_archive_has_the_journal_and_no_secret(
+    ann: Computer, job: Path, tmp_path: Path
+) -> None:
+    number = ann.json("run", job)["id"]
+    archive = tmp_path / "diag.tar.gz"
+    ann.oq("diag", str(number), "--out", archive)
+    with tarfile.open(archive) as opened:
+        files = {Path(member.name).name: opened.extractfile(member) for member in opened}
+        texts = {name: file.read().decode() for name, file in files.items() if file is not None}
+    assert "not to be had" not in "".join(texts.values())
+    assert "oq-node" in texts["journal.txt"]
+    assert f"calculation-{number}.log" in texts
+    webui = json.loads(on(ann.lab, "master", f"cat {facts.WEBUI_SECRETS}"))
+    cfg = on(ann.lab, "master", f"grep -E '^(password|authkey|.*key) *=' {facts.OPENQUAKE_CFG}")
+    (session,) = json.loads((ann.home / "config/oq-cluster/sessions.json").read_text()).values()
+    secrets = [*webui.values(), *re.findall(r"= *(\S{8,})", cfg), session["cookie"]]
+    assert len(secrets) > 3
+    assert [secret for secret in secrets if str(secret) in "".join(texts.values())] == []
+
+
+def test_the_lab_is_found_by_its_outputs_as_a_cluster_on_aws_is(ann: Computer) -> None:
+    command = [sys.executable, "-m", "lab", "outputs"]
+    environment = os.environ | {"OQLAB_NAME": ann.lab.paths.name}
+    printed = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    outputs = json.loads(printed)
+    assert outputs["webUiUrl"] == f"http://{ann.lab.master().address}:{facts.WEBUI_PORT}"
+    assert outputs["masterInstanceId"] == ann.lab.master().id

@@ -1,0 +1,156 @@
+"""Mails to people: the alarms that the program registers, their topic and its key.
+
+That mails arrive is AWS's to show; that the alarms go on for what real nodes publish is shown by the lab.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from components import facts, prices, userdata
+from components.settings import Settings
+from lab.aws.recorder import Recording
+from lab.aws.resources import ACCOUNT, REGION
+from tests.unit.conftest import Record
+
+ADDRESS = "seismology@example.org"
+ALARM = "aws:cloudwatch/metricAlarm:MetricAlarm"
+TOPIC = "aws:sns/topic:Topic"
+KEY = "aws:kms/key:Key"
+
+
+@pytest.fixture
+def recording(record: Record) -> Recording:
+    return record(alarmEmail=ADDRESS)
+
+
+def alarms(recording: Recording) -> dict[str, dict[str, Any]]:
+    """The inputs of the alarms that send mails, by the end of their names."""
+    topic = recording.one(TOPIC).outputs["arn"]
+    return {
+        one.name.removeprefix("alarms-"): one.inputs
+        for one in recording.of_type(ALARM)
+        if topic in one.inputs["alarmActions"]
+    }
+
+
+def test_without_an_address_there_is_nothing_of_it(record: Record) -> None:
+    assert not [one.name for one in record().resources if one.name.startswith("alarms")]
+
+
+def test_there_is_an_alarm_for_all_that_people_are_told_and_the_estimate_counts_them(
+    recording: Recording,
+) -> None:
+    found = alarms(recording)
+    assert found.keys() == {
+        "disk-home", "disk-var", "disk-rabbitmq", "memory", "broker", "silence", "no-worker", "failed", "status-system",
+        "status-instance", "unready",
+    }  # fmt: skip
+    with_mails, without = (
+        prices.estimate(Settings.parse({"alarmEmail": address}), REGION).month for address in (ADDRESS, "")
+    )
+    (part,) = with_mails.keys() - without.keys()
+    assert with_mails[part] == pytest.approx(0.1 * len(found) + 1)
+
+
+def test_each_alarm_says_which_cluster_it_is_and_what_to_do(recording: Recording) -> None:
+    for name, alarm in alarms(recording).items():
+        text = alarm["alarmDescription"]
+        assert text.startswith("openquake-cluster-test: "), name
+        assert text.endswith("."), name
+        assert 100 < len(text) < 1024, name  # AWS's limit
+
+
+def test_each_alarm_is_on_after_whole_minutes_that_all_breach(recording: Recording) -> None:
+    for name, alarm in alarms(recording).items():
+        if name == "unready":
+            continue
+        assert alarm["period"] >= facts.METRICS_IDLE_SECONDS, name  # an idle master publishes no oftener
+        assert alarm["datapointsToAlarm"] == alarm["evaluationPeriods"], name
+        assert (alarm["statistic"], alarm["comparisonOperator"]) == (
+            "Maximum",
+            "GreaterThanOrEqualToThreshold",
+        )
+
+
+def test_missing_data_are_an_alarm_of_their_own_and_of_no_other(recording: Recording) -> None:
+    missing = {name: alarm["treatMissingData"] for name, alarm in alarms(recording).items()}
+    assert missing == dict.fromkeys(missing, "notBreaching") | {"silence": "breaching"}
+    silence = alarms(recording)["silence"]
+    assert silence["metricName"] == "WorkersAlive"  # which the broker has to answer for
+    assert silence["threshold"] > 1000  # workerMax: no number of workers is an alarm
+
+
+def test_a_disk_is_watched_by_the_mount_point_under_which_the_master_publishes_it(
+    recording: Recording,
+) -> None:
+    disks = {
+        name: alarm["dimensions"][facts.DISK_DIMENSION]
+        for name, alarm in alarms(recording).items()
+        if alarm.get("metricName") == facts.DISK_METRIC
+    }
+    assert disks == {"disk-home": "/home", "disk-var": "/var", "disk-rabbitmq": "/var/lib/rabbitmq"}
+    for name in disks:
+        assert alarms(recording)[name]["threshold"] == 80
+
+
+def test_a_master_on_broken_hardware_is_recovered(recording: Recording) -> None:
+    system, instance = (alarms(recording)[f"status-{check}"] for check in ("system", "instance"))
+    master = recording.one("aws:ec2/instance:Instance").id
+    for alarm, metric in ((system, "StatusCheckFailed_System"), (instance, "StatusCheckFailed_Instance")):
+        assert (alarm["namespace"], alarm["metricName"]) == ("AWS/EC2", metric)
+        assert alarm["dimensions"] == {"InstanceId": master}
+    assert system["alarmActions"][0] == f"arn:aws:automate:{REGION}:ec2:recover"
+    assert instance["alarmActions"] == [recording.one(TOPIC).outputs["arn"]]
+
+
+def test_a_machine_that_does_not_become_a_worker_is_noticed_before_it_powers_off(
+    recording: Recording,
+) -> None:
+    alarm, group = alarms(recording)["unready"], recording.one("aws:autoscaling/group:Group")
+    machines, workers, difference = alarm["metricQueries"]
+    assert (difference["expression"], difference["returnData"]) == ("machines - workers", True)
+    assert machines["metric"]["dimensions"] == {"AutoScalingGroupName": group.outputs["name"]}
+    assert [machines["metric"]["metricName"]] == group.inputs["enabledMetrics"]
+    assert workers["metric"]["metricName"] in facts.METRICS
+    assert workers["metric"]["dimensions"] == {facts.METRICS_DIMENSION: "openquake-cluster-test"}
+    minutes = userdata.WORKER_ATTEMPTS * userdata.BOOTSTRAP_RETRY_SECONDS / 60  # at least, until it is off
+    assert alarm["datapointsToAlarm"] <= minutes < alarm["evaluationPeriods"]
+
+
+def test_the_address_is_the_topics_only_subscriber(recording: Recording) -> None:
+    subscription = recording.one("aws:sns/topicSubscription:TopicSubscription").inputs
+    topic = recording.one(TOPIC).outputs["arn"]
+    assert subscription == {"topic": topic, "protocol": "email", "endpoint": ADDRESS}
+
+
+def test_only_alarms_of_this_account_publish_and_use_the_key(recording: Recording) -> None:
+    topic, key = recording.one(TOPIC), recording.one(KEY)
+    assert topic.inputs["kmsMasterKeyId"] == key.outputs["arn"]
+    (publishers,) = _statements(recording.one("aws:sns/topicPolicy:TopicPolicy").inputs["policy"])
+    owner, users = _statements(key.inputs["policy"])
+    assert owner["Principal"] == {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
+    for statement in (publishers, users):
+        assert statement["Principal"] == {"Service": "cloudwatch.amazonaws.com"}
+        assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
+    assert (publishers["Action"], publishers["Resource"]) == ("sns:Publish", topic.outputs["arn"])
+    # https://docs.aws.amazon.com/sns/latest/dg/sns-key-management.html
+    assert users["Action"] == ["kms:Decrypt", "kms:GenerateDataKey*"]
+
+
+def test_a_cluster_that_is_being_made_sends_no_mail_about_its_silence(
+    record: Record, recording: Recording
+) -> None:
+    wait = recording.one("command:local:Command")
+    for one in recording.of_type(ALARM):
+        assert (wait.urn in one.dependencies) is one.name.startswith("alarms-"), one.name
+    impatient = record(alarmEmail=ADDRESS, waitForReady="false", workerStorage="diskless")
+    assert alarms(impatient).keys() == alarms(recording).keys()
+
+
+def _statements(policy: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(policy)["Statement"]
+    return found
