@@ -185,6 +185,7 @@ if settings.alarm_email:
             account=network.account,
             region=region.name,
             instance_id=master.instance_id,
+            stops_itself=settings.stop_when_idle_minutes > 0,
             group_name=workers.group_name,
             after=ready,
         ),
