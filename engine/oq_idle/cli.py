@@ -18,9 +18,8 @@ PEOPLE = range(1000, 60000)  # FIRST_UID to LAST_UID of Debian's adduser.conf
 CALCULATION = "oq-job-"  # upstream's name of a process that computes
 # Session Manager's process of a shell or of a port forward; the kernel keeps 15 characters of a name.
 SESSION = "ssm-session-wor"
-BUSY = Path(
-    "/run/openquake/busy"
-)  # its time is that of the last look that found somebody; gone with a reboot
+# Its time is that of the last look that found somebody; gone with a reboot.
+BUSY = Path("/run/openquake/busy")
 ASKED = Path("/run/openquake-webui/asked")  # oq_webui.activity
 _WAITING = "SELECT id FROM job WHERE status IN ('submitted', 'executing') AND pid > 0"
 
