@@ -305,6 +305,9 @@ def refresh() -> None:
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
     tell_price()
     growth.grow()
+    minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
+    if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):
+        say(said)
 
 
 def logs() -> None:
