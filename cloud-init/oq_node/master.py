@@ -316,8 +316,15 @@ def logs() -> None:
     os.execv(program, [program, FACTS["logs_dir"], FACTS["region"], *sys.argv[2:]])  # noqa: S606
 
 
+def sleep() -> None:
+    """Become the engine's program that powers the master off, if nothing computes."""
+    program = f"{FACTS['engine_dir']}/bin/oq-idle"
+    os.execv(program, [program, "now"])  # noqa: S606
+
+
 OTHER_COMMANDS = {
     "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh),
+    "sleep": ("power this machine off, if nothing computes", sleep),
     "logs": ("the workers, dead ones too; with the name of one, its log (--help)", logs),
 }
 
