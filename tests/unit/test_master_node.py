@@ -231,3 +231,13 @@ def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.Monke
         SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    write accounts down"
     ):
         master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+
+
+def test_sleep_becomes_the_program_that_looks_whether_anything_computes(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(master.module.os, "execv", lambda _program, words: became.append(words))
+    monkeypatch.setattr("sys.argv", ["oq-node", "sleep"])
+    master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now"]]
