@@ -31,7 +31,8 @@ _KEY_DAYS: Final = 7
 class Watch:
     """An alarm on a metric: on when the largest value of each of the last `minutes` is at least `threshold`.
 
-    `missing` says whether minutes without data are like those. `advice` is what the mail says.
+    `missing` says whether minutes without data are like those, `while_on` whether they are so only while the master is
+    on, whatever the values are. `advice` is what the mail says.
     """
 
     name: str
@@ -42,11 +43,17 @@ class Watch:
     dimensions: Mapping[str, str]
     namespace: str = facts.METRICS_NAMESPACE
     missing: bool = False
+    while_on: bool = False
 
 
-def watches(cluster: str) -> list[Watch]:
-    """The alarms on what the master publishes of itself."""
+def watches(cluster: str, may_be_off: bool) -> list[Watch]:
+    """The alarms on what the master publishes of itself; `may_be_off` says whether it may be off without a mail."""
     own = {facts.METRICS_DIMENSION: cluster}
+    silent = (
+        "The master is on and has said nothing for ten minutes: its boot or its RabbitMQ is in trouble"
+        if may_be_off
+        else "The master has said nothing for ten minutes: it is off, being replaced, or its RabbitMQ is down"
+    )
     found = [
         Watch(
             f"disk-{volume_name(mount)}",
@@ -83,11 +90,11 @@ def watches(cluster: str) -> list[Watch]:
             "WorkersAlive",
             _NEVER,
             10,
-            "The master has said nothing for ten minutes: it is off, being replaced, or its RabbitMQ is down. Log in "
-            f"and look: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise its console, by aws ec2 "
-            "get-console-output",
+            f"{silent}. Log in and look: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise its "
+            "console, by aws ec2 get-console-output",
             own,
             missing=True,
+            while_on=may_be_off,
         ),
         Watch(
             "no-worker",
@@ -115,13 +122,15 @@ def watches(cluster: str) -> list[Watch]:
 class AlarmsArgs:
     """Who gets the mails, and what is watched besides what the master publishes.
 
-    The alarms exist after everything in `after`: a cluster that is being made is silent, too.
+    A master that `stops_itself` is no matter for a mail while it is off. The alarms exist after everything in `after`:
+    a cluster that is being made is silent, too.
     """
 
     email: str
     account: pulumi.Input[str]
     region: str
     instance_id: pulumi.Input[str]
+    stops_itself: bool
     group_name: pulumi.Input[str]
     after: Sequence[pulumi.Resource]
 
@@ -139,8 +148,11 @@ class Alarms(Component):
         self._cluster = cluster_name(pulumi.get_stack())
         topic = self._topic(args)
         self.arns = []
-        for watch in watches(self._cluster):
-            self._alarm(watch, [topic.arn], args.after)
+        for watch in watches(self._cluster, args.stops_itself):
+            if watch.while_on:
+                self._silent_while_on(watch, args, topic)
+            else:
+                self._alarm(watch, [topic.arn], args.after)
         machine = {"InstanceId": args.instance_id}
         for check, advice, actions in (
             (
@@ -223,33 +235,23 @@ class Alarms(Component):
             "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
         )
 
-        def query(id_: str, namespace: str, name: str, **dimensions: pulumi.Input[str]) -> Any:
-            return aws.cloudwatch.MetricAlarmMetricQueryArgs(
-                id=id_,
-                metric=aws.cloudwatch.MetricAlarmMetricQueryMetricArgs(
-                    namespace=namespace,
-                    metric_name=name,
-                    dimensions=dimensions,
-                    period=_MINUTE,
-                    stat="Maximum",
-                ),
-            )
-
         alarm = aws.cloudwatch.MetricAlarm(
             self.named("unready"),
             alarm_description=f"{self._cluster}: {advice}.",
             metric_queries=[
-                query(
+                _query(
                     "machines",
+                    "Maximum",
                     "AWS/AutoScaling",
                     IN_SERVICE_METRIC.value,
-                    AutoScalingGroupName=args.group_name,
+                    {"AutoScalingGroupName": args.group_name},
                 ),
-                query(
+                _query(
                     "workers",
+                    "Maximum",
                     facts.METRICS_NAMESPACE,
                     "WorkersAlive",
-                    **{facts.METRICS_DIMENSION: self._cluster},
+                    {facts.METRICS_DIMENSION: self._cluster},
                 ),
                 aws.cloudwatch.MetricAlarmMetricQueryArgs(
                     id="unready", expression="machines - workers", label="Unready", return_data=True
@@ -263,6 +265,36 @@ class Alarms(Component):
             treat_missing_data="notBreaching",
             alarm_actions=[topic.arn],
             tags=self.tags("unready"),
+            opts=self.child(depends_on=list(args.after)),
+        )
+        self.arns.append(alarm.arn)
+
+    def _silent_while_on(self, watch: Watch, args: AlarmsArgs, topic: aws.sns.Topic) -> None:
+        """An alarm on minutes without data in which the machine is on: AWS checks no other one.
+
+        What metric math does with data that are missing:
+        https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/using-metric-math.html#using-IF-expressions
+        """
+        alarm = aws.cloudwatch.MetricAlarm(
+            self.named(watch.name),
+            alarm_description=f"{self._cluster}: {watch.advice}.",
+            metric_queries=[
+                _query(
+                    "checks", "SampleCount", "AWS/EC2", "StatusCheckFailed", {"InstanceId": args.instance_id}
+                ),
+                _query("words", "SampleCount", watch.namespace, watch.metric, watch.dimensions),
+                # As many words as there are; 0 in a minute with checks alone; nothing in one without checks.
+                aws.cloudwatch.MetricAlarmMetricQueryArgs(
+                    id="said", expression="IF(checks, words, 0)", label="Said", return_data=True
+                ),
+            ],
+            comparison_operator="LessThanThreshold",
+            threshold=1,
+            evaluation_periods=watch.minutes,
+            datapoints_to_alarm=watch.minutes,
+            treat_missing_data="notBreaching",
+            alarm_actions=[topic.arn],
+            tags=self.tags(watch.name),
             opts=self.child(depends_on=list(args.after)),
         )
         self.arns.append(alarm.arn)
@@ -293,6 +325,18 @@ class Alarms(Component):
             opts=self.child(depends_on=list(after)),
         )
         self.arns.append(alarm.arn)
+
+
+def _query(
+    id_: str, stat: str, namespace: str, name: str, dimensions: Mapping[str, pulumi.Input[str]]
+) -> aws.cloudwatch.MetricAlarmMetricQueryArgs:
+    """A metric by the minute, for the expression of an alarm."""
+    return aws.cloudwatch.MetricAlarmMetricQueryArgs(
+        id=id_,
+        metric=aws.cloudwatch.MetricAlarmMetricQueryMetricArgs(
+            namespace=namespace, metric_name=name, dimensions=dimensions, period=_MINUTE, stat=stat
+        ),
+    )
 
 
 def _policy(*statements: Mapping[str, Any]) -> pulumi.Output[str]:

@@ -20,6 +20,7 @@ class Change(Enum):
         "tells the master the new size of the full fleet",
         "within a minute `num_cores` follows; calculations that begin afterwards reckon with the new fleet",
     )
+    IDLE_STOP = ("tells the master when to stop itself", "within a minute it goes by it")
     PRICE = (
         "tells the master the new price of a worker",
         "within a minute calculations that begin count with it; those of the WebUI after its next restart",

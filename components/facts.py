@@ -109,6 +109,7 @@ METRICS_IDLE_SECONDS: Final = 60  # and without
 # machine see it, where a change of the user data would replace the machine. Metadata show no key with / or a space:
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
 NUM_CORES_TAG: Final = "NumCores"
+STOP_WHEN_IDLE_TAG: Final = "StopWhenIdleMinutes"  # and the one that says when it stops itself, 0 for never
 # And the one with what an hour of a worker's process costs, in USD; not there where that is not known. The engine's
 # programs have it in their environment, under PROCESS_HOUR_VARIABLE.
 PROCESS_HOUR_TAG: Final = "ProcessHourUsd"

@@ -48,8 +48,9 @@ class MasterArgs:
     """What the master is made from.
 
     `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
-    processes of the full fleet, `process_hour` what an hour of one of them costs in USD, "" if that is not known. The
-    machine starts after everything in `after`.
+    processes of the full fleet, `process_hour` what an hour of one of them costs in USD, "" if that is not known. After
+    `stop_when_idle_minutes` in which nobody needs it the master stops itself; 0 is never. The machine starts after
+    everything in `after`.
     """
 
     region: str
@@ -65,6 +66,7 @@ class MasterArgs:
     nfs_addresses: Mapping[str, IPv4Address]
     file_system_id: pulumi.Input[str]
     fleet_processes: int
+    stop_when_idle_minutes: int
     process_hour: str
     secrets: Secrets
     bundle: BundleStore
@@ -128,7 +130,7 @@ class Master(Component):
                 http_endpoint="enabled",
                 http_tokens="required",
                 http_put_response_hop_limit=1,
-                instance_metadata_tags="enabled",  # the master reads two of its tags there
+                instance_metadata_tags="enabled",  # the master reads three of its tags there
             ),
             root_block_device=aws.ec2.InstanceRootBlockDeviceArgs(
                 volume_type="gp3",
@@ -144,6 +146,7 @@ class Master(Component):
             tags={
                 **self.tags("instance"),
                 facts.NUM_CORES_TAG: str(args.fleet_processes),
+                facts.STOP_WHEN_IDLE_TAG: str(args.stop_when_idle_minutes),
                 **({facts.PROCESS_HOUR_TAG: args.process_hour} if args.process_hour else {}),
             },
             opts=self.child(

@@ -227,6 +227,18 @@ def _image(value: object) -> str:
     return str(value)
 
 
+def _idle_minutes(value: object) -> int:
+    try:
+        minutes = _integer(0, _MOST_IDLE_MINUTES)(value)
+    except ValueError:
+        minutes = 1
+    if 0 < minutes < _LEAST_IDLE_MINUTES:
+        raise ValueError(
+            f"write 0 for never, or a whole number of minutes from {_LEAST_IDLE_MINUTES} to {_MOST_IDLE_MINUTES}"
+        )
+    return int(minutes)
+
+
 class Key(NamedTuple):
     """A configuration key: its default, as written in Pulumi.yaml, the parser of its value, and what a change of it
     does to a cluster that exists. `docs/operations.md` shows `changes`; a test compares them with Pulumi's engine.
@@ -238,6 +250,9 @@ class Key(NamedTuple):
 
 
 _WORKERS: Final = _integer(0, 1000)
+# Longer than somebody needs from the machine's start to a session on it; a week.
+_LEAST_IDLE_MINUTES: Final = 10
+_MOST_IDLE_MINUTES: Final = 7 * 24 * 60
 # gp3's limit in GiB: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
 _LARGEST_VOLUME_GB: Final = 65536
 # The engine is built in /var/tmp, and RabbitMQ stops its publishers when less than 1 GB is free.
@@ -303,6 +318,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
     "webuiLogin": Key(True, _boolean, {Change.MASTER_REPLACED}),
+    "stopWhenIdleMinutes": Key(0, _idle_minutes, {Change.IDLE_STOP}),
     "alarmEmail": Key("", _email, {Change.MAILS}),
     "monthlyBudget": Key(0, _integer(0, _HIGHEST_BUDGET), {Change.BUDGET}),
     "waitForReady": Key(True, _boolean, {Change.WAIT}),
@@ -314,7 +330,7 @@ KEYS: Final[Mapping[str, Key]] = {
 class Settings:
     """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
     lookups.py chooses, `ami_id` "" Debian's image, `backup_days` 0 no backups, `worker_hour_price` 0 AWS's list price,
-    `alarm_email` "" nobody, `monthly_budget` 0 no budget.
+    `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget` 0 no budget.
     """
 
     vpc_cidr: IPv4Network
@@ -343,6 +359,7 @@ class Settings:
     backup_days: int
     webui: bool
     webui_login: bool
+    stop_when_idle_minutes: int
     alarm_email: str
     monthly_budget: int
     wait_for_ready: bool
@@ -405,6 +422,13 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
     minimum, maximum = parsed.get("workerMin"), parsed.get("workerMax")
     if minimum is not None and maximum is not None and minimum > maximum:
         problems.append(Problem("workerMin", minimum, f"must not be above workerMax = {maximum}"))
+    idle = parsed.get("stopWhenIdleMinutes")
+    if idle and minimum:
+        remedy = (
+            f"needs workerMin = 0 and not {minimum}, since workers would go on, and cost, without their master; write "
+            "0 for a master that never stops itself"
+        )
+        problems.append(Problem("stopWhenIdleMinutes", idle, remedy))
     vpc = parsed.get("vpcCidr")
     if vpc is not None and maximum is not None and maximum > subnets.worker_capacity(vpc):
         room = subnets.worker_capacity(vpc)

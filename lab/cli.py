@@ -68,12 +68,19 @@ def _outputs(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     lab = cluster.load(paths)
     exports = region.outputs(paths) if region.record_of(paths).exists() else lab.plan.exports
-    print(json.dumps({**exports, "lab": {"name": paths.name, "fleet": fleet.described(lab)}}, indent=2))
+    own = {
+        "name": paths.name,
+        "master": cluster.power(lab, lab.master()),
+        "fleet": fleet.described(lab),
+    }
+    print(json.dumps({**exports, "lab": own}, indent=2))
     return 0
 
 
 def _forward(paths: Paths, arguments: argparse.Namespace) -> int:
     node = cluster.load(paths).machine(arguments.node)
+    if node.init() is None:
+        raise LabError(f"{arguments.node} is off")
     forward.serve(Path("/run/netns", paths.netns(node.name)), arguments.port, arguments.local_port)
     return 0
 
@@ -116,7 +123,8 @@ def _start(paths: Paths, arguments: argparse.Namespace) -> int:
     if lab.machine(arguments.node).init() is not None:
         raise LabError(f"{arguments.node} is on")
     cluster.power_on(lab, lab.nodes[arguments.node])
-    cluster.wait_until_ready(lab, say)
+    if not arguments.no_wait:
+        cluster.wait_until_ready(lab, say)
     return 0
 
 
@@ -245,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     node(one)
     one.add_argument("--follow", action="store_true", help="go on as it is written")
     node(command("kill", _kill, "kill -9 a whole node"))
-    node(command("start", _start, "power a node on again and wait until it is ready"))
+    one = command("start", _start, "power a node on again and wait until it is ready")
+    node(one)
+    one.add_argument("--no-wait", action="store_true", help="return when it is powered on")
     command(
         "replace",
         _replace,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from oq_cluster import __version__, commands, completion, stack
 from oq_cluster.commands import INTERRUPTED, Context, Shown
-from oq_cluster.errors import ClientError, UsageError
+from oq_cluster.errors import ClientError, LostConnection, Unreachable, UsageError
 from oq_cluster.stack import Source
 from oq_cluster.terminal import Terminal
 
@@ -113,6 +113,13 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation (default: the last ones)")
     add("shell", commands.shell, "open a shell on the master")
+    add(
+        "sleep",
+        commands.sleep,
+        "stop the master if nothing computes",
+        "It then costs its disks and the network alone. People who are logged in are not waited for.",
+    )
+    add("wake", commands.wake, "start the master, and wait until it answers")
     sub = add("diag", commands.collect, "write one archive for a bug report, without secrets")
     sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation to describe, too")
     sub.add_argument(
@@ -237,6 +244,10 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
     context = Context(named, as_json, terminal, getattr(given, "port", 0))
     try:
         shown = given.run(context, given)
+    except (LostConnection, Unreachable) as error:
+        if reason := context.asleep():
+            raise reason from error
+        raise
     finally:
         context.close()
     if shown is None:

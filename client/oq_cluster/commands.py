@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from oq_cluster import diag, inputs, reach, stack, submit
-from oq_cluster.errors import ClientError, UsageError
+from oq_cluster.errors import ClientError, Unreachable, UsageError
 from oq_cluster.stack import Outputs, Source
 from oq_cluster.submit import Line
 from oq_cluster.terminal import Terminal, megabytes
 from oq_cluster.webui import GOOD, UNFINISHED, WebUI
 
 INTERRUPTED: Final = 130
+_POLL_SECONDS: Final = 2.0  # between two looks at a master that stops or starts
+# AWS stops a machine within a minute or two, and by force after some more. A boot takes as long.
+_STOP_SECONDS: Final = 600.0
+_WAKE_SECONDS: Final = 900.0
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,16 @@ class Context:
     def webui(self) -> WebUI:
         """The WebUI, which is opened with the first request."""
         door = reach.door(self.source, self.outputs, self.port)
-        return WebUI(door, self.outputs.identity, self.terminal.say)
+        return WebUI(door, self.outputs.identity, self.terminal.say, self.asleep)
 
     @cached_property
     def master(self) -> reach.Master:
         """The master."""
         return reach.master(self.source, self.outputs)
+
+    def asleep(self) -> ClientError | None:
+        """That the master sleeps, if it does and AWS tells this user."""
+        return reach.asleep(self.master)
 
     def close(self) -> None:
         """Take away what was opened."""
@@ -316,6 +324,8 @@ def workers(context: Context, given: argparse.Namespace) -> Shown:
     try:
         now: dict[str, Any] | None = json.loads(_done(context, ["oq-celery", "status", "--json"]))
         problem = ""
+    except Unreachable as error:
+        now, problem = None, str(context.asleep() or error)
     except (ClientError, ValueError) as error:
         now, problem = None, str(error)
     text = fleet_text(fleet, now, problem)
@@ -364,6 +374,74 @@ def cost(context: Context, given: argparse.Namespace) -> Shown:
     if context.json:
         return Shown(json.loads(_done(context, [*words, "--json"])), "")
     return Shown(None, _done(context, words).rstrip())
+
+
+def sleep(context: Context, given: argparse.Namespace) -> Shown:
+    """Stop the master, if nothing computes."""
+    del given
+    master = context.master
+    state = master.state()
+    if state not in reach.OFF:
+        answer = master.run("oq-node sleep", 120)
+        if answer.status:
+            said = f"{answer.errors}\n{answer.output}".strip().partition("\n")[0]
+            raise ClientError(
+                f"the master stays awake: {said}. Wait for the end, or end a calculation with oq-cluster abort ID; "
+                "workers without tasks leave after five minutes, unless workerMin keeps them"
+            )
+        state = reach.STOPPING
+    if state != reach.STOPPED:
+        _until(context, "the master stops", lambda: master.state() == reach.STOPPED, _STOP_SECONDS)
+    return Shown({"state": reach.STOPPED}, "the master sleeps: oq-cluster wake starts it")
+
+
+def wake(context: Context, given: argparse.Namespace) -> Shown:
+    """Start the master, and wait until it answers."""
+    del given
+    master = context.master
+    if (state := master.state()) == reach.STOPPING:
+        _until(context, "the master still stops", lambda: master.state() != reach.STOPPING, _STOP_SECONDS)
+        state = master.state()
+    if state in reach.GONE:
+        raise ClientError(
+            "this master is gone for good: pulumi up makes another one; if there is one and you use --outputs, export "
+            "them again"
+        )
+    if state == reach.STOPPED:
+        context.terminal.say("starting the master")
+        master.start()
+    seconds = _until(context, "the master boots", lambda: _answers(context), _WAKE_SECONDS)
+    data = {"state": reach.RUNNING, "seconds": round(seconds, 1)}
+    return Shown(data, f"the master is awake and answers, after {seconds:.0f} s")
+
+
+def _answers(context: Context) -> bool:
+    """Whether the WebUI answers; where there is none, whether the master says that all its services do."""
+    if context.outputs.values.get("webUiUrl"):
+        return context.webui.answers()
+    try:
+        return context.master.run("oq-node status").status == 0
+    except Unreachable:
+        return False
+
+
+def _until(context: Context, what: str, is_so: Callable[[], bool], limit: float) -> float:
+    """Wait for something, which the status line shows; the seconds that it took.
+
+    Raises:
+        ClientError: it took too long.
+    """
+    begin = time.monotonic()
+    while not is_so():
+        seconds = time.monotonic() - begin
+        if seconds > limit:
+            raise ClientError(
+                f"{what}, for {seconds:.0f} s now: look at it with oq-cluster shell, then sudo oq-node status, or in "
+                "AWS's console"
+            )
+        context.terminal.status(f"{what} … {seconds:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    return time.monotonic() - begin
 
 
 def collect(context: Context, given: argparse.Namespace) -> Shown:

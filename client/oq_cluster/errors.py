@@ -19,5 +19,13 @@ class LostConnection(ClientError):
     """The WebUI does not answer (any more). What it was asked may have been done."""
 
 
+class Unreachable(ClientError):
+    """Nothing runs commands or takes sessions on the master: it is off, booting, busy or gone."""
+
+
+class Asleep(ClientError):
+    """The master is stopped, and can be started."""
+
+
 class NotLoggedIn(ClientError):
     """The WebUI wants a login, or the session has ended."""

@@ -21,7 +21,7 @@ from typing import IO, Any, Final
 import requests
 
 from oq_cluster import session_manager, stack
-from oq_cluster.errors import ClientError, LostConnection
+from oq_cluster.errors import Asleep, ClientError, LostConnection, Unreachable
 from oq_cluster.session_manager import Answer, Session, SessionManager
 from oq_cluster.stack import Outputs, Source
 
@@ -29,6 +29,12 @@ from oq_cluster.stack import Outputs, Source
 PROBE: Final = "/v1/engine_version"
 OPEN_SECONDS: Final = 60.0
 _STATUS: Final = "oq-cluster-status="
+# What a master is, in EC2's words; OFF are those in which somebody can start it, now or in a moment.
+RUNNING: Final = "running"
+STOPPING: Final = "stopping"
+STOPPED: Final = "stopped"
+GONE: Final = frozenset({"shutting-down", "terminated"})
+OFF: Final = frozenset({STOPPING, STOPPED})
 
 
 class Door(ABC):
@@ -210,6 +216,14 @@ class Master(ABC):
         """A shell on this terminal; its exit status."""
 
     @abstractmethod
+    def state(self) -> str:
+        """What the machine is, in EC2's words, such as "running" or "stopped"."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the machine, which is stopped; returns before it is on."""
+
+    @abstractmethod
     def fleet(self) -> dict[str, Any]:
         """The group of workers: minimum, desired, maximum, instances, and the last activities with their reasons."""
 
@@ -250,6 +264,22 @@ class AwsMaster(Master):
         finally:
             session.end()
 
+    def state(self) -> str:
+        """As EC2 has it; for an hour or so it knows those, too, that are gone."""
+        with session_manager.explained(self.manager.instance_id):
+            found = self.manager.service("ec2").describe_instances(InstanceIds=[self.manager.instance_id])
+        states = [
+            instance["State"]["Name"]
+            for reservation in found["Reservations"]
+            for instance in reservation["Instances"]
+        ]
+        return str(states[0]) if states else "terminated"
+
+    def start(self) -> None:
+        """By EC2."""
+        with session_manager.explained(self.manager.instance_id):
+            self.manager.service("ec2").start_instances(InstanceIds=[self.manager.instance_id])
+
     def fleet(self) -> dict[str, Any]:
         """As EC2 Auto Scaling has it."""
         client = self.manager.service("autoscaling")
@@ -283,6 +313,9 @@ class AwsMaster(Master):
         }
 
 
+_LABS_OWN: Final = "lab: "  # begins the lab's own errors, where a node's command prints anything
+
+
 class LabMaster(Master):
     """The master of a lab on this machine."""
 
@@ -307,6 +340,8 @@ class LabMaster(Master):
             )
         except subprocess.TimeoutExpired:
             raise ClientError(f"the master has not run the command in {timeout:.0f} s; try again") from None
+        if done.returncode and done.stderr.startswith(_LABS_OWN):
+            raise Unreachable(done.stderr.strip())
         return Answer(done.returncode, done.stdout, done.stderr)
 
     def reveal(self, words: Sequence[str]) -> str:
@@ -316,9 +351,27 @@ class LabMaster(Master):
 
     def shell(self) -> int:
         """The lab's exec on this terminal."""
+        if self.state() != RUNNING:
+            raise Unreachable("the lab's master is off")
         return _on_this_terminal(
             subprocess.Popen(self._exec(), env=stack.lab_environment(self.source), stdin=sys.stdin)
         )
+
+    def state(self) -> str:
+        """As the lab has it now."""
+        return str(stack.read(self.source).values[stack.LAB]["master"])
+
+    def start(self) -> None:
+        """By the lab's start."""
+        done = subprocess.run(
+            stack.lab_command(self.source, "start", "master", "--no-wait"),
+            env=stack.lab_environment(self.source),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ClientError(done.stderr.strip())
 
     def fleet(self) -> dict[str, Any]:
         """As the lab has it."""
@@ -368,6 +421,19 @@ def master(source: Source, outputs: Outputs) -> Master:
     if source.lab:
         return LabMaster(source, outputs)
     return AwsMaster(_manager(source, outputs), outputs["workerGroupName"])
+
+
+def asleep(master: Master) -> Asleep | None:
+    """Why a master does not answer, if that is because it is off; None too where AWS does not tell this user."""
+    try:
+        state = master.state()
+    except ClientError:
+        return None
+    if state not in OFF:
+        return None
+    return Asleep(
+        f"the master {'sleeps' if state == STOPPED else 'is going to sleep'}: oq-cluster wake starts it"
+    )
 
 
 def _manager(source: Source, outputs: Outputs) -> SessionManager:

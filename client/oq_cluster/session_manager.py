@@ -22,7 +22,7 @@ from botocore import exceptions
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as ApiError
 
-from oq_cluster.errors import ClientError
+from oq_cluster.errors import ClientError, Unreachable
 
 PLUGIN: Final = "session-manager-plugin"
 # Plugins after this version take the session's token by an environment variable, so that no list of processes shows it.
@@ -89,12 +89,17 @@ def explained(instance_id: str = "") -> Iterator[None]:
         elif code in _INVALID_CODES:
             text = f"AWS does not know your credentials ({message}): aws configure, or another --profile"
         elif code in _NOT_CONNECTED_CODES:
-            text = (
+            raise Unreachable(
                 f"Session Manager does not reach the master {instance_id}: it is off, still booting, or has been "
-                f"replaced. If it is off: aws ec2 start-instances --instance-ids {instance_id}; "
-                "if it has been replaced and you use --outputs, export them again"
+                "replaced. If it is off: oq-cluster wake; if it has been replaced and you use --outputs, export them "
+                "again"
+            ) from error
+        elif code == "InsufficientInstanceCapacity":
+            text = (
+                f"AWS has no machine of the master's type at the moment ({message}): try again later, or pulumi config "
+                "set masterInstanceType TYPE && pulumi up"
             )
-        elif code.startswith("AccessDenied"):
+        elif code.startswith("AccessDenied") or code == "UnauthorizedOperation":  # EC2's word for it
             text = f"your AWS identity may not do this: {message}. Ask who looks after the account"
         else:
             text = f"AWS: {code}: {message}"
@@ -204,7 +209,7 @@ class SessionManager:
                         result.get("StandardErrorContent", ""),
                         cut=len(output) >= OUTPUT_CHARACTERS,
                     )
-        raise ClientError(
+        raise Unreachable(
             f"the master {self.instance_id} has not run the command in time: it is busy, booting or off; "
             "try again, or look at it with oq-cluster shell"
         )

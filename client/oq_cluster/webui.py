@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 
 from oq_cluster import config, reach
-from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn
+from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Unreachable
 from oq_cluster.reach import Door
 
 UNFINISHED: Final = frozenset({"created", "submitted", "executing"})
@@ -36,9 +36,14 @@ Tell = Callable[[str], None]
 class WebUI:
     """The WebUI of one cluster, as one user."""
 
-    def __init__(self, door: Door, identity: str, tell: Tell) -> None:
-        """`identity` names the cluster among the sessions that are kept; `tell` hears of lost connections."""
+    def __init__(
+        self, door: Door, identity: str, tell: Tell, asleep: Callable[[], ClientError | None]
+    ) -> None:
+        """`identity` names the cluster among the sessions that are kept; `tell` hears of lost connections; `asleep`
+        says why it is in vain to try again, if it is.
+        """
         self.door = door
+        self.asleep = asleep
         self.identity = identity
         self.tell = tell
         self.session = requests.Session()
@@ -90,6 +95,15 @@ class WebUI:
     def keep_alive(self) -> None:
         """Use the connection, and open it again if it is lost, whether or not somebody has logged in."""
         self._probe()
+
+    def answers(self) -> bool:
+        """Whether it answers now, with or without a login."""
+        try:
+            self._request("GET", reach.PROBE, seconds=_GLANCE_SECONDS)
+        except (LostConnection, Unreachable):
+            self.door.close()
+            return False
+        return True
 
     def calculations(self) -> list[dict[str, Any]]:
         """All that this user sees, the newest first."""
@@ -201,6 +215,8 @@ class WebUI:
             try:
                 return ask()
             except LostConnection as error:
+                if reason := self.asleep():
+                    raise reason from error
                 if time.monotonic() > deadline:
                     raise
                 if pause == _PAUSES[0]:

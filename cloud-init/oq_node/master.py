@@ -305,6 +305,9 @@ def refresh() -> None:
         say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
     tell_price()
     growth.grow()
+    minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
+    if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):
+        say(said)
 
 
 def logs() -> None:
@@ -313,8 +316,15 @@ def logs() -> None:
     os.execv(program, [program, FACTS["logs_dir"], FACTS["region"], *sys.argv[2:]])  # noqa: S606
 
 
+def sleep() -> None:
+    """Become the engine's program that powers the master off, if nothing computes."""
+    program = f"{FACTS['engine_dir']}/bin/oq-idle"
+    os.execv(program, [program, "now"])  # noqa: S606
+
+
 OTHER_COMMANDS = {
     "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh),
+    "sleep": ("power this machine off, if nothing computes", sleep),
     "logs": ("the workers, dead ones too; with the name of one, its log (--help)", logs),
 }
 

@@ -59,7 +59,8 @@ EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
 DISABLE_VERSION_WARNING = True
 SUPPRESS_PERMISSION_DENIED_WARNINGS = True
 
+MIDDLEWARE = ("oq_webui.activity.Activity", *upstream.MIDDLEWARE)
 if upstream.LOCKDOWN:
-    MIDDLEWARE = (*upstream.MIDDLEWARE, "oq_webui.owners.OwnersOnly")
+    MIDDLEWARE = (*MIDDLEWARE, "oq_webui.owners.OwnersOnly")
     SESSION_COOKIE_HTTPONLY = True
     SESSION_COOKIE_SAMESITE = "Lax"

@@ -259,6 +259,14 @@ def state(lab: Lab, node: Node) -> State:
     return State(answer["ready"], tuple(answer["problems"]))
 
 
+def power(lab: Lab, node: Node) -> str:
+    """What EC2 calls a machine in this state."""
+    machine = lab.machine(node.name)
+    if machine.init() is not None:
+        return "running"
+    return "stopping" if machine.pids() else "stopped"
+
+
 def wait_until_ready(
     lab: Lab, say: Say, timeout: float | None = None, nodes: Sequence[Node] | None = None
 ) -> None:

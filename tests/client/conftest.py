@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oq_cluster import cli, session_manager, submit, webui
+from oq_cluster import cli, commands, session_manager, submit, webui
 
 from tests.client.stand_ins import PASSWORD, FakeAws, FakeWebUI, served
 
@@ -105,6 +105,7 @@ def world(
         monkeypatch.setattr(submit, "_POLL_SECONDS", 0.02)
         monkeypatch.setattr(session_manager, "_POLL_SECONDS", 0.02)
         monkeypatch.setattr(webui, "_PAUSES", (0.02, 0.05))
+        monkeypatch.setattr(commands, "_POLL_SECONDS", 0.02)
         monkeypatch.setattr(submit, "_APPEARS_SECONDS", 0.3)
         world = World(tmp_path, *fakes, capsys)
         outputs = tmp_path / "cluster.json"

@@ -151,23 +151,36 @@ class FakeWebUI:
 
 @dataclass
 class FakeAws:
-    """AWS's API in its JSON protocol: SSM. `answers` is what commands on the master give, by a part of their line."""
+    """AWS's API: SSM in its JSON protocol, EC2 in its own.
+
+    `answers` is what commands on the master give, by a part of their line; `state` what the master is, and `coming`
+    what it is at the next requests, the last one from then on.
+    """
 
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     answers: dict[str, tuple[int, str]] = field(default_factory=dict)
     error: str = ""
+    ec2_error: str = ""
+    state: str = "running"
+    coming: list[str] = field(default_factory=list)
 
     def answer(
         self, method: str, path: str, query: Mapping[str, list[str]], headers: Any, body: bytes
     ) -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers of one answer."""
         del method, path, query
+        if "X-Amz-Target" not in headers:
+            return self._ec2({name: values[0] for name, values in parse_qs(body.decode()).items()})
         operation = headers["X-Amz-Target"].partition(".")[2]
         request = json.loads(body)
         self.asked.append((operation, request))
         kind = {"Content-Type": "application/x-amz-json-1.1"}
-        if self.error:
-            return 400, json.dumps({"__type": self.error, "message": "it says so"}).encode(), kind
+        error = self.error
+        self._go_on()
+        if self.state != "running" and operation in ("StartSession", "SendCommand"):
+            error = "TargetNotConnected" if operation == "StartSession" else "InvalidInstanceId"
+        if error:
+            return 400, json.dumps({"__type": error, "message": "it says so"}).encode(), kind
         answer: dict[str, Any] = {}
         if operation == "StartSession":
             answer = {"SessionId": "ann-1", "TokenValue": "the-token", "StreamUrl": "wss://example"}
@@ -180,7 +193,28 @@ class FakeAws:
                 "Status": "Failed" if status else "Success", "ResponseCode": status,
                 "StandardOutputContent": "" if status else text, "StandardErrorContent": text if status else "",
             }  # fmt: skip
+            if "oq-node sleep" in line and not status:
+                self.coming = ["running", "stopping", "stopped"]
         return 200, json.dumps(answer).encode(), kind
+
+    def _ec2(self, request: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+        operation = request["Action"]
+        self.asked.append((operation, request))
+        kind = {"Content-Type": "text/xml"}
+        if error := self.ec2_error or self.error:
+            text = f"<Response><Errors><Error><Code>{error}</Code><Message>no</Message></Error></Errors></Response>"
+            return 400, text.encode(), kind
+        if operation == "StartInstances":
+            self.coming = ["pending", "running"]
+        else:
+            self._go_on()
+        instance = f"<item><instanceState><name>{self.state}</name></instanceState></item>"
+        found = f"<reservationSet><item><instancesSet>{instance}</instancesSet></item></reservationSet>"
+        return 200, f"<{operation}Response>{found}</{operation}Response>".encode(), kind
+
+    def _go_on(self) -> None:
+        if self.coming:
+            self.state = self.coming.pop(0)
 
     def requests(self, operation: str) -> list[dict[str, Any]]:
         """What was asked of an operation."""

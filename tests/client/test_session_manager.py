@@ -132,7 +132,7 @@ def test_without_the_plugin_nothing_is_started_and_the_message_says_where_it_is_
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
-        ("TargetNotConnected", f"aws ec2 start-instances --instance-ids {INSTANCE}"),
+        ("TargetNotConnected", f"does not reach the master {INSTANCE}"),
         ("ExpiredTokenException", "aws sso login"),
         ("UnrecognizedClientException", "aws configure"),
         ("AccessDeniedException", "may not do this"),

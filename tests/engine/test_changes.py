@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Set
 
 import pytest
 
+from components import facts
 from components.changes import Change
 from components.settings import KEYS
 from lab.aws.answers import INVOKES
@@ -40,6 +41,7 @@ OTHER: dict[str, object] = {
     "backupDays": 7,
     "webui": False,
     "webuiLogin": False,
+    "stopWhenIdleMinutes": 60,
     "alarmEmail": "geophysics@example.org",
     "monthlyBudget": 500,
     "waitForReady": False,
@@ -68,8 +70,9 @@ def _other_tag(key: str) -> Callable[[Step], bool]:
 KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.MASTER_REPLACED: _is(INSTANCE, "replace"),
     Change.MASTER_RESIZED: _is(INSTANCE, "update", "instanceType"),
-    Change.NUM_CORES: _other_tag("NumCores"),
-    Change.PRICE: _other_tag("ProcessHourUsd"),
+    Change.NUM_CORES: _other_tag(facts.NUM_CORES_TAG),
+    Change.IDLE_STOP: _other_tag(facts.STOP_WHEN_IDLE_TAG),
+    Change.PRICE: _other_tag(facts.PROCESS_HOUR_TAG),
     Change.WORKERS_ROLLED: _is(GROUP, "update", "mixedInstancesPolicy"),
     Change.FLEET_SIZE: _is(GROUP, "update", "minSize", "maxSize"),
     Change.HOOK: _is("aws:autoscaling/lifecycleHook:LifecycleHook", "update"),

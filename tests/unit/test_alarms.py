@@ -84,6 +84,54 @@ def test_missing_data_are_an_alarm_of_their_own_and_of_no_other(recording: Recor
     assert silence["threshold"] > 1000  # workerMax: no number of workers is an alarm
 
 
+def test_a_master_that_may_stop_itself_is_silent_only_while_it_is_on(
+    record: Record, recording: Recording
+) -> None:
+    sleeping = record(alarmEmail=ADDRESS, stopWhenIdleMinutes="60")
+    always, alarm = alarms(recording)["silence"], alarms(sleeping)["silence"]
+    checks, words, said = alarm["metricQueries"]
+    master = sleeping.one("aws:ec2/instance:Instance").id
+    assert checks["metric"] == {
+        "namespace": "AWS/EC2",
+        "metricName": "StatusCheckFailed",  # only a running instance has it
+        "dimensions": {"InstanceId": master},
+        "period": 60,
+        "stat": "SampleCount",  # never 0, however many checks fail: IF takes a 0 for false
+    }
+    assert words["metric"] == {
+        "namespace": always["namespace"],
+        "metricName": always["metricName"],
+        "dimensions": always["dimensions"],
+        "period": always["period"],
+        "stat": "SampleCount",  # an idle master's largest value is no worker, too
+    }
+    assert (checks["id"], words["id"], said["expression"]) == ("checks", "words", "IF(checks, words, 0)")
+    # A minute with both, one with checks alone, one of a master that is off, and the last words of one that goes.
+    assert _if([1, 1, None, None], [6, None, None, 1], 0) == [6, 0, None, None]
+    assert [query.get("returnData", False) for query in (checks, words, said)] == [False, False, True]
+    assert (alarm["comparisonOperator"], alarm["threshold"]) == ("LessThanThreshold", 1)
+    assert alarm["treatMissingData"] == "notBreaching"
+    for key in ("evaluationPeriods", "datapointsToAlarm", "alarmActions"):
+        assert alarm[key] == always[key]
+
+
+def test_that_mail_says_that_the_master_is_on_and_otherwise_that_it_may_be_off(
+    record: Record, recording: Recording
+) -> None:
+    sleeping = record(alarmEmail=ADDRESS, stopWhenIdleMinutes="60")
+    text = alarms(sleeping)["silence"]["alarmDescription"]
+    assert text.startswith("openquake-cluster-test: The master is on and has said nothing for ten minutes")
+    assert "it is off" in alarms(recording)["silence"]["alarmDescription"]
+    assert "`sudo oq-node status`" in text
+
+
+def test_of_a_master_that_may_stop_itself_all_other_alarms_are_the_same(
+    record: Record, recording: Recording
+) -> None:
+    sleeping, always = alarms(record(alarmEmail=ADDRESS, stopWhenIdleMinutes="60")), alarms(recording)
+    assert {name for name in always.keys() | sleeping.keys() if always[name] != sleeping[name]} == {"silence"}
+
+
 def test_a_disk_is_watched_by_the_mount_point_under_which_the_master_publishes_it(
     recording: Recording,
 ) -> None:
@@ -149,6 +197,24 @@ def test_a_cluster_that_is_being_made_sends_no_mail_about_its_silence(
         assert (wait.urn in one.dependencies) is one.name.startswith("alarms-"), one.name
     impatient = record(alarmEmail=ADDRESS, waitForReady="false", workerStorage="diskless")
     assert alarms(impatient).keys() == alarms(recording).keys()
+
+
+Minutes = list[float | None]
+
+
+def _if(condition: Minutes, value: Minutes, otherwise: float) -> Minutes:
+    """CloudWatch's IF(metric1, metric2, scalar3), None for a minute without data.
+
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/using-metric-math.html#using-IF-expressions
+    """
+    return [
+        None if is_so is None else (then or 0) if is_so else otherwise
+        for is_so, then in zip(condition, value, strict=True)
+    ]
+
+
+def test_the_model_of_if_does_with_missing_data_what_amazons_example_shows() -> None:
+    assert _if([1, 1, 0, 0, None], [30, None, 0, 0, 30], 5) == [30, 0, 5, 5, None]
 
 
 def _statements(policy: str) -> list[dict[str, Any]]:

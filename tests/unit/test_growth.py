@@ -83,6 +83,7 @@ def test_the_masters_timer_lets_them_grow(record: Record, monkeypatch: pytest.Mo
     called = []
     with node_module("master", node_facts(record(), "master")) as module:
         monkeypatch.setattr(module, "fleet_cores", lambda: "16")
+        monkeypatch.setattr(module, "metadata", lambda _path: "0")  # the tag by which it may stop
         monkeypatch.setattr(module, "read_configuration", lambda: {"distribution": {"num_cores": "16"}})
         monkeypatch.setattr(module, "tell_price", lambda: None)
         monkeypatch.setattr(module.growth, "grow", lambda: called.append(True))

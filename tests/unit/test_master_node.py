@@ -21,17 +21,20 @@ from tests.unit.node import node_facts, node_module
 
 @dataclass
 class Master:
-    """A master whose num_cores has been 16; `tag` and `price` are what its instance's tags say."""
+    """A master whose num_cores has been 16; `tag`, `price` and `idle_tag` are what its instance's tags say."""
 
     module: Any
     cfg: Path
     environment: Path
     tag: str = "16"
     price: str = ""
+    idle_tag: str = "0"
     said: list[str] = field(default_factory=list)
 
     def metadata(self, path: str) -> str:
-        tags = {facts.NUM_CORES_TAG: self.tag, **({facts.PROCESS_HOUR_TAG: self.price} if self.price else {})}
+        tags = {facts.NUM_CORES_TAG: self.tag, facts.STOP_WHEN_IDLE_TAG: self.idle_tag}
+        if self.price:
+            tags[facts.PROCESS_HOUR_TAG] = self.price
         try:
             return tags[path.removeprefix("tags/instance/")]
         except KeyError:
@@ -66,6 +69,24 @@ def test_num_cores_follows_the_tag(master: Master) -> None:
     master.module.refresh()
     assert master.num_cores() == "400"
     assert master.cfg.stat().st_mode & 0o777 == 0o640  # the password is in it
+
+
+def test_only_a_master_that_may_stop_itself_looks_whether_it_is_idle(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> str:
+        commands.append(command)
+        return ""
+
+    monkeypatch.setattr(master.module, "run", run)
+    master.module.refresh()
+    assert commands == []
+    master.idle_tag = "30"
+    master.module.refresh()
+    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-idle", "30")]
+    assert master.said == []  # of what says nothing there is no line
 
 
 def test_the_price_of_a_process_follows_its_tag_and_goes_with_it(master: Master) -> None:
@@ -210,3 +231,13 @@ def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.Monke
         SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    write accounts down"
     ):
         master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+
+
+def test_sleep_becomes_the_program_that_looks_whether_anything_computes(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(master.module.os, "execv", lambda _program, words: became.append(words))
+    monkeypatch.setattr("sys.argv", ["oq-node", "sleep"])
+    master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now"]]

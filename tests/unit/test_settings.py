@@ -99,6 +99,16 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named() -> None:
     assert problems({"zzz": "1"})["zzz"].remedy == "there is no such setting"
 
 
+def test_a_master_that_stops_itself_does_so_after_ten_minutes_at_least_and_leaves_no_workers_behind() -> None:
+    for minutes in ("1", "9", "-5", "10081", "soon", "1.5"):
+        remedy = problems({"stopWhenIdleMinutes": minutes})["stopWhenIdleMinutes"].remedy
+        assert "0 for never, or a whole number of minutes from 10 to 10080" in remedy
+    found = problems({"stopWhenIdleMinutes": "30", "workerMin": "1"})
+    assert found["stopWhenIdleMinutes"].remedy.startswith("needs workerMin = 0 and not 1")
+    assert Settings.parse({"stopWhenIdleMinutes": "30"}).stop_when_idle_minutes == 30
+    assert Settings.parse({"workerMin": "1"}).stop_when_idle_minutes == 0
+
+
 @pytest.mark.parametrize(
     ("cidr", "remedy"),
     [

@@ -1,0 +1,165 @@
+"""The command `oq-idle`: power the master off when it is of no use to anybody.
+
+A timer of the master runs `oq-idle MINUTES` once a minute (`oq-node refresh`), as root; `oq-idle now` is what people
+run (`oq-node sleep`, `oq-cluster sleep`). EC2 stops an instance that powers itself off: volumes and address stay with
+it, and `aws ec2 start-instances` brings it back.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from oq_idle.gate import Gate
+
+PEOPLE = range(1000, 60000)  # FIRST_UID to LAST_UID of Debian's adduser.conf
+CALCULATION = "oq-job-"  # upstream's name of a process that computes
+ENGINE = "oq"  # upstream's command, which may be about to
+# Session Manager's process of a shell or of a port forward; the kernel keeps 15 characters of a name.
+SESSION = "ssm-session-wor"
+# Its time is that of the last look that found somebody; gone with a reboot.
+BUSY = Path("/run/openquake/busy")
+WEBUI = Path("/run/openquake-webui")  # its unit's RuntimeDirectory
+REQUEST = "the WebUI is answering a request, such as an upload"
+GOING_SECONDS = 2  # from the decision to the power-off: who has asked for it hears of it
+# One that is created has a process within seconds, or never: the engine has refused it.
+_UNFINISHED = """SELECT id FROM job WHERE status IN ('submitted', 'executing') AND pid > 0
+OR status = 'created' AND start_time > datetime('now', '-5 minutes')"""
+
+Look = Callable[[], Iterator[str]]
+
+
+def of_processes(processes: Iterable[tuple[str, int]], people: bool) -> Iterator[str]:
+    """For what processes the master is needed, in words.
+
+    Args:
+        processes: their names and the ids of their users.
+        people: whether somebody who is logged in and computes nothing needs it, too.
+    """
+    for name, uid in processes:
+        if name.startswith(CALCULATION):
+            yield f"calculation {name.removeprefix(CALCULATION)} runs"
+        elif name.startswith(SESSION):
+            if people:
+                yield "somebody has a session or a port forward of Session Manager"
+        elif uid in PEOPLE and (people or name == ENGINE):
+            yield f"a user's program runs: {name}"
+
+
+def of_calculations(numbers: Iterable[int]) -> Iterator[str]:
+    """The calculations that have not ended, in words."""
+    return (f"calculation {number} has not ended" for number in numbers)
+
+
+def of_cluster(status: Any) -> Iterator[str]:
+    """What there is of workers and tasks, in words. `status` is an oq_celery.status.Status.
+
+    A worker keeps the master: without it nothing would take the worker away any more.
+    """
+    if status.outstanding:
+        yield f"{status.outstanding} tasks wait or run"
+    if status.consumers:
+        yield f"{status.consumers} workers are there"
+    if status.alarm is not None:
+        yield f"RabbitMQ takes no messages ({status.alarm})"
+
+
+def idle_seconds(now: float, gate: Gate, seen: Path) -> float:
+    """For how long nobody has needed the master; from the first look after a boot on.
+
+    Args:
+        now: seconds since 1970.
+        gate: knows the time of the last request to the WebUI.
+        seen: the file that remembers the last time that somebody needed it.
+    """
+    if not seen.exists():
+        needed(now, seen)
+    return max(0.0, now - max(seen.stat().st_mtime, gate.asked()))
+
+
+def needed(now: float, seen: Path) -> None:
+    """Remember that somebody needs the master now."""
+    seen.touch()
+    os.utime(seen, (now, now))
+
+
+def main() -> None:
+    """Look once: `oq-idle MINUTES` powers off after so many minutes without anybody, `oq-idle now` if nothing computes.
+
+    `oq-idle now` says in a line on standard error what computes, and has the status 1 then.
+    """
+    now = sys.argv[1] == "now"
+    minutes = 0 if now else int(sys.argv[1])
+    os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
+    gate = Gate(WEBUI)
+    gate.unbar(time.time())
+    busy = _looked(people=not now)
+    if not now:
+        if busy:
+            needed(time.time(), BUSY)
+        if idle_seconds(time.time(), gate, BUSY) < 60 * minutes:
+            return
+    if not busy:
+        # Who has come since then is inside by now, or waits and is refused.
+        with gate.closed() as empty:
+            busy = _looked(people=not now) if empty else REQUEST
+            if not busy and (now or idle_seconds(time.time(), gate, BUSY) >= 60 * minutes):
+                _power_off()
+                gate.bar()
+                print("it stops" if now else f"nobody has needed this master for {minutes} minutes: it stops")
+                return
+    if now:
+        sys.exit(busy)
+
+
+def _power_off() -> None:
+    """Power off in a moment, by systemd, so that this command ends before."""
+    line = f"sleep {GOING_SECONDS}; systemctl poweroff"
+    subprocess.run(["systemd-run", "--quiet", "--collect", "sh", "-c", line], check=True)
+
+
+def _looked(people: bool) -> str:
+    """Who needs the master, in words; empty for nobody."""
+    looks: tuple[Look, ...] = (lambda: _processes(people), _calculations, _cluster)
+    for look in looks:
+        try:
+            for found in look():
+                return found
+        except Exception as error:  # neither the broker's errors nor the database's have a common base
+            return f"it is not known what computes: {error}"  # so it goes on
+    return ""
+
+
+def _processes(people: bool) -> Iterator[str]:
+    import psutil
+
+    found = psutil.process_iter(["name", "uids"])
+    return of_processes(
+        ((one.info["name"], one.info["uids"].real) for one in found if one.info["uids"]), people
+    )
+
+
+def _calculations() -> Iterator[str]:
+    from openquake.commonlib.dbapi import db
+
+    owner = Path(db.path).stat()
+    # SQLite may make files beside the database, which have to be its owner's.
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        return of_calculations([job.id for job in db(_UNFINISHED)])
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def _cluster() -> Iterator[str]:
+    from openquake.baselib import config
+    from oq_celery import settings, status
+
+    return of_cluster(status.read(settings.load(config)))

@@ -1,0 +1,144 @@
+"""A master that nobody needs stops itself or is sent to sleep; woken, it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from components import facts
+from lab.cluster import cluster, fleet
+from lab.cluster.cluster import Lab
+from lab.linux.host import wait_until
+from lab.services import imds
+from lab.trials.job import CLASSICAL, compare, fetch_job, run_job
+from tests.lab.computer import Computer, person
+from tests.lab.support import listening, on, people
+from tests.lab.web import administrator, calculations
+
+pytestmark = pytest.mark.lab
+
+MINUTES = 2
+BUSY = "/run/openquake/busy"
+# Whether the look finds that somebody needs the master: then it writes down when.
+LOOK = f"rm -f {BUSY}; touch --date '1 hour ago' {BUSY}; {facts.ENGINE_DIR}/bin/oq-idle 1000; stat --format %Y {BUSY}"
+ASLEEP = "oq-cluster: the master sleeps: oq-cluster wake starts it\n"
+
+
+def may_stop_after(lab: Lab, minutes: int) -> None:
+    """Change the tag of the master's instance, as `pulumi up` does with another `stopWhenIdleMinutes`."""
+    path = f"tags/instance/{facts.STOP_WHEN_IDLE_TAG}"
+    imds.announce(cluster.imds_directory(lab.paths), lab.master().address, path, str(minutes))
+
+
+def is_needed(lab: Lab) -> bool:
+    """Whether the master finds that somebody needs it."""
+    began = time.time()
+    return int(on(lab, "master", LOOK, 180)) >= int(began)
+
+
+def is_refused(ann: Computer, reason: str) -> None:
+    """`oq-cluster sleep` says why the master stays awake."""
+    ann.oq("sleep", status=1)
+    assert f"stays awake: {reason}" in ann.errors
+
+
+def test_a_master_sleeps_when_nobody_needs_it_and_wakes_as_it_was(nfs_cluster: Lab, tmp_path: Path) -> None:
+    people(nfs_cluster, "ann")
+    ann = person(nfs_cluster, tmp_path, "ann")
+    job = fetch_job(nfs_cluster, CLASSICAL)
+    first = run_job(nfs_cluster, job, None, show=False)
+
+    assert is_needed(nfs_cluster)
+    is_refused(ann, "2 workers are there")
+    fleet.scale(nfs_cluster, 0)
+    wait_until("nobody to need it", lambda: not is_needed(nfs_cluster), 60)
+
+    number = ann.json("run", job, "--no-wait")["id"]  # whose tasks wait: no worker is there
+    assert is_needed(nfs_cluster)
+    is_refused(ann, "calculation ")
+    ann.oq("abort", str(number))
+
+    on(nfs_cluster, "master", "systemd-run --quiet --unit=anns --uid=ann sleep 600")
+    assert is_needed(nfs_cluster)
+    on(nfs_cluster, "master", "systemctl stop anns")
+    wait_until("nobody to need it", lambda: not is_needed(nfs_cluster), 60)
+
+    stays_for_an_upload(nfs_cluster, ann)
+    known, address = calculations(nfs_cluster), nfs_cluster.master().address
+    account = on(nfs_cluster, "master", "id ann")
+
+    may_stop_after(nfs_cluster, MINUTES)
+    asked = time.monotonic()
+    # Not asked itself: what is asked while it stops may never answer.
+    wait_until("the stop", lambda: not nfs_cluster.machine("master").pids(), (MINUTES + 6) * 60)
+    assert time.monotonic() - asked > (MINUTES - 1) * 60
+    assert nfs_cluster.workers() == []
+    ann.oq("list", status=1)
+    assert ann.errors.endswith(ASLEEP)
+    ann.oq("users", "list", status=1)
+    assert ann.errors == ASLEEP
+
+    may_stop_after(nfs_cluster, 0)
+    woken = ann.json("wake")
+    print(f"awake after {woken['seconds']} s")
+    assert number in [one["id"] for one in ann.json("list")]  # with the login of before
+    nfs_cluster.master().ready_after = None
+    cluster.wait_until_ready(nfs_cluster, print, timeout=300)
+    assert nfs_cluster.master().address == address
+    assert listening(nfs_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
+    assert (calculations(nfs_cluster), on(nfs_cluster, "master", "id ann")) == (known, account)
+    fleet.scale(nfs_cluster, 1)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=300)
+    again = run_job(nfs_cluster, job, None, show=False)
+    assert compare(nfs_cluster, first, again).relative == 0
+
+    fleet.scale(nfs_cluster, 0)
+    wait_until("nobody to need it", lambda: not is_needed(nfs_cluster), 60)
+    assert ann.json("sleep") == {"state": "stopped"}
+    assert not nfs_cluster.machine("master").pids()
+    assert "oq-cluster wake" in ann.oq("sleep")
+
+
+class Upload:
+    """The body of a request, of which nothing comes after its beginning until it is given up."""
+
+    def __init__(self) -> None:
+        self.given_up = threading.Event()
+        self._rest = b"--x\r\n"
+
+    def __len__(self) -> int:
+        """More than comes."""
+        return 10**6
+
+    def read(self, size: int = -1) -> bytes:
+        """The beginning, then an error."""
+        del size
+        if not self._rest:
+            self.given_up.wait(120)
+            raise OSError("given up")
+        block, self._rest = self._rest, b""
+        return block
+
+
+def stays_for_an_upload(lab: Lab, ann: Computer) -> None:
+    """A request that is not complete yet keeps the master, however long ago it began."""
+    client, body = administrator(lab), Upload()
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            client.post("/v1/calc/run", data=body, headers=kind)
+
+    upload = threading.Thread(target=send)
+    upload.start()
+    try:
+        free = ["flock", "--exclusive", "--nonblock", "/run/openquake-webui/asked", "true"]
+        wait_until("the upload", lambda: lab.machine("master").execute(free).returncode == 1, 30)
+        is_refused(ann, "the WebUI is answering a request")
+    finally:
+        body.given_up.set()
+        upload.join(60)

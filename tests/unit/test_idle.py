@@ -1,0 +1,276 @@
+"""When nobody needs the master, and what becomes of requests then; that it comes back as it was is shown in the lab."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from oq_idle import cli, gate
+from oq_idle.gate import Gate
+from oq_webui.activity import Activity
+
+from components import facts
+from tests.unit.conftest import Record
+from tests.unit.node import node_files
+
+NOW = 1_790_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "why"),
+    [
+        ("oq-job-17", 600, "calculation 17 runs"),
+        ("ssm-session-worker", 0, "a session or a port forward"),
+        ("ssm-session-wor", 0, "a session or a port forward"),
+        ("bash", 1000, "a user's program runs: bash"),
+        ("tmux: server", 59999, "a user's program runs"),
+    ],
+)
+def test_calculations_sessions_and_programs_of_people_need_the_master(name: str, uid: int, why: str) -> None:
+    (said,) = cli.of_processes([("systemd", 0), (name, uid)], people=True)
+    assert why in said
+
+
+def test_who_computes_nothing_is_no_reason_where_somebody_sends_the_master_to_sleep() -> None:
+    idle = [("ssm-session-worker", 0), ("bash", 1000), ("tmux: server", 1000)]
+    assert list(cli.of_processes(idle, people=False)) == []
+    computing = [("oq-job-17", 600), ("oq", 1000)]
+    assert len(list(cli.of_processes(computing, people=False))) == 2
+
+
+def test_what_a_master_runs_by_itself_does_not_need_it() -> None:
+    own = [
+        ("systemd", 0),
+        ("gunicorn: worke", 600),
+        ("beam.smp", 601),
+        ("amazon-ssm-agen", 0),
+        ("nobody", 65534),
+    ]
+    assert list(cli.of_processes(own, people=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"consumers": 2}, "2 workers are there"),
+        ({"outstanding": 5}, "5 tasks wait or run"),
+        ({"alarm": "low on disk"}, "low on disk"),
+    ],
+)
+def test_workers_tasks_and_a_broker_that_cannot_tell_need_the_master(
+    changed: dict[str, object], why: str
+) -> None:
+    idle = {"consumers": 0, "outstanding": 0, "alarm": None}
+    assert list(cli.of_cluster(SimpleNamespace(**idle))) == []
+    (said,) = cli.of_cluster(SimpleNamespace(**idle | changed))
+    assert why in said
+
+
+@pytest.fixture
+def webui(tmp_path: Path) -> Gate:
+    """The gate of a WebUI that has started."""
+    made = Gate(tmp_path)
+    made.make()
+    os.utime(made.file, (NOW - 10**6, NOW - 10**6))
+    return made
+
+
+def test_the_time_counts_from_the_first_look_and_from_the_last_that_found_somebody(tmp_path: Path) -> None:
+    seen, none = tmp_path / "busy", Gate(tmp_path / "no-webui")
+    assert cli.idle_seconds(NOW, none, seen) == 0
+    assert cli.idle_seconds(NOW + 60, none, seen) == 60
+    cli.needed(NOW + 120, seen)
+    assert cli.idle_seconds(NOW + 180, none, seen) == 60
+
+
+def test_a_request_to_the_webui_counts_too(webui: Gate, tmp_path: Path) -> None:
+    seen = tmp_path / "busy"
+    cli.idle_seconds(NOW, webui, seen)
+    os.utime(webui.file, (NOW + 50, NOW + 50))
+    assert cli.idle_seconds(NOW + 60, webui, seen) == 10
+
+
+# --- the command ---
+
+
+Look = Callable[..., list[list[str]]]
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch, webui: Gate, tmp_path: Path) -> Look:
+    """Looks with the command, and returns what it has run."""
+
+    def looked(word: str, idle: float, **reasons: Callable[..., Iterator[str]]) -> list[list[str]]:
+        run: list[list[str]] = []
+        for name in ("_processes", "_calculations", "_cluster"):
+            monkeypatch.setattr(cli, name, reasons.get(name, lambda *_: iter(())))
+        cli.needed(NOW - idle, tmp_path / "busy")
+        monkeypatch.setattr("sys.argv", ["oq-idle", word])
+        monkeypatch.setattr("oq_idle.cli.subprocess.run", lambda command, **_options: run.append(command))
+        monkeypatch.setattr("oq_idle.cli.time.time", lambda: NOW)
+        monkeypatch.setattr(gate, "TRY_SECONDS", 0.0)
+        monkeypatch.setattr(cli, "WEBUI", webui.file.parent)
+        monkeypatch.setattr(cli, "BUSY", tmp_path / "busy")
+        monkeypatch.setenv("OQ_DISTRIBUTE", "no")
+        cli.main()
+        return run
+
+    return looked
+
+
+def computes(*_: Any) -> Iterator[str]:
+    return cli.of_calculations([4])
+
+
+def powers_off(commands: list[list[str]]) -> bool:
+    return [command[-1].endswith("systemctl poweroff") for command in commands] == [True]
+
+
+def test_it_powers_off_after_its_minutes_and_not_before(look: Look) -> None:
+    assert look("30", 30 * 60 - 1) == []
+    assert look("30", 30 * 60, _calculations=computes) == []
+    assert powers_off(look("30", 30 * 60))
+
+
+def test_after_a_look_that_found_somebody_the_minutes_begin_anew(look: Look, tmp_path: Path) -> None:
+    look("30", 10**6, _calculations=computes)
+    assert (tmp_path / "busy").stat().st_mtime == NOW
+
+
+def test_who_sends_it_to_sleep_waits_for_no_minutes_and_hears_what_computes(look: Look) -> None:
+    assert powers_off(look("now", 0))
+    with pytest.raises(SystemExit, match="calculation 4 has not ended"):
+        look("now", 10**6, _calculations=computes)
+
+
+def test_a_look_that_fails_leaves_the_master_on(look: Look) -> None:
+    def broken() -> Iterator[str]:
+        raise ConnectionRefusedError("the broker is away")
+
+    assert look("30", 10**6, _cluster=broken) == []
+    with pytest.raises(SystemExit, match="not known what computes: the broker is away"):
+        look("now", 10**6, _cluster=broken)
+
+
+def test_what_has_begun_between_two_looks_keeps_the_master_on(look: Look) -> None:
+    looks = iter([[], [4]])
+    assert look("30", 10**6, _calculations=lambda: cli.of_calculations(next(looks))) == []
+
+
+# --- the WebUI's requests ---
+
+
+@pytest.fixture
+def activity(monkeypatch: pytest.MonkeyPatch, webui: Gate) -> Activity:
+    """Django's middleware in the WebUI's unit; its answers can be closed."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(webui.file.parent))
+    made = Activity(lambda request: SimpleNamespace(request=request, close=lambda: None))
+    os.utime(webui.file, (NOW - 10**6, NOW - 10**6))
+    return made
+
+
+def test_a_request_that_is_not_answered_yet_keeps_the_master_on(
+    look: Look, activity: Activity, webui: Gate
+) -> None:
+    answer = activity("an upload")
+    os.utime(webui.file, (NOW - 10**6, NOW - 10**6))  # it takes long
+    assert look("30", 10**6) == []
+    with pytest.raises(SystemExit, match="answering a request"):
+        look("now", 10**6)
+    answer.close()
+    assert powers_off(look("30", 10**6))
+
+
+def test_a_request_that_comes_while_it_looks_waits_and_is_answered_if_the_master_stays(
+    activity: Activity, webui: Gate
+) -> None:
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(activity("a job")))
+    with webui.closed() as empty:
+        assert empty
+        thread.start()
+        thread.join(0.2)
+        assert answers == []
+    thread.join(10)
+    assert [answer.request for answer in answers] == ["a job"]
+
+
+def test_a_request_that_comes_while_it_looks_is_refused_if_the_master_goes(
+    look: Look, activity: Activity, webui: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    django = ModuleType("django.http")
+    django.HttpResponse = lambda text, **options: (text, options["status"])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "django.http", django)
+    accepted: list[Any] = []
+    activity._get_response = accepted.append
+    thread = threading.Thread(target=lambda: refusals.append(activity("a job")))
+    refusals: list[Any] = []
+
+    def comes_now(*_: Any) -> Iterator[str]:
+        if not thread.ident and not webui_is_open(webui):
+            thread.start()
+            thread.join(0.2)
+        return iter(())
+
+    assert powers_off(look("30", 10**6, _cluster=comes_now))
+    thread.join(10)
+    assert [status for _, status in refusals] == [503]
+    assert activity("another")[1] == 503
+    assert accepted == []
+
+
+def webui_is_open(webui: Gate) -> bool:
+    with webui.closed() as empty:
+        return empty
+
+
+def test_a_power_off_that_has_failed_lets_requests_in_again(webui: Gate) -> None:
+    webui.bar()
+    os.utime(webui.file, (NOW, NOW))
+    webui.unbar(NOW + gate.STALE_SECONDS)
+    assert webui.enter() is None
+    webui.unbar(NOW + gate.STALE_SECONDS + 1)
+    place = webui.enter()
+    assert place is not None
+    place.close()
+
+
+def test_a_master_whose_power_off_is_refused_bars_nobody(
+    look: Look, webui: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise OSError("no systemd")
+
+    monkeypatch.setattr(cli, "_power_off", refused)
+    with pytest.raises(OSError, match="no systemd"):
+        look("30", 10**6)
+    assert webui.file.stat().st_size == 0
+
+
+def test_the_webui_leaves_the_time_of_requests_where_it_is_looked_for(
+    activity: Activity, webui: Gate, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = node_files(record(), "master")[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
+    assert f"RuntimeDirectory={cli.WEBUI.name}\n" in unit
+    os.utime(webui.file, (NOW, NOW))
+    activity("one").close()
+    assert webui.asked() > NOW
+    os.utime(webui.file, (NOW, NOW))
+    activity("two").close()
+    assert webui.asked() == NOW  # not for each of many
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    assert Activity(lambda _request: "answer")("three") == "answer"
+
+
+def test_what_says_how_long_is_a_tag_of_the_instance_and_no_part_of_its_user_data(record: Record) -> None:
+    never, hour = record(), record(stopWhenIdleMinutes="60")
+    instance = "aws:ec2/instance:Instance"
+    assert never.one(instance).inputs["tags"][facts.STOP_WHEN_IDLE_TAG] == "0"
+    assert hour.one(instance).inputs["tags"][facts.STOP_WHEN_IDLE_TAG] == "60"
+    assert never.one(instance).inputs["userDataBase64"] == hour.one(instance).inputs["userDataBase64"]
