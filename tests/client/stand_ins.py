@@ -201,7 +201,8 @@ class FakeAws:
         operation = request["Action"]
         self.asked.append((operation, request))
         kind = {"Content-Type": "text/xml"}
-        if error := self.ec2_error or self.error:
+        known = operation in ("StartInstances", "DescribeInstances")
+        if error := self.ec2_error or self.error or ("" if known else "AccessDenied"):
             text = f"<Response><Errors><Error><Code>{error}</Code><Message>no</Message></Error></Errors></Response>"
             return 400, text.encode(), kind
         if operation == "StartInstances":
