@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from oq_cluster import diag, inputs, reach, stack, submit
 from oq_cluster.errors import ClientError, Unreachable, UsageError
+from oq_cluster.session_manager import Answer
 from oq_cluster.stack import Outputs, Source
 from oq_cluster.submit import Line
 from oq_cluster.terminal import Terminal, megabytes
@@ -382,7 +383,12 @@ def sleep(context: Context, given: argparse.Namespace) -> Shown:
     master = context.master
     state = master.state()
     if state not in reach.OFF:
-        answer = master.run("oq-node sleep", 120)
+        try:
+            answer = master.run("oq-node sleep", 120)
+        except Unreachable:
+            if master.state() not in reach.OFF:
+                raise
+            answer = Answer(0, "")  # it went before its answer came
         if answer.status:
             said = f"{answer.errors}\n{answer.output}".strip().partition("\n")[0]
             raise ClientError(

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from oq_cluster.errors import Unreachable
 
 from tests.client.conftest import OUTPUTS, World
 
@@ -35,6 +36,20 @@ def test_a_master_that_computes_stays_awake_and_the_reason_and_the_remedy_are_on
     assert "the master stays awake: calculation 4 has not ended. Wait" in world.errors
     assert "oq-cluster abort ID" in world.errors
     assert len(world.errors.splitlines()) == 1
+
+
+def test_a_master_that_goes_before_its_answer_comes_has_been_sent_to_sleep(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise Unreachable("has not run the command in time")
+
+    monkeypatch.setattr("oq_cluster.reach.AwsMaster.run", lost)
+    world.aws.coming = ["running", "stopping", "stopped"]
+    world.oq("sleep")
+    world.aws.state = "running"
+    world.oq("sleep", status=1)
+    assert "has not run the command in time" in world.errors
 
 
 def test_a_master_that_sleeps_is_not_sent_to_sleep_again(asleep: World) -> None:

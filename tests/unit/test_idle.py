@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -53,6 +54,25 @@ def test_what_a_master_runs_by_itself_does_not_need_it() -> None:
         ("nobody", 65534),
     ]
     assert list(cli.of_processes(own, people=True)) == []
+
+
+def test_the_process_of_a_calculation_that_has_ended_needs_nothing_even_before_its_parent_asks_for_it() -> (
+    None
+):
+    number = os.getpid()
+    line = f"import pathlib; pathlib.Path('/proc/self/comm').write_text('oq-job-{number}'); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        calculation = f"oq-job-{number}", os.getuid()
+        assert calculation in list(cli.living())
+        process.stdin.write("\n")
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie from now on
+        assert calculation not in list(cli.living())
 
 
 @pytest.mark.parametrize(
