@@ -30,6 +30,9 @@ FILES: Final = (
     "fill the shared directory",
 )
 INTERRUPTED: Final = ("KeyboardInterrupt", "MasterKilled")
+RESULTS: Final = ("delete a result queue", "lose results")
+"""By these, results are lost that wait for the master: of all tasks that it has sent."""
+OUT: Final = 2  # tasks of each process that a master sends ahead: the engine's `concurrent_tasks`
 KILLS: Final = ("kill a process", "kill a worker")
 
 
@@ -207,8 +210,12 @@ def _attempts(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[
     tasks = sum(1 for _ in workload.tasks())
     deaths = len(seen.of("dies"))
     copies = sum(one.fault.number for one in struck if one.hit and one.fault.kind == "copy task messages")
-    disrupting = sum(1 for one in struck if one.hit and KINDS[one.fault.kind].disrupts)
-    allowed = tasks + deaths + copies + disrupting * WORKERS * PROCESSES
+    lost = sum(
+        OUT if one.fault.kind in RESULTS else 1
+        for one in struck
+        if one.hit and KINDS[one.fault.kind].disrupts
+    )
+    allowed = tasks + deaths + copies + lost * WORKERS * PROCESSES
     if len(begins) > allowed:
         wrong.append(f"attempts: {len(begins)} at {tasks} tasks, where faults explain {allowed}")
     if seen.status is not None:

@@ -231,6 +231,15 @@ def test_attempts_that_no_fault_explains_are_seen() -> None:
     assert wrong(seen, struck("copy task messages")) == ""
 
 
+def test_results_that_waited_for_the_master_may_be_lost_with_their_queue() -> None:
+    seen = ideal(SIMPLE)
+    begin = seen.of("begin")[0]
+    seen.events += [begin | {"attempt": f"again-{number}", "t": 100.0 + number} for number in range(12)]
+    seen.ended = 200.0
+    assert wrong(seen, struck("kill a worker")) == "attempts: 15 at 3 tasks, where faults explain 9"
+    assert wrong(seen, struck("delete a result queue")) == ""
+
+
 def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
     seen = ideal(SIMPLE)
     begin, end = seen.of("begin")[0], seen.of("end")[0]
