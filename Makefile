@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-others vm vm-short bench faults qa docs check audit lock host-packages clean
+.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,15 +55,18 @@ transport-faults transport-jobs transport-others transport-host: $(VENV)/.done $
 explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the explorer of faults with fresh seeds
 	$(VENV)/bin/python -m explorer
 
-lab: $(VENV)/.done host-packages ## real boots on this machine: needs root
+lab: $(VENV)/.done host-packages browser ## real boots on this machine: needs root
 	@$(MAKE) --no-print-directory --jobs=2 lab-changes lab-others
 
 # Side by side, each on labs of its own: they wait for boots, drains and alarms more than they compute.
 CHANGES_TESTS := $(foreach name,autoscaling client life mails,tests/lab/test_$(name).py)
 lab-changes: TESTS := $(CHANGES_TESTS)
 lab-others: TESTS := tests/lab $(foreach path,$(CHANGES_TESTS),--ignore=$(path))
-lab-changes lab-others: $(VENV)/.done host-packages
+lab-changes lab-others: $(VENV)/.done host-packages browser
 	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+
+pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, by the tests of the WebUI's pages: needs root
+	OQLAB_PICTURES=docs/pictures $(VENV)/bin/python -m pytest --verbose -k browser tests/lab/test_webui.py
 
 vm: $(VENV)/.done host-packages ## the master with Debian's own kernel, emulated: ten minutes, needs root
 	$(VENV)/bin/python -m pytest tests/vm
@@ -120,6 +123,10 @@ lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in file
 # Debian packages of the lab and the transport tests; without root the tiers that need them say so and are skipped.
 host-packages:
 	@lab/linux/install-host-packages
+
+# The demo needs none.
+browser: host-packages
+	@lab/linux/install-host-packages tests/lab/packages.txt
 
 # Two `make` of one clone make an environment once: the second waits for the first.
 ifndef LOCKED

@@ -36,11 +36,13 @@ class DemoJob:
 
     :ivar folder: in the engine's environment
     :ivar changes: of its job file: the value of a key
+    :ivar file: the job file
     """
 
     name: str
     folder: str
     changes: Mapping[str, str] = field(default_factory=dict)
+    file: str = "job.ini"
 
 
 CLASSICAL = DemoJob("classical", "demos/hazard/AreaSourceClassicalPSHA")
@@ -66,7 +68,7 @@ def fetch_job(lab: Lab, job: DemoJob) -> Path:
     source = lab.machine(lab.master().name).root_of(f"{facts.ENGINE_DIR}/{job.folder}")
     directory = lab.paths.state / "jobs" / source.name
     shutil.copytree(source, directory, dirs_exist_ok=True)
-    job_ini = directory / "job.ini"
+    job_ini = directory / job.file
     text = job_ini.read_text()
     for key, value in job.changes.items():
         text, number = re.subn(rf"(?m)^{key} *=.*$", f"{key} = {value}", text)

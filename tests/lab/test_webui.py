@@ -7,7 +7,7 @@ import io
 import re
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from lab.cluster import cluster
 from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.trials import matrix
-from lab.trials.job import CLASSICAL, USER, fetch_job, make_user
+from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user, run_job
+from tests.lab.browser import Browser, browser, missing
 from tests.lab.support import on
 from tests.lab.web import Client, account, administrator
 
@@ -27,6 +28,9 @@ pytestmark = pytest.mark.lab
 
 UPLOAD_BYTES = 64 * 1024**2
 RESTART = f"systemctl restart {facts.WEBUI_UNIT}"
+SEVERAL_SOURCE_MODELS = DemoJob("logic tree", "demos/hazard/LogicTreeCase1ClassicalPSHA")
+HAZARD_AND_RISK = DemoJob("risk", "demos/risk/ClassicalRisk", file="job_hazard.ini")
+CALCULATIONS, LOG, OUTPUTS = "#calculation_table", "#errorDialog .modal-body", "#output_table"
 
 
 @dataclass
@@ -51,20 +55,28 @@ class Office:
     def running(self) -> int:
         """A calculation of Ann's that computes, for a while."""
         long = self.job.with_name("long.ini")
-        text = re.sub(r"(area_source_discretization *=).*", r"\1 2", self.job.read_text())
-        assert text != self.job.read_text()
-        long.write_text(text)
+        long.write_text(slower(self.job))
         since = time.time()
         try:
             number = int(self.ann.run(long, job_ini="long.ini").json()["job_id"])
         finally:
             long.unlink()
+        self.wait_until_a_task_runs(since)
+        return number
+
+    def wait_until_a_task_runs(self, since: float) -> None:
         wait_until(
             "a task to run",
             lambda: any(matrix.is_busy(self.lab, node.name, since) for node in self.lab.workers()),
             120,
         )
-        return number
+
+
+def slower(job: Path) -> str:
+    """The text of the small job with more sources, so that it computes for a while."""
+    text = re.sub(r"(area_source_discretization *=).*", r"\1 2", job.read_text())
+    assert text != job.read_text()
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +233,147 @@ def test_who_has_the_name_of_a_user_of_the_master_sees_what_that_user_computes_t
     number = max(same.listed())
     assert same.get(f"/v1/calc/{number}/results").status_code == 200
     assert number not in office.bob.listed()
+
+
+def packed(job: Path, target: Path, text: str | None = None) -> str:
+    """The path of a zip with one job file, perhaps with another text, and what it may need beside it."""
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr(job.name, text or job.read_text())
+        for file in job.parent.iterdir():
+            if file.suffix != ".ini":
+                archive.write(file, file.name)
+    return str(target)
+
+
+def log_in(window: Browser, name: str, password: str) -> None:
+    window.open("/engine/")
+    assert window.path() == "/accounts/login/"
+    window.write("#id_username", name)
+    window.write("#id_password", password)
+    window.click("//button[.='Log in']")
+
+
+@pytest.fixture(scope="module")
+def window(office: Office, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if lacks := missing():
+        pytest.skip(f"missing here: {', '.join(lacks)}")
+    with browser(office.lab, tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@pytest.fixture
+def page(office: Office, window: Browser) -> Browser:
+    """The page with the calculations of Ann, who has logged in."""
+    window.open("/engine/")
+    if window.path() != "/engine/":
+        log_in(window, "ann", office.password)
+    window.text(CALCULATIONS)
+    return window
+
+
+def listed(page: Browser) -> dict[int, str]:
+    """The numbers of the page's calculations, and the status that it shows."""
+    return {int(row[0]): row[6] for row in page.rows(CALCULATIONS) if row[0].isdecimal()}
+
+
+def upload(office: Office, page: Browser, field: str, archive: str) -> int:
+    """Put a file into a field of the page; the number of the calculation that begins."""
+    before = office.ann.listed()
+    page.write(field, archive)
+    # The page may not have shown the earlier ones yet.
+    wait_until("the calculation", lambda: set(listed(page)) - before, 120)
+    (number,) = set(listed(page)) - before
+    return number
+
+
+def wait_for(page: Browser, number: int, status: str) -> None:
+    def shown() -> bool:
+        found = listed(page).get(number, "")
+        assert status in found or "failed" not in found, found
+        return status in found
+
+    wait_until(f"calculation {number}: {status}", shown, 300)
+
+
+def of_calculation(number: int, rest: str) -> str:
+    return f"//table[@id='calculation_table']/tbody/tr[td[1]='{number}']{rest}"
+
+
+def below_the_header(file: Path, calculation: int) -> tuple[str, list[str]]:
+    """A CSV file's name without the calculation's number, and its lines but the first, which says when it began."""
+    return file.name.replace(f"_{calculation}.", "."), file.read_text().splitlines()[1:]
+
+
+def test_in_a_browser_a_wrong_password_is_refused(window: Browser) -> None:
+    log_in(window, "ann", "wrong")
+    assert "enter a correct username and password" in window.text("form .errorlist")
+    window.open("/engine/")
+    assert window.path() == "/accounts/login/"
+    window.picture("webui-login")
+
+
+def test_in_a_browser_several_source_models_are_uploaded_and_give_what_the_command_line_computes(
+    office: Office, page: Browser, tmp_path: Path
+) -> None:
+    job = fetch_job(office.lab, SEVERAL_SOURCE_MODELS)
+    assert len(list(job.parent.glob("source_model_?.xml"))) > 1
+    number = upload(office, page, "#hazard_archive", packed(job, tmp_path / "job.zip"))
+    page.click(of_calculation(number, "//a[.='Console']"))
+    first = page.text(LOG)
+    wait_until("the log to move", lambda: len(page.text(LOG)) > len(first), 60)
+    wait_for(page, number, "complete")
+    wait_until("the log's end", lambda: "finished" in page.text("#errorDialog .modal-title"), 30)
+    page.picture("webui-log")
+    assert "celery workers" in page.text(LOG)
+    page.click("//div[@id='errorDialog']//button[.='Close']")
+    page.click(of_calculation(number, "//a[.='Outputs']"))
+    archive = page.downloaded("//table[@id='output_table']//tr[td[3]='hcurves']//a[.='Download csv']")
+    page.picture("webui-outputs")
+    run = run_job(office.lab, job, tmp_path / "exported", show=False)
+    zipfile.ZipFile(archive).extractall(tmp_path / "downloaded")
+    computed = dict(
+        below_the_header(file, run.calculation) for file in (tmp_path / "exported").glob("*_curve-*.csv")
+    )
+    downloaded = dict(below_the_header(file, number) for file in (tmp_path / "downloaded").iterdir())
+    assert len(downloaded) > 1
+    assert downloaded == computed
+
+
+def test_in_a_browser_a_calculation_is_aborted(office: Office, page: Browser, tmp_path: Path) -> None:
+    since = time.time()
+    archive = packed(office.job, tmp_path / "long.zip", slower(office.job))
+    number = upload(office, page, "#hazard_archive", archive)
+    office.wait_until_a_task_runs(since)
+    wait_for(page, number, "executing")
+    page.picture("webui-calculations")
+    page.click(of_calculation(number, "//a[.='Abort']"))
+    assert str(number) in page.text("#confirmModal .modal-body")
+    page.click("//div[@id='confirmModal']//button[contains(., 'abort')]")
+    wait_for(page, number, "aborted")
+    assert office.ann.status(number) == "aborted"
+
+
+def test_in_a_browser_a_hazard_calculation_is_continued_with_risk(
+    office: Office, page: Browser, tmp_path: Path
+) -> None:
+    hazard = fetch_job(office.lab, HAZARD_AND_RISK)
+    exposure = hazard.with_name("exposure_model.csv")
+    exposure.write_text("".join(exposure.read_text().splitlines(keepends=True)[:100]))
+    number = upload(office, page, "#hazard_archive", packed(hazard, tmp_path / "hazard.zip"))
+    wait_for(page, number, "complete")
+    risk = packed(hazard.with_name("job_risk.ini"), tmp_path / "risk.zip")
+    continued = upload(office, page, of_calculation(number, "//input[@name='archive']"), risk)
+    wait_for(page, continued, "complete")
+    page.click(of_calculation(continued, "//a[.='Outputs']"))
+    page.text(f"{OUTPUTS} td")
+    assert "loss_curves-stats" in {row[2] for row in page.rows(OUTPUTS)}
+
+
+def test_in_a_browser_somebody_logs_out(page: Browser) -> None:
+    page.click("//a[.='logout']")
+    page.text("#id_username")
+    page.open("/engine/")
+    assert page.path() == "/accounts/login/"
 
 
 def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: Office) -> None:
