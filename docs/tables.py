@@ -26,6 +26,7 @@ from policy.pack import RULES
 PROJECT: Final = Path(__file__).parent.parent
 FILES: Final = (
     PROJECT / "README.md",
+    PROJECT / "docs/settings.md",
     PROJECT / "docs/operations.md",
     PROJECT / "docs/security.md",
     PROJECT / "docs/client.md",
