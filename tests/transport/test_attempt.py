@@ -1,4 +1,4 @@
-"""What becomes of an attempt's file when nobody knows whether its results arrived; no broker."""
+"""What a worker says of an attempt, and what becomes of its file when nobody knows whether it was heard; no broker."""
 
 from __future__ import annotations
 
@@ -57,3 +57,44 @@ def test_the_file_stays_for_the_master_who_may_know_of_it(outcome: str, tmp_path
     command: list[str | Path] = [harness.ENGINE / "bin/python", "-c", code, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env={"OQ_DISTRIBUTE": "no"}, check=False)
     assert done.stdout.split() == ["1"], done.stderr
+
+
+# As `ATTEMPT`, for a task that meets an error.
+ERRORS = """
+    import pickle
+    from pathlib import Path
+    from openquake.baselib import parallel
+    from oq_celery import protocol
+    from oq_celery.attempt import Attempt, UnableError
+    from oq_celery.settings import Settings
+
+    class Publisher:
+        def depth(self, channel):
+            return 0, 1
+        def tell(self, channel, headers):
+            pass
+        def publish(self, channel, body, headers):
+            print(headers["kind"], b"in task" in body)
+            return True
+
+    def task(error, monitor):
+        raise error
+
+    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path("/none"), 2048, 16, 4)
+    header = protocol.TaskHeader("oq.user.1.x", "master", 0, "task", 1, "user", 0, protocol.versions())
+    monitor = parallel.Monitor("task", dbserver_host=parallel.config.dbserver.host)
+    monitor.backurl, monitor.inject, monitor.calc_id = "celery://x", True, 1
+    for error in (OSError(116, "Stale file handle"), MemoryError(), OSError(2, "No such file"), ValueError()):
+        attempt = Attempt(settings, Publisher(), header, "node", "message")
+        parallel.Socket = lambda *_: __import__("contextlib").nullcontext(attempt)
+        try:
+            attempt.run(pickle.dumps((task, [parallel.Pickled(error)], monitor)), may_be_copy=False)
+        except UnableError:
+            pass
+"""
+
+
+def test_an_error_of_the_machine_leaves_the_task_to_others_and_one_of_the_task_is_its_result() -> None:
+    """With the traceback, which the job's log shows if no worker can do it."""
+    unable, ended = "unable True", "ended True"
+    assert harness.python(ERRORS) == [unable, unable, ended, ended]

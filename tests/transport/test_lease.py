@@ -1,4 +1,4 @@
-"""When a master counts as lost: what a broker that is away proves, and what it does not; no broker, time made up."""
+"""The lease: how a master holds it, and when it counts as lost; no broker, and most of the time made up."""
 
 from __future__ import annotations
 
@@ -109,3 +109,67 @@ def test_what_was_seen_before_a_connection_broke_says_nothing_of_the_time_since(
 ) -> None:
     found = python(SWEEP.replace("{broken}", str(broken)), tmp_path)
     assert found == [f"oq.user.1.x deleted at look {deleted}"]
+
+
+HOLD = """
+    import logging, threading
+    from pathlib import Path
+    from oq_celery import broker, ledger, results
+    from oq_celery.settings import Settings
+
+    class Connection:
+        def channel(self):
+            return self
+        def basic_qos(self, _size, count, _global):
+            print("ahead", count)
+        def basic_consume(self, queue, callback):
+            print("consumes")
+        def drain_events(self, timeout):
+            raise OSError("gone")
+        def close(self):
+            pass
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            print(threading.current_thread() is threading.main_thread(), record.getMessage())
+
+    logging.basicConfig(level=logging.DEBUG, handlers=[Handler()])
+    broker.RETRY_SECONDS = 0.01
+    broker.connect = lambda *_: Connection()
+    broker.declare_tasks = broker.declare_results = lambda *_: None
+    broker.depth = lambda *_: (0, 1)
+    broker.delete = lambda _settings, queue: print("deletes", queue)
+    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path("/none"), 2048, 15360, 4)
+    queue = results.ResultQueue(settings, "oq.user.1.x", ledger.Ledger(4))
+"""
+
+
+def test_who_holds_the_lease_writes_no_log() -> None:
+    """The engine's handler asks the DbServer, which may be away for ten minutes; whoever receives writes it."""
+    code = (
+        HOLD
+        + """
+    queue.start()
+    while not isinstance(queue.receive(), results.Back):
+        pass
+    """
+    )
+    found = python(code)
+    assert "True RabbitMQ at host: gone; trying again" in found
+    assert not [line for line in found if line.startswith("False")]
+
+
+def test_as_many_results_come_ahead_as_the_largest_ones_have_room() -> None:
+    """64 MB, or four of 15 MB each."""
+    assert "ahead 4" in python(HOLD + "    queue.start()\n    queue.receive()")
+
+
+def test_a_queue_that_is_made_after_its_end_is_deleted() -> None:
+    code = (
+        HOLD
+        + """
+    broker.declare_results = lambda *_: setattr(queue, "_ended", True)
+    queue.run()
+    """
+    )
+    assert python(code) == ["deletes oq.user.1.x"]
