@@ -60,6 +60,8 @@ DISABLE_VERSION_WARNING = True
 SUPPRESS_PERMISSION_DENIED_WARNINGS = True
 
 if upstream.LOCKDOWN:
+    INSTALLED_APPS = ("oq_webui", *upstream.INSTALLED_APPS)  # first, so that its templates are
+    ROOT_URLCONF = "oq_webui.urls"
     MIDDLEWARE = (*upstream.MIDDLEWARE, "oq_webui.owners.OwnersOnly")
     SESSION_COOKIE_HTTPONLY = True
     SESSION_COOKIE_SAMESITE = "Lax"
