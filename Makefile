@@ -133,7 +133,7 @@ ifndef LOCKED
 $(VENV)/.done: requirements-dev.txt
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 
-$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/*)
+$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/* engine/oq_webui/templates/*/*)
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 
 policy/.venv/.done: $(VENV)/.done policy/requirements.txt
@@ -150,7 +150,7 @@ $(VENV)/.done: requirements-dev.txt
 	$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes requirements-dev.txt
 	@touch $@
 
-$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/*)
+$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/* engine/oq_webui/templates/*/*)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENGINE_VENV)
 	$(UV) pip sync --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
 	$(UV) pip install --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine

@@ -31,7 +31,7 @@ _PARTS: Final = (
     "oq_logs",
     "oq_webui",
 )
-_MODULES: Final = (".py", ".typed", ".conf")  # what counts of a directory
+_MODULES: Final = (".py", ".typed", ".conf", ".html")  # what counts of a directory
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ NAMES: Mapping[str, str] = {
     ),
     # the WebUI as Django runs it
     "openquake.server.settings": "",
+    "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
     "openquake.server.views": "JsonResponse calc_abort calc_remove logs stream_response utils",
     "openquake.server.utils": "get_username get_valid_users is_superuser",

@@ -49,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     sub = add("login", commands.login, "log in to the WebUI; only the session is kept, not the password")
     sub.add_argument("name", metavar="NAME", help="of the account (oq-cluster users add NAME makes one)")
     sub.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    sub = add("password", commands.password, "change your own password of the WebUI, and stay logged in")
+    sub.add_argument(
+        "--password-stdin",
+        action="store_true",
+        help="read two lines from standard input: the present password and the new one",
+    )
     add("logout", commands.logout, "end the session")
 
     sub = add(

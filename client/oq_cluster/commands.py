@@ -99,14 +99,28 @@ def use(context: Context, given: argparse.Namespace) -> Shown:
 
 def login(context: Context, given: argparse.Namespace) -> Shown:
     """Log in, and keep the session."""
-    if given.password_stdin:
-        password = sys.stdin.readline().rstrip("\n")
-    elif sys.stdin.isatty():
-        password = getpass.getpass(f"password of {given.name}: ")
-    else:
-        raise UsageError("there is no terminal to ask for the password: use --password-stdin")
+    (password,) = _passwords(given, f"password of {given.name}: ")
     context.webui.login(given.name, password)
     return Shown({"user": given.name}, f"logged in as {given.name}")
+
+
+def password(context: Context, given: argparse.Namespace) -> Shown:
+    """Change the password of who has logged in."""
+    present, new = _passwords(given, "your present password: ", "a new one: ")
+    if not given.password_stdin and getpass.getpass("the new one again: ") != new:
+        raise UsageError("the new password was typed in two ways: try again")
+    context.webui.change_password(present, new)
+    user = context.webui.user
+    return Shown({"user": user}, f"{user}: the password is changed; other computers have to log in again")
+
+
+def _passwords(given: argparse.Namespace, *prompts: str) -> list[str]:
+    """A password for each prompt, from the terminal, or a line for each from standard input."""
+    if given.password_stdin:
+        return [sys.stdin.readline().rstrip("\n") for _ in prompts]
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask for the password: use --password-stdin")
+    return [getpass.getpass(prompt) for prompt in prompts]
 
 
 def logout(context: Context, given: argparse.Namespace) -> Shown:

@@ -19,6 +19,8 @@ from oq_cluster.reach import Door
 UNFINISHED: Final = frozenset({"created", "submitted", "executing"})
 GOOD: Final = frozenset({"complete", "shared"})  # a shared one is complete
 _COOKIE: Final = "sessionid"  # Django's
+_FORGERY_COOKIE: Final = "csrftoken"  # Django's
+_OWN_ACCOUNT: Final = "/accounts/password/"
 _CONNECT_SECONDS: Final = 20
 # Between two bytes of an answer. Reading a large model, or exporting a result, takes minutes.
 _ANSWER_SECONDS: Final = 3600
@@ -65,8 +67,7 @@ class WebUI:
         answer = self._request("POST", "/accounts/ajax_login/", data={"username": user, "password": password})
         if answer.status_code == 404:
             raise ClientError("this cluster asks nobody for a login (setting webuiLogin): just go on")
-        if answer.status_code == 429:
-            raise ClientError("too many logins from here: wait a minute, then try again")
+        self._not_too_many(answer)
         cookie = self.session.cookies.get(_COOKIE)
         if answer.status_code != 200 or not cookie:
             raise ClientError(
@@ -75,6 +76,37 @@ class WebUI:
             )
         self.user = user
         self._keep({"user": user, "cookie": cookie})
+
+    def change_password(self, present: str, new: str) -> None:
+        """Change one's own password. Other sessions end; this one goes on.
+
+        Raises:
+            ClientError: the server refuses one of the passwords; NotLoggedIn without a session.
+        """
+        page = self._patiently(_OWN_ACCOUNT)
+        if page.status_code == 404:
+            raise ClientError("this cluster asks nobody for a password (setting webuiLogin)")
+        if page.status_code == 302:  # to the page for the login
+            raise NotLoggedIn(f"log in first: oq-cluster login {self.user or 'NAME'}")
+        self._not_too_many(page)
+        answer = self._request(
+            "POST",
+            _OWN_ACCOUNT,
+            data={"old_password": present, "new_password1": new, "new_password2": new},
+            headers={"Accept": "application/json", "X-CSRFToken": page.cookies.get(_FORGERY_COOKIE) or ""},
+        )
+        self._not_too_many(answer)
+        if answer.status_code == 400:
+            raise ClientError("the password stays as it was: " + " ".join(answer.json()["errors"]))
+        cookie = str(self._good(answer).cookies[_COOKIE])
+        self.session.cookies.clear()
+        self.session.cookies.set(_COOKIE, cookie)
+        self._keep({"user": self.user, "cookie": cookie})
+
+    @staticmethod
+    def _not_too_many(answer: requests.Response) -> None:
+        if answer.status_code == 429:
+            raise ClientError("too many passwords tried from here: wait a minute, then try again")
 
     def logout(self) -> None:
         """End the session, there and here."""

@@ -61,6 +61,8 @@ SUPPRESS_PERMISSION_DENIED_WARNINGS = True
 
 MIDDLEWARE = ("oq_webui.activity.Activity", *upstream.MIDDLEWARE)
 if upstream.LOCKDOWN:
+    INSTALLED_APPS = ("oq_webui", *upstream.INSTALLED_APPS)  # first, so that its templates are
+    ROOT_URLCONF = "oq_webui.urls"
     MIDDLEWARE = (*MIDDLEWARE, "oq_webui.owners.OwnersOnly")
     SESSION_COOKIE_HTTPONLY = True
     SESSION_COOKIE_SAMESITE = "Lax"

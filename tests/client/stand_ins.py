@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 PASSWORD = "correct horse"
 COOKIE = "c00k1e"
+TOKEN = "t0ken"
 CSV = b"#,,,generated_by='OpenQuake engine'\nlon,lat,poe\n0,0,0.5\n"
 
 
@@ -44,6 +45,8 @@ class FakeWebUI:
     """
 
     login: bool = True
+    password: str = PASSWORD
+    cookie: str = COOKIE
     calculations: dict[int, Calculation] = field(default_factory=dict)
     faults: list[Callable[[str, str], bool]] = field(default_factory=list)
     after: list[Callable[[str, str], bool]] = field(default_factory=list)
@@ -62,16 +65,17 @@ class FakeWebUI:
         self, method: str, path: str, query: Mapping[str, list[str]], headers: Any, body: bytes
     ) -> tuple[int, bytes, dict[str, str]]:
         """Status, body and headers of one answer."""
-        del method
         if path == "/accounts/ajax_login/":
             if not self.login:
                 return 404, b"", {}
             form = parse_qs(body.decode())
-            if form["password"] != [PASSWORD]:
+            if form["password"] != [self.password]:
                 return 403, b"Invalid login", {}
-            return 200, b"Successful login", {"Set-Cookie": f"sessionid={COOKIE}; HttpOnly; Path=/"}
-        if self.login and f"sessionid={COOKIE}" not in headers.get("Cookie", ""):
-            return 403, b"", {}
+            return 200, b"Successful login", {"Set-Cookie": f"sessionid={self.cookie}; HttpOnly; Path=/"}
+        if self.login and f"sessionid={self.cookie}" not in headers.get("Cookie", ""):
+            return (302 if path.startswith("/accounts/") else 403), b"", {}
+        if path == "/accounts/password/":
+            return self._password(method, headers, body)
         if path == "/v1/engine_version":
             return 200, b"3.26.2", {}
         if path == "/v1/calc/list":
@@ -84,6 +88,21 @@ class FakeWebUI:
         if not found or int(found[1]) not in self.calculations:
             return 404, b"", {}
         return self._about(self.calculations[int(found[1])], found[2], int(found[3] or 0))
+
+    def _password(self, method: str, headers: Any, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        if not self.login:
+            return 404, b"", {}
+        if method == "GET":
+            return 200, b"a form", {"Set-Cookie": f"csrftoken={TOKEN}; Path=/"}
+        if headers["X-CSRFToken"] != TOKEN or f"csrftoken={TOKEN}" not in headers["Cookie"]:
+            return 403, b"CSRF verification failed", {}
+        form = parse_qs(body.decode())
+        if form["old_password"] != [self.password]:
+            return 400, json.dumps({"errors": ["Your old password was entered incorrectly."]}).encode(), {}
+        assert form["new_password1"] == form["new_password2"]
+        (self.password,) = form["new_password1"]
+        self.cookie += "2"
+        return 200, b'{"changed": true}', {"Set-Cookie": f"sessionid={self.cookie}; HttpOnly; Path=/"}
 
     def _about(self, one: Calculation, what: str, start: int) -> tuple[int, bytes, dict[str, str]]:
         if what == "status":

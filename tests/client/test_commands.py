@@ -69,6 +69,37 @@ def test_a_wrong_password_is_refused(world: World, monkeypatch: pytest.MonkeyPat
     assert not (world.path / "config/oq-cluster" / config.SESSIONS).exists()
 
 
+def change(world: World, monkeypatch: pytest.MonkeyPatch, present: str, new: str, status: int = 0) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{present}\n{new}\n"))
+    world.oq("password", "--password-stdin", status=status)
+
+
+def test_who_changes_the_own_password_stays_logged_in_and_keeps_none_of_the_two(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(ann, monkeypatch, PASSWORD, "another horse")
+    assert ann.webui.password == "another horse"
+    ann.oq("list")
+    assert f'"{COOKIE}2"' in kept(ann)
+    assert not re.search("horse", kept(ann))
+
+
+def test_a_password_that_the_server_refuses_is_not_changed(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(ann, monkeypatch, "wrong", "another horse", status=1)
+    assert "stays as it was: Your old password was entered incorrectly." in ann.errors
+    ann.oq("list")
+
+
+def test_a_password_is_changed_by_who_has_logged_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(world, monkeypatch, PASSWORD, "another horse", status=1)
+    assert "oq-cluster login NAME" in world.errors
+    world.webui.login = False
+    change(world, monkeypatch, PASSWORD, "another horse", status=1)
+    assert "webuiLogin" in world.errors
+
+
 def test_who_logs_out_has_no_session(ann: World) -> None:
     ann.oq("logout")
     assert COOKIE not in kept(ann)

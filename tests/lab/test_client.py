@@ -203,6 +203,19 @@ def test_accounts_are_listed_and_removed(ann: Computer) -> None:
     assert "eve" not in [one["user"] for one in ann.json("users", "list")]
 
 
+def test_somebody_changes_their_own_password_and_stays_logged_in(ann: Computer, tmp_path: Path) -> None:
+    password, new = ann.json("users", "add", "eve")["password"], "of my own choice"
+    eve = Computer(ann.lab, tmp_path)
+    eve.oq("login", "eve", "--password-stdin", stdin=f"{password}\n")
+    eve.oq("password", "--password-stdin", stdin=f"{password}\n12345678\n", status=1)
+    assert "too common" in eve.errors
+    eve.oq("password", "--password-stdin", stdin=f"{password}\n{new}\n")
+    eve.oq("list")
+    eve.oq("login", "eve", "--password-stdin", stdin=f"{password}\n", status=1)
+    eve.oq("login", "eve", "--password-stdin", stdin=f"{new}\n")
+    ann.oq("users", "remove", "eve")
+
+
 def test_the_workers_are_told_with_what_they_do(ann: Computer, long: Path) -> None:
     idle = ann.json("workers")
     assert [one["state"] for one in idle["fleet"]["instances"]] == ["InService", "InService"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import requests
 
 from components import facts
 from lab.cluster import cluster
@@ -22,7 +23,7 @@ from lab.trials import matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user, run_job
 from tests.lab.browser import Browser, browser, missing
 from tests.lab.support import on
-from tests.lab.web import Client, account, administrator
+from tests.lab.web import Client, account, administrator, administrators_password
 
 pytestmark = pytest.mark.lab
 
@@ -30,6 +31,7 @@ UPLOAD_BYTES = 64 * 1024**2
 RESTART = f"systemctl restart {facts.WEBUI_UNIT}"
 SEVERAL_SOURCE_MODELS = DemoJob("logic tree", "demos/hazard/LogicTreeCase1ClassicalPSHA")
 HAZARD_AND_RISK = DemoJob("risk", "demos/risk/ClassicalRisk", file="job_hazard.ini")
+OWN_PASSWORD = "/accounts/password/"
 CALCULATIONS, LOG, OUTPUTS = "#calculation_table", "#errorDialog .modal-body", "#output_table"
 
 
@@ -112,6 +114,7 @@ def test_a_wrong_password_is_refused(office: Office) -> None:
 def test_who_guesses_passwords_has_to_wait(office: Office) -> None:
     guesser = Client(office.lab)
     assert 429 in {guesser.login("ann", str(number)).status_code for number in range(60)}
+    assert 429 in {office.ann.get(OWN_PASSWORD).status_code for _ in range(5)}
     time.sleep(5)  # the others come from the same address
 
 
@@ -376,6 +379,22 @@ def test_in_a_browser_somebody_logs_out(page: Browser) -> None:
     assert page.path() == "/accounts/login/"
 
 
+def test_in_a_browser_people_change_their_own_password(office: Office, window: Browser) -> None:
+    old, new = account(office.lab, "add", "eve"), "of my own choice"
+    log_in(window, "eve", old)
+    window.click("//a[.='Password']")
+    window.picture("webui-password")
+    for field, text in (("old_password", old), ("new_password1", new), ("new_password2", new)):
+        window.write(f"#id_{field}", text)
+    window.click("//button[.='Change password']")
+    assert "is changed" in window.text("#changed")
+    window.click("//a[.='logout']")
+    window.text("#id_username")
+    log_in(window, "eve", new)
+    assert window.text("//li[@class='user']/strong") == "eve"
+    on(office.lab, "master", "oq-webui remove eve")
+
+
 def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: Office) -> None:
     number = office.running()
     on(office.lab, "master", RESTART)
@@ -445,6 +464,57 @@ def test_a_new_password_ends_sessions_and_an_account_that_is_removed_is_none(off
     on(office.lab, "master", "oq-webui remove eve")
     assert eve.get("/v1/calc/list").status_code == 403
     assert "eve" not in on(office.lab, "master", "oq-webui list").split()
+
+
+def change_password(client: Client, present: str, new: str, **headers: str) -> requests.Response:
+    """As oq-cluster does it."""
+    token = client.get(OWN_PASSWORD).cookies["csrftoken"]
+    form = {"old_password": present, "new_password1": new, "new_password2": new}
+    asked = {"Accept": "application/json", "X-CSRFToken": token}
+    return client.post(OWN_PASSWORD, data=form, headers=asked | headers)
+
+
+def test_people_change_their_own_password_which_ends_their_other_sessions(office: Office) -> None:
+    old, new = account(office.lab, "add", "eve"), "of my own choice"
+    eve, elsewhere = Client(office.lab, "eve", old), Client(office.lab, "eve", old)
+    for present, refused in (("wrong", new), (old, "short"), (old, "12345678"), (old, "password")):
+        answer = change_password(eve, present, refused)
+        assert (answer.status_code, len(answer.json()["errors"]) > 0) == (400, True), refused
+    assert elsewhere.get("/v1/calc/list").status_code == 200
+    assert change_password(eve, old, new).json() == {"changed": True}
+    assert eve.get("/v1/calc/list").status_code == 200
+    assert elsewhere.get("/v1/calc/list").status_code == 403
+    assert elsewhere.login("eve", old).status_code == 403
+    assert elsewhere.login("eve", new).status_code == 200
+    on(office.lab, "master", "oq-webui remove eve")
+
+
+def test_a_page_of_another_site_changes_nobodys_password(office: Office) -> None:
+    assert (
+        change_password(
+            office.ann, office.password, "theirs, not hers", **{"X-CSRFToken": "x" * 32}
+        ).status_code
+        == 403
+    )
+    assert (
+        change_password(
+            office.ann, office.password, "theirs, not hers", Origin="http://elsewhere"
+        ).status_code
+        == 403
+    )
+    assert Client(office.lab).get(OWN_PASSWORD).headers["Location"].startswith("/accounts/login/")
+    assert Client(office.lab).login("ann", office.password).status_code == 200
+
+
+def test_the_administrators_password_stays_the_one_of_the_secret(office: Office) -> None:
+    answer = change_password(office.admin, administrators_password(office.lab), "another one of admin")
+    assert answer.status_code == 400
+    assert "the cluster's secret" in answer.json()["errors"][0]
+    administrator(office.lab)
+
+
+def test_who_has_forgotten_a_password_is_told_whom_to_ask(office: Office) -> None:
+    assert "sudo oq-webui password NAME" in Client(office.lab).get("/reset_password/").text
 
 
 def test_accounts_are_roots_to_manage(office: Office) -> None:

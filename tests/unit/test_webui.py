@@ -49,6 +49,22 @@ def test_uploads_are_neither_limited_nor_collected_by_nginx(conf: str) -> None:
     assert "proxy_request_buffering off;" in conf
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/accounts/login/",
+        "/accounts/ajax_login/",
+        "/accounts/password/",
+        "/admin/login/",
+        "/admin/password_change/",
+    ],
+)
+def test_wherever_a_password_is_tried_nginx_limits_how_often(conf: str, path: str) -> None:
+    (limited,) = re.findall(r"location ~ (\S+) \{\s+limit_req zone=login", conf)
+    assert re.match(limited, path)
+    assert not re.match(limited, "/engine/")
+
+
 def test_nginx_writes_only_where_its_unit_lets_it(conf: str) -> None:
     written = re.findall(r"^ *(?:pid|\w+_temp_path) +(.*);", conf, re.MULTILINE)
     assert len(written) == 6
