@@ -1,9 +1,13 @@
-"""What the installed engine lacks of the names that this project touches: nothing."""
+"""What the installed engine lacks of the names that this project touches: nothing. And what its tasks must not do."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 from pathlib import Path
+
+from tests.transport import harness
+from tests.transport.engine_tasks import engine_tasks
 
 PROJECT = Path(__file__).parent.parent.parent
 ENGINE_PYTHON = PROJECT / ".venv-engine/bin/python"
@@ -45,3 +49,22 @@ def test_each_kind_of_name_that_is_missing_is_said() -> None:
         "openquake.cfg [webui] key",
         "openquake.engine.engine: 'oq-task-'",
     ]
+
+
+def test_tasks_that_write_files_ask_for_the_masters_own_processes() -> None:
+    """Two attempts on workers would write twice: `save_rates` would double the rates, and nobody would know."""
+    package = harness.QA_TESTS.parent
+    handed = engine_tasks(package)
+    for place in handed["save_rates"] | handed["export_csv"]:
+        file, _, line = place.partition(":")
+        tree = ast.parse((package / file).read_text(encoding="utf-8"))
+        (call,) = (
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and node.lineno == int(line)
+            and ast.unparse(node.func).endswith("Starmap")
+        )
+        assert {one.arg: ast.unparse(one.value) for one in call.keywords}["distribute"] == "'processpool'", (
+            place
+        )

@@ -234,6 +234,25 @@ def test_every_node_reboots_after_a_panic_and_gives_huge_pages_to_those_who_ask(
         assert "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled" in script, role
 
 
+@pytest.mark.parametrize(("version", "series"), [("4.0.5-6+deb13u2", "4.0"), ("4.3.10-1", "4.3")])
+def test_another_series_of_rabbitmq_begins_with_a_directory_of_its_own(
+    record: Record, tmp_path: Path, version: str, series: str
+) -> None:
+    """It upgrades from the series before it at most, and Debian's next image may bring any."""
+    query = tmp_path / "dpkg-query"
+    query.write_text(f"#!/bin/sh\necho '{version}'\n")
+    query.chmod(0o755)
+    configuration = files(configs(record())["master"])["/etc/rabbitmq/rabbitmq-env.conf"]
+    done = subprocess.run(
+        ["sh", "-c", f"{configuration}\necho $RABBITMQ_MNESIA_BASE"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"{facts.RABBITMQ_DIR}/{series}"
+
+
 def test_shared_memory_outlives_the_shell_that_started_a_calculation(each_mode: Recording) -> None:
     """Where logind is: it removes what users have there when they log out for the last time, as logind.conf(5) says."""
     script = "\n".join(configs(each_mode)["master"]["bootcmd"])

@@ -73,6 +73,8 @@ def test_volumes_that_are_plugged_in_late_are_found_formatted_and_mounted(master
         link = f"{facts.EBS_DEVICE_PREFIX}{volume.id.replace('-', '')}"
         assert master.machine.succeed(f"readlink --canonicalize {link}").startswith("/dev/nvme")
     assert "formatting the blank volume" in master.machine.succeed(journal)
+    for mount in facts.VOLUME_MOUNTS:  # a damaged file system is not written any more
+        assert "errors=remount-ro" in master.machine.succeed(f"findmnt --noheadings --output OPTIONS {mount}")
 
 
 def test_the_first_boot_is_clean_and_has_the_shared_file_system_by_the_kernels_own_client(
