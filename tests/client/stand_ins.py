@@ -170,7 +170,7 @@ class FakeWebUI:
 
 @dataclass
 class FakeAws:
-    """AWS's API: SSM in its JSON protocol, EC2 in its own.
+    """AWS's API: SSM in its JSON protocol, EC2 in its own; of EC2 Auto Scaling nobody may see anything.
 
     `answers` is what commands on the master give, by a part of their line; `state` what the master is, and `coming`
     what it is at the next requests, the last one from then on.
@@ -220,8 +220,12 @@ class FakeAws:
         operation = request["Action"]
         self.asked.append((operation, request))
         kind = {"Content-Type": "text/xml"}
-        known = operation in ("StartInstances", "DescribeInstances")
-        if error := self.ec2_error or self.error or ("" if known else "AccessDenied"):
+        if operation not in ("DescribeInstances", "StartInstances"):  # EC2 Auto Scaling's
+            text = (
+                "<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
+            )
+            return 403, text.encode(), kind
+        if error := self.ec2_error or self.error:
             text = f"<Response><Errors><Error><Code>{error}</Code><Message>no</Message></Error></Errors></Response>"
             return 400, text.encode(), kind
         if operation == "StartInstances":
