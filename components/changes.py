@@ -18,7 +18,7 @@ class Change(Enum):
     FLEET_SIZE = ("changes the group and its scaling policies", "running workers stay")
     NUM_CORES = (
         "tells the master the new size of the full fleet",
-        "within a minute `num_cores` follows; calculations that begin afterwards reckon with the new fleet",
+        "within a minute `num_cores` follows; calculations that begin afterwards use the new fleet size",
     )
     PRICE = (
         "tells the master the new price of a worker",
