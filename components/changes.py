@@ -18,7 +18,7 @@ class Change(Enum):
     FLEET_SIZE = ("changes the group and its scaling policies", "running workers stay")
     NUM_CORES = (
         "tells the master the new size of the full fleet",
-        "within a minute `num_cores` follows; calculations that begin afterwards reckon with the new fleet",
+        "within a minute `num_cores` follows; calculations that begin afterwards use the new fleet size",
     )
     IDLE_STOP = ("tells the master when to stop itself", "within a minute it goes by it")
     PRICE = (

@@ -399,7 +399,7 @@ class Settings:
         problems += _contradictions(parsed)
         if problems:
             raise SettingsError(problems)
-        # It counts at creation only, so it stands in the way of no later change of the others.
+        # It matters only at creation, so it must not block a later change to the others.
         parsed["workerDesired"] = min(max(parsed["workerDesired"], parsed["workerMin"]), parsed["workerMax"])
         parsed["clientCidrs"] = parsed["clientCidrs"] or (parsed["vpcCidr"],)
         return cls(**{_snake_case(key): value for key, value in parsed.items()})

@@ -71,7 +71,7 @@ def gather(job_ini: Path) -> Job:
     gathering.take(ini)
     if gathering.problems:
         problems = "\n".join(f"  {problem}" for problem in gathering.problems)
-        raise UsageError(f"{job_ini}: files that the job names cannot be taken along:\n{problems}")
+        raise UsageError(f"{job_ini}: files that the job names cannot be uploaded:\n{problems}")
     files = tuple(sorted(gathering.files))
     root = Path(os.path.commonpath([file.parent for file in files]))
     job = Job(ini, files, root, values.get("description", ""))

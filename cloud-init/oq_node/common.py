@@ -87,9 +87,9 @@ def until(what: str, seconds: float, check: Callable[[], Any], every: float = 1.
             last_error = f" ({_words(error)})"
         now = time.monotonic()
         if now - started > seconds:
-            raise NodeError(f"{what}: not so after {seconds:.0f} s{last_error}")
+            raise NodeError(f"timed out after {seconds:.0f} s waiting for {what}{last_error}")
         if now - said > 30:
-            say(f"waiting: {what}, {now - started:.0f} s{last_error}")
+            say(f"waiting for {what}: {now - started:.0f} s{last_error}")
             said = now
         time.sleep(every)
 

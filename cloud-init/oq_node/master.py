@@ -230,7 +230,7 @@ def bootstrap() -> None:
             say(f"no Session Manager yet: {error}")
     with step("data volumes"):
         until(
-            f"all are mounted (journalctl -t {FACTS['volumes_log']})",
+            f"all volumes to be mounted (journalctl -t {FACTS['volumes_log']})",
             VOLUMES_DEADLINE_SECONDS,
             volumes_mounted,
         )
@@ -302,7 +302,7 @@ def refresh() -> None:
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
     if new != old:
         write_configuration({"distribution": {"num_cores": new}})
-        say(f"num_cores is {new} and was {old}: calculations that start now reckon with the new fleet")
+        say(f"num_cores changed from {old} to {new}: calculations started from now on use the new fleet size")
     tell_price()
     growth.grow()
     minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")

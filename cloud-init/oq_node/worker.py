@@ -57,7 +57,9 @@ def bootstrap() -> None:
         # Not waited for: a worker computes without it, too.
         run("systemctl", "enable", "--now", "--no-block", FACTS["journal_unit"])
     with step("engine"):
-        until(f"{engine_image()} is published by the master", ENGINE_DEADLINE_SECONDS, engine_image().exists)
+        until(
+            f"{engine_image()} to be published by the master", ENGINE_DEADLINE_SECONDS, engine_image().exists
+        )
         mount_engine()
         # From here on a worker that has to go can say so, whatever the rest of the bootstrap waits for.
         start(FACTS["drain_unit"])

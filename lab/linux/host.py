@@ -173,7 +173,7 @@ def wait_until(what: str, ready: Callable[[], object], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while not ready():
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not after {timeout:.0f} s")
+            raise LabError(f"timed out after {timeout:.0f} s waiting for {what}")
         time.sleep(0.1)
 
 

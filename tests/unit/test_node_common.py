@@ -101,5 +101,7 @@ def test_whatever_a_check_raises_is_waited_out(common: Any) -> None:
         return True
 
     assert common.until("the secret", 10, check, every=0)
-    with pytest.raises(common.NodeError, match="JSONDecodeError"):
+    with pytest.raises(
+        common.NodeError, match=r"^timed out after 0 s waiting for the secret \(JSONDecodeError"
+    ):
         common.until("the secret", 0, lambda: json.loads("half an answer"), every=0)
