@@ -63,18 +63,23 @@ class Repeated(threading.Thread):
     def run(self) -> None:
         """Go on for ever."""
         connection: amqp.Connection | None = None
+        pause, has_served = self._seconds, False
         while True:
-            time.sleep(self._seconds)
+            time.sleep(pause)
+            pause = self._seconds
             try:
                 connection = connection or broker.connect(
                     self._settings, read_timeout=broker.CONNECT_TIMEOUT, write_timeout=broker.CONNECT_TIMEOUT
                 )
                 self.look(connection)
+                has_served = True
             except broker.ERRORS as error:
                 log.debug("%s: %s", self.name, error)
                 if connection is not None:
                     connection.collect()  # an alarm may keep the broker from listening
-                connection = None
+                if has_served:  # so the broker may be there: masters need word of what runs here
+                    pause = 0.0
+                connection, has_served = None, False
                 # Masters have lost the broker, too, and need a moment to come back to it.
                 self._alone = Clock(self._longest_gap)
             except Exception:  # nobody else would look

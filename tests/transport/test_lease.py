@@ -111,6 +111,44 @@ def test_what_was_seen_before_a_connection_broke_says_nothing_of_the_time_since(
     assert found == [f"oq.user.1.x deleted at look {deleted}"]
 
 
+# The third look meets a broken connection, and the broker takes the next one away with it.
+LOOKS = (
+    TIME
+    + """
+    from types import SimpleNamespace
+    from oq_celery import broker, watch
+    from oq_celery.settings import Settings
+    watch.time = time
+    looks = []
+
+    class Look(watch.Repeated):
+        def look(self, connection):
+            looks.append(time.now)
+            if len(looks) in {broken}:
+                raise OSError("the connection is broken")
+            if len(looks) == 6:
+                print(*looks)
+                raise SystemExit
+
+    broker.connect = lambda *_, **__: SimpleNamespace(collect=lambda: None)
+    Look("look", None, 2.0, 6.0).run()
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("broken", "times"),
+    [([], "2.0 4.0 6.0 8.0 10.0 12.0"), ([3], "2.0 4.0 6.0 6.0 8.0 10.0"), ([1, 2, 3], "2.0 4.0 6.0 8.0 10.0 12.0"),
+     ([3, 4, 5], "2.0 4.0 6.0 6.0 8.0 10.0")],
+    ids=["no connection", "one that had served", "the first ones", "one that had served, and those after it"],
+)  # fmt: skip
+def test_a_look_on_a_connection_that_has_broken_is_taken_again_at_once_on_a_new_one(
+    broken: list[int], times: str, tmp_path: Path
+) -> None:
+    """So that masters hear soon what runs here; a broker that takes no connection is not asked all the time."""
+    assert python(LOOKS.replace("{broken}", str(broken)), tmp_path) == [times]
+
+
 HOLD = """
     import logging, threading
     from pathlib import Path
