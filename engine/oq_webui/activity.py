@@ -57,5 +57,5 @@ class Activity:
 def _refusal() -> Any:
     from django.http import HttpResponse
 
-    text = "The master stops, since nobody has needed it. Start it, then try again."
+    text = "The master stops. Start it (oq-cluster wake), then try again."
     return HttpResponse(text, status=503, content_type="text/plain")

@@ -264,7 +264,7 @@ def power(lab: Lab, node: Node) -> str:
     machine = lab.machine(node.name)
     if machine.init() is not None:
         return "running"
-    return "stopping" if machine.pids() else "stopped"
+    return "stopping" if machine.monitors() else "stopped"
 
 
 def wait_until_ready(

@@ -94,12 +94,15 @@ class Machine:
         """The file with what it wrote to its console."""
         return self.directory / "console.log"
 
-    def pids(self) -> list[int]:
-        """Its supervisor, its container's monitor and all that runs in it."""
+    def monitors(self) -> list[int]:
+        """Its supervisor and its container's monitor; none when it is off."""
         wanted = f"--machine={self.paths.netns(self.name)}".encode()
-        found = [pid for pid, words in every_process("cmdline") if wanted in words]
+        return [pid for pid, words in every_process("cmdline") if wanted in words]
+
+    def pids(self) -> list[int]:
+        """Its monitors and all that runs in it, or in its network from outside, such as a port forward."""
         inside = run(["ip", "netns", "pids", self.paths.netns(self.name)], check=False)
-        return found + [int(pid) for pid in inside.split()]
+        return self.monitors() + [int(pid) for pid in inside.split()]
 
     def init(self) -> int | None:
         """The process id, on this machine, of its process 1; None when it is off."""

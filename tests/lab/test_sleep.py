@@ -80,7 +80,7 @@ def test_a_master_sleeps_when_nobody_needs_it_and_wakes_as_it_was(nfs_cluster: L
     may_stop_after(nfs_cluster, MINUTES)
     asked = time.monotonic()
     # Not asked itself: what is asked while it stops may never answer.
-    wait_until("the stop", lambda: not nfs_cluster.machine("master").pids(), (MINUTES + 6) * 60)
+    wait_until("the stop", lambda: not nfs_cluster.machine("master").monitors(), (MINUTES + 6) * 60)
     assert time.monotonic() - asked > (MINUTES - 1) * 60
     assert nfs_cluster.workers() == []
     ann.oq("list", status=1)
@@ -105,7 +105,7 @@ def test_a_master_sleeps_when_nobody_needs_it_and_wakes_as_it_was(nfs_cluster: L
     fleet.scale(nfs_cluster, 0)
     wait_until("nobody to need it", lambda: not is_needed(nfs_cluster), 60)
     assert ann.json("sleep") == {"state": "stopped"}
-    assert not nfs_cluster.machine("master").pids()
+    assert not nfs_cluster.machine("master").monitors()
     assert "oq-cluster wake" in ann.oq("sleep")
 
 
