@@ -53,6 +53,12 @@ FOUND: Final = (
         "test_bookkeeping.py",
     ),
     (470585097, "a second error, of closing the file, hid in the log that the disk was full", "test_jobs.py"),
+    (
+        662745190,
+        "after a broken connection a worker told masters late what it ran, so a task was computed a second time beside "
+        "itself (the results were right)",
+        "test_lease.py",
+    ),
 )
 """Faults of this project that the explorer has found: the seed, what was wrong, and the test that holds it now."""
 NOT_DONE: Final = """## What is not tried
