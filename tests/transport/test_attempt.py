@@ -2,66 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from tests.transport import harness
 
-# A publisher that does not answer to "ended" as a broker does, and a task whose result needs a file.
-ATTEMPT = """
-    import pickle, sys
-    from dataclasses import replace
-    from pathlib import Path
-    from openquake.baselib import parallel
-    from oq_celery import protocol
-    from oq_celery.attempt import Attempt
-    from oq_celery.settings import Settings
-
-    class Publisher:
-        def depth(self, channel):
-            return 0, 1
-        def tell(self, channel, headers):
-            pass
-        def publish(self, channel, body, headers):
-            {outcome}
-
-    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path(sys.argv[1]), 2048, 16, 4)
-    header = protocol.TaskHeader("oq.user.1.x", "master", 0, "bytes", 1, "user", 0, protocol.versions())
-    monitor = parallel.Monitor("bytes", dbserver_host=parallel.config.dbserver.host)
-    monitor.backurl, monitor.inject, monitor.calc_id = "celery://x", False, 1
-    attempt = Attempt(settings, Publisher(), header, "node", "message")
-    parallel.Socket = lambda *_: __import__("contextlib").nullcontext(attempt)
-    body = pickle.dumps((bytes, [parallel.Pickled(1_000_000)], monitor))
-    try:
-        attempt.run(body, may_be_copy=False)
-    except SystemExit:
-        pass
-    print(len(list(Path(sys.argv[1]).rglob("result-*"))))
-"""
-
-
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        "raise SystemExit('while the confirm was waited for')",  # a cold shutdown
-        "return False",  # after a first try that broke: the queue has gone, the message may have been taken before
-    ],
-)
-def test_the_file_stays_for_the_master_who_may_know_of_it(outcome: str, tmp_path: Path) -> None:
-    if not harness.ENGINE.exists():
-        pytest.skip("the engine's environment is missing (make .venv-engine/.done)")
-    code = textwrap.dedent(ATTEMPT.replace("{outcome}", outcome))
-    command: list[str | Path] = [harness.ENGINE / "bin/python", "-c", code, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, env={"OQ_DISTRIBUTE": "no"}, check=False)
-    assert done.stdout.split() == ["1"], done.stderr
-
-
-# As `ATTEMPT`, for a task that meets an error.
-ERRORS = """
-    import pickle
+# A publisher that does with what is published what `outcome` says, and attempts at `task` with one argument.
+PROGRAM = """
+    import contextlib, pickle, sys
     from pathlib import Path
     from openquake.baselib import parallel
     from oq_celery import protocol
@@ -74,27 +23,55 @@ ERRORS = """
         def tell(self, channel, headers):
             pass
         def publish(self, channel, body, headers):
-            print(headers["kind"], b"in task" in body)
-            return True
+            {outcome}
 
+    def attempt(task, argument):
+        settings = Settings("host", 5672, "user", "secret", "/", "celery", Path(sys.argv[1]), 2048, 16, 4)
+        header = protocol.TaskHeader("oq.user.1.x", "master", 0, "task", 1, "user", 0, protocol.versions())
+        monitor = parallel.Monitor("task", dbserver_host=parallel.config.dbserver.host)
+        monitor.backurl, monitor.inject, monitor.calc_id = "celery://x", task is not bytes, 1
+        made = Attempt(settings, Publisher(), header, "node", "message")
+        parallel.Socket = lambda *_: contextlib.nullcontext(made)
+        with contextlib.suppress(SystemExit, UnableError):
+            made.run(pickle.dumps((task, [parallel.Pickled(argument)], monitor)), may_be_copy=False)
+"""
+# A task whose result needs a file.
+LARGE = (
+    PROGRAM
+    + """
+    attempt(bytes, 1_000_000)
+    print(len(list(Path(sys.argv[1]).rglob("result-*"))))
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        "raise SystemExit('while the confirm was waited for')",  # a cold shutdown
+        "return False",  # after a first try that broke: the queue has gone, the message may have been taken before
+    ],
+)
+def test_the_file_stays_for_the_master_who_may_know_of_it(outcome: str, tmp_path: Path) -> None:
+    assert harness.python(LARGE.replace("{outcome}", outcome), tmp_path) == ["1"]
+
+
+# Tasks that meet an error.
+ERRORS = (
+    PROGRAM.replace("{outcome}", 'return print(headers["kind"], b"in task" in body) is None')
+    + """
     def task(error, monitor):
         raise error
 
-    settings = Settings("host", 5672, "user", "secret", "/", "celery", Path("/none"), 2048, 16, 4)
-    header = protocol.TaskHeader("oq.user.1.x", "master", 0, "task", 1, "user", 0, protocol.versions())
-    monitor = parallel.Monitor("task", dbserver_host=parallel.config.dbserver.host)
-    monitor.backurl, monitor.inject, monitor.calc_id = "celery://x", True, 1
     for error in (OSError(116, "Stale file handle"), MemoryError(), OSError(2, "No such file"), ValueError()):
-        attempt = Attempt(settings, Publisher(), header, "node", "message")
-        parallel.Socket = lambda *_: __import__("contextlib").nullcontext(attempt)
-        try:
-            attempt.run(pickle.dumps((task, [parallel.Pickled(error)], monitor)), may_be_copy=False)
-        except UnableError:
-            pass
+        attempt(task, error)
 """
+)
 
 
-def test_an_error_of_the_machine_leaves_the_task_to_others_and_one_of_the_task_is_its_result() -> None:
+def test_an_error_of_the_machine_leaves_the_task_to_others_and_one_of_the_task_is_its_result(
+    tmp_path: Path,
+) -> None:
     """With the traceback, which the job's log shows if no worker can do it."""
     unable, ended = "unable True", "ended True"
-    assert harness.python(ERRORS) == [unable, unable, ended, ended]
+    assert harness.python(ERRORS, tmp_path) == [unable, unable, ended, ended]
