@@ -52,7 +52,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         return application
 
 
-def _reap_calculations(*_: Any) -> None:
+def _reap_calculations(_worker: Any, _request: Any, _environ: Any, _response: Any) -> None:
     """Ask for the exit status of calculations that have ended, or each stays as a zombie until another one begins."""
     multiprocessing.active_children()
 
