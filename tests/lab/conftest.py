@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ def own_name() -> Iterator[str]:
     The name's lock goes with the run, so a run that was killed leaves its name free and perhaps its lab: what is found
     of such labs is removed.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is up is taken down then, too
     own: tuple[str, IO[str]] | None = None
     for name in NAMES:
         lock = Path("/run", f"{name}.lock").open("w")  # noqa: SIM115  held as long as the block
