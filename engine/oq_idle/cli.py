@@ -142,7 +142,7 @@ def _processes(people: bool) -> Iterator[str]:
 def living() -> Iterator[tuple[str, int]]:
     """The names of the processes that have not ended, and the ids of their users.
 
-    The WebUI asks only at its next calculation what has become of the last one's process, which is a zombie until then.
+    The WebUI asks with its next request only what has become of a calculation's process, which is a zombie until then.
     """
     for path in Path("/proc").glob("[0-9]*/status"):
         try:
