@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,8 @@ ANSWER_SECONDS = 120
 """After that a worker that was cut off, or whose broker was, has not come back to it."""
 LEFT_SECONDS = 30
 """After that queues and files of a job that has ended are left."""
+FROZEN_SECONDS = 10
+"""After so long a worker that does not answer a look counts as one that says nothing."""
 POLL_SECONDS = 0.3
 
 
@@ -295,10 +298,15 @@ def is_busy(lab: Lab, worker: str, since: float) -> bool:
 
 
 def _progress(lab: Lab, worker: str, since: float) -> tuple[int, int]:
-    """How many tasks Celery says that it has received and done; none of a worker that another fault has ended."""
+    """How many tasks Celery says that it has received and done; none of a worker that another fault has struck.
+
+    One that has ended has no journal, and in one that is frozen nothing ends that has just begun to read it.
+    """
     command = ["journalctl", "--output=cat", "--unit", facts.CELERY_UNIT, "--since", f"@{since:.3f}"]
     try:
-        log = lab.machine(worker).execute(command).stdout
+        log = lab.machine(worker).execute(command, timeout=FROZEN_SECONDS).stdout
+    except subprocess.TimeoutExpired:
+        return 0, 0
     except LabError:
         if _lives(lab, worker):
             raise
