@@ -128,12 +128,15 @@ host-packages:
 browser: host-packages
 	@lab/linux/install-host-packages tests/lab/packages.txt
 
+# What the engine's environment is made of.
+ENGINE_SOURCES := engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/* engine/oq_webui/templates/*/*)
+
 # Two `make` of one clone make an environment once: the second waits for the first.
 ifndef LOCKED
 $(VENV)/.done: requirements-dev.txt
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 
-$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/* engine/oq_webui/templates/*/*)
+$(ENGINE_VENV)/.done: $(VENV)/.done $(ENGINE_SOURCES)
 	@flock Makefile $(MAKE) --no-print-directory LOCKED=yes $@
 
 policy/.venv/.done: $(VENV)/.done policy/requirements.txt
@@ -150,7 +153,7 @@ $(VENV)/.done: requirements-dev.txt
 	$(UV) pip sync --quiet --python $(VENV)/bin/python --require-hashes requirements-dev.txt
 	@touch $@
 
-$(ENGINE_VENV)/.done: $(VENV)/.done engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_idle/* engine/oq_logs/* engine/oq_webui/* engine/oq_webui/templates/*/*)
+$(ENGINE_VENV)/.done: $(VENV)/.done $(ENGINE_SOURCES)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(ENGINE_VENV)
 	$(UV) pip sync --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --require-hashes engine/requirements.txt
 	$(UV) pip install --quiet --compile-bytecode --python $(ENGINE_VENV)/bin/python --no-build-isolation --no-deps --offline ./engine

@@ -71,8 +71,7 @@ def end(dbcmd: Any, running: list[Any], error: str) -> NoReturn:
         Channel.close_all,
         inputs.remove_all,
     ):
-        with contextlib.suppress(
-            Exception
-        ):  # it ends in any case, and `reap` finds a calculation that is gone
+        # It ends in any case, also when Ctrl-C comes now; `reap` finds a calculation whose process is gone.
+        with contextlib.suppress(BaseException):
             step()
     os._exit(1)
