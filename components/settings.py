@@ -6,6 +6,7 @@ description (a test compares them).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -228,15 +229,13 @@ def _image(value: object) -> str:
 
 
 def _idle_minutes(value: object) -> int:
-    try:
-        minutes = _integer(0, _MOST_IDLE_MINUTES)(value)
-    except ValueError:
-        minutes = 1
-    if 0 < minutes < _LEAST_IDLE_MINUTES:
-        raise ValueError(
-            f"write 0 for never, or a whole number of minutes from {_LEAST_IDLE_MINUTES} to {_MOST_IDLE_MINUTES}"
-        )
-    return int(minutes)
+    with contextlib.suppress(ValueError):
+        minutes = int(_integer(0, _MOST_IDLE_MINUTES)(value))
+        if minutes == 0 or minutes >= _LEAST_IDLE_MINUTES:
+            return minutes
+    raise ValueError(
+        f"write 0 for never, or a whole number of minutes from {_LEAST_IDLE_MINUTES} to {_MOST_IDLE_MINUTES}"
+    )
 
 
 class Key(NamedTuple):
