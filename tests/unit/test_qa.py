@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.bundle import engine_bundle
 from lab.trials.qa.jobs import PARENTS, Job, families, select
+from lab.trials.qa.nodes import PARTS_THAT_COMPUTE, computes
 from lab.trials.qa.report import page
 from lab.trials.qa.results import (
     CLOSE,
@@ -161,3 +165,21 @@ def test_the_page_counts_every_job_and_names_those_that_are_not_equal() -> None:
     assert "`qa_tests_data/disagg/c/job.ini`: `hcurves` 5.0e-01 relative" in text
     assert "`qa_tests_data/disagg/d/job.ini`: `x` not the same: it is so" in text
     assert "`demos/hazard/b/job.ini`: ValueError: no" in text
+
+
+def changed(bundle: bytes, name: str) -> bytes:
+    """A bundle with another file of that name."""
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive, zipfile.ZipFile(changed, "w") as other:
+        for known in archive.namelist():
+            other.writestr(known, archive.read(known) + (b"#" if known == name else b""))
+    return changed.getvalue()
+
+
+def test_what_computes_makes_a_result_another_one_and_the_rest_of_the_bundle_does_not() -> None:
+    bundle = engine_bundle(Path(__file__).parents[2] / "engine").data
+    files = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
+    others = {name for name in files if computes(changed(bundle, name)) != computes(bundle)}
+    assert others == {name for name in files if name.split("/")[0] in PARTS_THAT_COMPUTE}
+    assert {"requirements.txt", "oq_celery/__init__.py"} <= others
+    assert "oq_webui/settings.py" in set(files) - others

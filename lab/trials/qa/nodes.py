@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 
 from components import facts
 from lab.base import LabError
-from lab.cluster.cache import kept_engine
 from lab.cluster.cluster import Lab
 from lab.trials.job import USER, make_user
 from lab.trials.qa.run import CLUSTER, ENVIRONMENTS, LIMIT_SECONDS, PROGRAMS, REFERENCE, TREES, Driver
@@ -16,6 +17,9 @@ HOME = f"/home/{USER}/qa"
 PYTHON = f"{HOME}/python"
 """The nodes' command `oq` under another name: it runs the engine's program that it is called like, with the processor
 features and the compiled code that all nodes have in common. Without it, the last bits of results are others."""
+
+PARTS_THAT_COMPUTE = ("requirements.txt", "oq_celery.pth", "oq_celery")
+"""Of an engine bundle."""
 
 
 def start_driver(lab: Lab, kind: str) -> Driver:
@@ -60,7 +64,7 @@ def prepare(lab: Lab) -> list[str]:
 def versions(lab: Lab) -> dict[str, str]:
     """What makes a result another one: the engine on the nodes with all that it needs, and this harness.
 
-    :return: ``engine``, ``oq_celery`` and ``python``: versions; ``image`` and ``harness``: hashes
+    :return: ``engine``, ``oq_celery`` and ``python``: versions; ``computes`` and ``harness``: hashes
     """
     program = (
         "import json, platform\nfrom importlib.metadata import version\n"
@@ -72,5 +76,18 @@ def versions(lab: Lab) -> dict[str, str]:
     if answer.returncode:
         raise LabError(f"the engine's version: {answer.stderr.strip()}")
     digest = hashlib.sha256(b"".join(program.read_bytes() for program in PROGRAMS)).hexdigest()
-    image = kept_engine(lab.paths, lab.plan).stem
-    return {**json.loads(answer.stdout), "image": image, "harness": digest[:16]}
+    (bundle,) = lab.plan.objects
+    return {**json.loads(answer.stdout), "computes": computes(bundle.content), "harness": digest[:16]}
+
+
+def computes(bundle: bytes) -> str:
+    """A hash of that in an engine bundle which takes part in calculations: oq_celery and the locked packages.
+
+    The WebUI's program or the keeper of logs may change without any job of them being run again.
+    """
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        for name in sorted(archive.namelist()):
+            if name.partition("/")[0] in PARTS_THAT_COMPUTE:
+                digest.update(name.encode() + b"\0" + archive.read(name))
+    return digest.hexdigest()[:16]
