@@ -37,6 +37,8 @@ RELOAD_SECONDS = 0.2
 """Between two looks at the configuration."""
 METRICS = "metrics.jsonl"
 COMPLETED = "completed"
+THROTTLED = "throttled"
+"""A file among the events: while it is there the API refuses every request, as AWS does those that come too often."""
 
 
 def host_names(region: str) -> list[str]:
@@ -221,6 +223,48 @@ class Guard:
         return [content.encode()]
 
 
+class Throttle:
+    """WSGI middleware that refuses everything while a file is there, in the words of each protocol that AWS uses."""
+
+    def __init__(self, application: Wsgi, file: Path) -> None:
+        self.application = application
+        self.file = file
+
+    def __call__(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        if not self.file.exists():
+            return self.application(environ, respond)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        key, action, resource = request_of(environ, body, {})
+        print(f"{key or 'nobody'} {action} {resource}: throttled", flush=True)
+        status, kind, content = _too_often(environ, action)
+        respond(status, [("Content-Type", kind), ("Content-Length", str(len(content)))])
+        return [content]
+
+
+def _too_often(environ: Mapping[str, Any], action: str) -> tuple[str, str, bytes]:
+    """AWS's refusal of a request that comes too often: status, type of content, content."""
+    error = {"__type": "ThrottlingException", "message": "Rate exceeded"}
+    if action.startswith("s3:"):
+        content = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+        return "503 Slow Down", "text/xml", content.encode()
+    if CBOR_OPERATION in environ.get("PATH_INFO", ""):
+        texts = [text.encode() for pair in error.items() for text in pair]
+        # A map of two pairs of texts that are shorter than 24 bytes each.
+        return (
+            "400 Bad Request",
+            "application/cbor",
+            b"\xa2" + b"".join(bytes([0x60 + len(text)]) + text for text in texts),
+        )
+    if "HTTP_X_AMZ_TARGET" in environ:
+        return "400 Bad Request", "application/x-amz-json-1.1", json.dumps(error).encode()
+    content = (
+        "<ErrorResponse><Error><Type>Sender</Type><Code>Throttling</Code>"
+        f"<Message>{error['message']}</Message></Error><RequestId>0</RequestId></ErrorResponse>"
+    )
+    return "400 Bad Request", "text/xml", content.encode()
+
+
 class Region:
     """What moto holds of what the program has made, brought up to its configuration file's words."""
 
@@ -275,12 +319,13 @@ def serve(file: Path) -> None:
     region = Region(settings)
     certificates = Path(settings["certificates"])
     moto = DomainDispatcherApplication(create_backend_app)
-    guard = Guard(Events(moto, Path(settings["events"]), region.metrics), settings)
+    events = Path(settings["events"])
+    guard = Guard(Events(moto, events, region.metrics), settings)
     threading.Thread(target=_follow, args=(file, region, guard), daemon=True).start()
     run_simple(
         "0.0.0.0",  # noqa: S104  every address of this namespace is one of AWS's
         HTTPS_PORT,
-        guard,
+        Throttle(guard, events / THROTTLED),
         threaded=True,
         ssl_context=(str(certificates / "api.pem"), str(certificates / "api.key")),
         request_handler=MotoRequestHandler,

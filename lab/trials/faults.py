@@ -1,4 +1,6 @@
-"""What goes wrong in a cluster: a node or a service dies or stops, a link drops what it carries, a disk is full."""
+"""What goes wrong in a cluster: a node or a service dies or stops, a link drops what it carries, a disk is full, AWS
+answers nobody.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from components import facts
 from lab.base import LabError
-from lab.cluster.cluster import Lab, imds_directory
+from lab.cluster.cluster import Lab, events_directory, imds_directory
 from lab.linux import network
 from lab.linux.host import run
-from lab.services import imds
+from lab.services import aws_api, imds
 
 SPOT_SECONDS = 120
 """The notice that a spot instance gets."""
@@ -105,6 +107,24 @@ def fill_rabbitmq(lab: Lab, name: str, seconds: float) -> None:
         time.sleep(seconds)
     finally:
         master.execute(["rm", "--force", ballast])
+
+
+@contextlib.contextmanager
+def throttled(lab: Lab) -> Iterator[None]:
+    """While the block lasts, AWS refuses all that nodes ask, as it does those who ask too often."""
+    file = events_directory(lab.paths) / aws_api.THROTTLED
+    file.touch()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def throttle(lab: Lab, name: str, seconds: float) -> None:
+    """Have AWS refuse all that nodes ask for some time."""
+    del name
+    with throttled(lab):
+        time.sleep(seconds)
 
 
 def _signal(pids: Sequence[int], number: int) -> None:

@@ -136,6 +136,7 @@ KINDS = (
         r"could not do it|No such file|Read-only",
     ),
     Kind("full disk under RabbitMQ", 2, ((2, 20),), faults.fill_rabbitmq),
+    Kind("AWS throttles all requests", 2, ((10, 40), (60, 120)), faults.throttle),
 )
 RARE = 0.2
 """The share of rare lengths."""

@@ -13,7 +13,7 @@ from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.services import aws_api
-from lab.trials import matrix
+from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
 from tests.lab.support import on
 
@@ -34,23 +34,28 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
     cluster.wait_until_ready(nfs_cluster, print, timeout=120)
 
 
-def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_before_it_goes(
+def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_though_aws_throttles_it_first(
     nfs_cluster: Lab,
 ) -> None:
     job_ini = fetch_job(nfs_cluster, CLASSICAL)
     undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
     leaving = nfs_cluster.workers()[-1]
+    journal = "journalctl --output=cat --identifier=oq-node"
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run_job, nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
         since = undisturbed.started + undisturbed.seconds
         wait_until(
             "a task of it", lambda: matrix.is_busy(nfs_cluster, leaving.name, since) or job.done(), 120
         )
-        fleet.set_capacity(nfs_cluster, 1)
-        assert not job.done()
         completed = cluster.events_directory(nfs_cluster.paths) / aws_api.COMPLETED / leaving.id
+        with faults.throttled(nfs_cluster):
+            fleet.set_capacity(nfs_cluster, 1)
+            assert not job.done()
+            wait_until(
+                "a refusal by AWS", lambda: "Throttling" in on(nfs_cluster, leaving.name, journal), 120
+            )
         wait_until("CompleteLifecycleAction", completed.exists, 120)
-        said = on(nfs_cluster, leaving.name, "journalctl --output=cat --identifier=oq-node")
+        said = on(nfs_cluster, leaving.name, journal)
         fleet.scale(nfs_cluster, 1)
         disturbed = job.result()
     assert "drained: all running tasks were finished" in said

@@ -10,9 +10,14 @@ from io import BytesIO
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
+import boto3
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse, HeadersDict
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.retries.standard import ThrottledRetryableChecker
 
 from benchmarks import nodes
 from components import facts
@@ -242,6 +247,66 @@ def test_an_endpoint_lets_through_what_its_policy_allows(account: str, status: s
     }
     guard(environ, lambda status, _headers: answered.append(status))
     assert answered == [status]
+
+
+@pytest.mark.parametrize(
+    ("service", "call"),
+    [
+        ("secretsmanager", lambda client: client.get_secret_value(SecretId="one")),
+        ("cloudwatch", lambda client: client.put_metric_data(Namespace="A/B", MetricData=[])),
+        ("s3", lambda client: client.get_object(Bucket="one", Key="two")),
+        (
+            "autoscaling",
+            lambda client: client.complete_lifecycle_action(
+                AutoScalingGroupName="one", LifecycleHookName="two", LifecycleActionResult="CONTINUE"
+            ),
+        ),
+    ],
+)
+def test_what_aws_throttles_is_what_boto3_takes_for_it(
+    service: str, call: Callable[[Any], object], tmp_path: Path
+) -> None:
+    """Of each protocol, and only while the file is there. How often boto3 asks again is its own."""
+    file = tmp_path / aws_api.THROTTLED
+    throttle = aws_api.Throttle(lambda _environ, _respond: pytest.fail("was let through"), file)
+    client: Any = boto3.session.Session().client(
+        service,
+        region_name="eu-central-1",
+        aws_access_key_id="a-role",
+        aws_secret_access_key="none",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+    client.meta.events.register("before-send", lambda request, **_: answered_by(throttle, request))
+    file.touch()
+    with pytest.raises(ClientError) as error:
+        call(client)
+    assert error.value.response["Error"]["Code"] in ThrottledRetryableChecker._THROTTLED_ERROR_CODES
+    file.unlink()
+    with pytest.raises(pytest.fail.Exception, match="was let through"):
+        call(client)
+
+
+def answered_by(application: aws_api.Wsgi, request: AWSPreparedRequest) -> AWSResponse:
+    """A WSGI application's answer to a request of boto3's."""
+    host, _, path = request.url.removeprefix("https://").partition("/")
+    body = request.body.encode() if isinstance(request.body, str) else request.body or b""
+    environ = {
+        "HTTP_HOST": host,
+        "PATH_INFO": f"/{path}",
+        "REQUEST_METHOD": request.method,
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": BytesIO(body),
+        **{f"HTTP_{name.upper().replace('-', '_')}": text(value) for name, value in request.headers.items()},
+    }
+    begun: list[tuple[str, list[tuple[str, str]]]] = []
+    content = b"".join(application(environ, lambda status, headers: begun.append((status, headers))))
+    ((status, headers),) = begun
+    raw = SimpleNamespace(stream=lambda: iter([content]), read=lambda: content)
+    return AWSResponse(request.url, int(status.split()[0]), HeadersDict(headers), raw)
+
+
+def text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def test_a_condition_holds_only_for_the_value_that_it_names() -> None:
