@@ -1,6 +1,6 @@
 """Compare the results of two calculations to the bit: run by the engine's Python, as a user who may read them.
 
-Called as ``compare_datastores.py ONE OTHER``; prints one JSON object, which :func:`compare` describes.
+Called as `compare_datastores.py ONE OTHER`; prints one JSON object, which `compare` describes.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """Compare two datastores, HDF5 files.
 
-    :return: ``equal``: the names of the datasets that are equal to the bit; ``different``: by the name of a dataset,
-        its largest ``absolute`` and ``relative`` difference (a share of the larger number), or the reason ``why``
-        there is none
+    Returns:
+        `equal`: the names of the datasets that are equal to the bit; `different`: by the name of a
+        dataset, its largest `absolute` and `relative` difference (a share of the larger number), or the
+        reason `why` there is none
     """
     import h5py  # the project's own environment, which imports NOT_RESULTS, has none
 

@@ -1,4 +1,4 @@
-"""``make demo``: the cluster boots on this machine, computes a hazard curve, and is taken down again."""
+"""`make demo`: the cluster boots on this machine, computes a hazard curve, and is taken down again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_demo(
 ) -> None:
     """Boot, compute on the cluster and on one node, compare, show, take down.
 
-    It is taken down after an error too, but not with ``keep``.
+    It is taken down after an error too, but not with `keep`.
     """
     begin = time.monotonic()
     build.refuse_second(paths)  # which the end of the demo would take down

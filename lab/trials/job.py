@@ -1,4 +1,4 @@
-"""Running a calculation on the lab's cluster as a user would: over there, by ``oq engine --run``."""
+"""Running a calculation on the lab's cluster as a user would: over there, by `oq engine --run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lab.cluster.cluster import Lab
 USER = "seismologist"
 """The ordinary user of the lab, made on the master when first needed."""
 CALCULATION = re.compile(r"^\[[^\]]* #(\d+) ", re.MULTILINE)
-"""How the engine's log names the calculation: ``[2026-01-31 12:00:00 #7 INFO] …``."""
+"""How the engine's log names the calculation: `[2026-01-31 12:00:00 #7 INFO] …`."""
 CUT = ("source_data/", "rup/")
 """Datasets about the tasks that a job was cut into, or in the order of these: they follow from the number of cores."""
 STORED = re.compile(r"Stored .* on (/\S+\.hdf5) in ")
@@ -34,9 +34,10 @@ SUCCEEDED = re.compile(r"Task .* succeeded in ([0-9.e+-]+)s")
 class DemoJob:
     """A demo of the engine, perhaps changed.
 
-    :ivar folder: in the engine's environment
-    :ivar changes: of its job file: the value of a key
-    :ivar file: the job file
+    Attributes:
+        folder: in the engine's environment
+        changes: of its job file: the value of a key
+        file: the job file
     """
 
     name: str
@@ -52,9 +53,10 @@ CLASSICAL = DemoJob("classical", "demos/hazard/AreaSourceClassicalPSHA")
 class Run:
     """A calculation that ended well.
 
-    :ivar datastore: its HDF5 file on the master
-    :ivar seconds: of ``oq engine --run``, start to end
-    :ivar started: seconds since the epoch
+    Attributes:
+        datastore: its HDF5 file on the master
+        seconds: of `oq engine --run`, start to end
+        started: seconds since the epoch
     """
 
     calculation: int
@@ -87,12 +89,15 @@ def run_job(
     show: bool = True,
     limit: float | None = None,
 ) -> Run:
-    """Copy the job's folder to the master, run it there, and export all outputs to ``out``.
+    """Copy the job's folder to the master, run it there, and export all outputs to `out`.
 
-    :param processpool: on the master alone, as the engine does without a cluster
-    :param show: print the job's log as it is written
-    :param limit: seconds after which it is stopped, and has failed
-    :raises LabError: when there is no such job or it fails
+    Args:
+        processpool: on the master alone, as the engine does without a cluster
+        show: print the job's log as it is written
+        limit: seconds after which it is stopped, and has failed
+
+    Raises:
+        LabError: when there is no such job or it fails
     """
     if not job_ini.is_file():
         raise LabError(f"{job_ini}: no such file")
@@ -193,8 +198,9 @@ def work_done(lab: Lab, run: Run) -> dict[str, tuple[int, float]]:
 class Difference:
     """The largest differences between the results of two calculations.
 
-    :ivar datasets: how many datasets were compared
-    :ivar relative: a share of the larger number
+    Attributes:
+        datasets: how many datasets were compared
+        relative: a share of the larger number
     """
 
     datasets: int
@@ -205,7 +211,8 @@ class Difference:
 def compare(lab: Lab, first: Run, second: Run) -> Difference:
     """Compare two calculations of the lab's user, number by number, in their datastores, but for `CUT`.
 
-    :raises LabError: when there is one that a difference says nothing of
+    Raises:
+        LabError: when there is one that a difference says nothing of
     """
     program = (Path(__file__).parent / "compare_datastores.py").read_text()
     line = f"{facts.ENGINE_DIR}/bin/python - {shlex.quote(first.datastore)} {shlex.quote(second.datastore)}"

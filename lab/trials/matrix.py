@@ -1,4 +1,4 @@
-"""``python -m lab faults``: jobs during which nodes die, leave, are cut off or come, as a seed decides.
+"""`python -m lab faults`: jobs during which nodes die, leave, are cut off or come, as a seed decides.
 
 Each run has to end with the numbers of the same job on the same lab without a fault.
 """
@@ -46,10 +46,11 @@ POLL_SECONDS = 0.3
 class Kind:
     """A kind of fault.
 
-    :ivar share: how often it comes, relative to the others
-    :ivar seconds: ranges of its length: the usual one, and the rare one
-    :ivar strike: does it, given the worker that runs a task and the length; returns when it is over
-    :ivar excuses: a pattern of what a job may say that fails because of it; most faults excuse nothing
+    Attributes:
+        share: how often it comes, relative to the others
+        seconds: ranges of its length: the usual one, and the rare one
+        strike: does it, given the worker that runs a task and the length; returns when it is over
+        excuses: a pattern of what a job may say that fails because of it; most faults excuse nothing
     """
 
     name: str
@@ -85,8 +86,9 @@ class Case:
 class Result:
     """How a run ended; no trouble means: with the numbers of the undisturbed run, to the bit.
 
-    :ivar struck: the faults that came to their moment
-    :ivar excused: the job failed, and said truly why
+    Attributes:
+        struck: the faults that came to their moment
+        excused: the job failed, and said truly why
     """
 
     case: Case
@@ -169,7 +171,8 @@ def explore(
 ) -> list[Result]:
     """The runs of some seeds, one after the other, on a cluster per storage mode that is made for it.
 
-    :param document: the file with the figures, which has them as soon as the runs of a storage mode are done
+    Args:
+        document: the file with the figures, which has them as soon as the runs of a storage mode are done
     """
     build.refuse_second(paths)
     results: list[Result] = []

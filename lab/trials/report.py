@@ -37,8 +37,11 @@ def read_curves(file: Path) -> tuple[list[float], list[tuple[float, float, list[
 def plot_hazard_curves(exports: Path, picture: Path, title: str) -> None:
     """Draw the mean hazard curves of the site with the highest hazard, one line per intensity measure.
 
-    :param exports: directory with the engine's CSV exports of one classical calculation
-    :raises LabError: when there is none in it
+    Args:
+        exports: directory with the engine's CSV exports of one classical calculation
+
+    Raises:
+        LabError: when there is none in it
     """
     import matplotlib as mpl
 
@@ -71,7 +74,7 @@ def plot_hazard_curves(exports: Path, picture: Path, title: str) -> None:
 
 
 def _intensity(file: Path) -> str:
-    """The intensity measure in an export's name: ``SA(0.1)`` in ``hazard_curve-mean-SA(0.1)_7.csv``."""
+    """The intensity measure in an export's name: `SA(0.1)` in `hazard_curve-mean-SA(0.1)_7.csv`."""
     return file.name.removeprefix("hazard_curve-mean-").rpartition("_")[0]
 
 

@@ -1,4 +1,4 @@
-"""``make demo SCALE=1``: a fleet of no workers, a job, and a fleet of no workers again."""
+"""`make demo SCALE=1`: a fleet of no workers, a job, and a fleet of no workers again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_scale_demo(
 ) -> None:
     """Boot a master alone, compute on the workers that its queue brings, and wait until they are gone.
 
-    It is taken down after an error too, but not with ``keep``.
+    It is taken down after an error too, but not with `keep`.
     """
     build.refuse_second(paths)
     plan = make_plan(record(read_config(stack, [*settings, "workerMin=0", "workerDesired=0"])))

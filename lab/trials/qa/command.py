@@ -1,4 +1,4 @@
-"""``python -m lab qa``: boots a lab, unless one is up, runs what is asked, and writes the page."""
+"""`python -m lab qa`: boots a lab, unless one is up, runs what is asked, and writes the page."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def run(paths: Paths, stack: str, changes: Sequence[str], pattern: str, document
 
     A lab that is up is used and stays up; else one is booted and taken down again.
 
-    :param stack: the configuration of the lab that is booted, with ``changes``
-    :param pattern: see :func:`lab.trials.qa.jobs.select`; empty for all jobs
-    :param document: for the page with the figures, written when all jobs have run
+    Args:
+        stack: the configuration of the lab that is booted, with `changes`
+        pattern: see `lab.trials.qa.jobs.select`; empty for all jobs
+        document: for the page with the figures, written when all jobs have run
     """
     was_up = teardown.exists(paths)
     try:

@@ -1,7 +1,7 @@
 """Run calculations one after another, each in a child of one process that has imported the engine.
 
-Run by the engine's Python on the master, as the user who calculates: ``driver.py cluster`` or ``driver.py
-reference``. It reads one JSON request a line and answers with one JSON object a line. The import of the engine costs
+Run by the engine's Python on the master, as the user who calculates: `driver.py cluster` or `driver.py
+reference`. It reads one JSON request a line and answers with one JSON object a line. The import of the engine costs
 seconds, which is more than most of its test jobs take.
 """
 
@@ -37,11 +37,14 @@ GRACE_SECONDS = 20
 
 
 def in_child(work: Callable[[], dict[str, Any]], log: Path, limit: float) -> dict[str, Any]:
-    """Do ``work`` in a child process that leads a session; its answer.
+    """Do `work` in a child process that leads a session; its answer.
 
-    :param log: where what it prints goes
-    :param limit: seconds after which it is interrupted, and killed if that does not help
-    :return: what ``work`` returned, or ``error`` with the exception that ended it
+    Args:
+        log: where what it prints goes
+        limit: seconds after which it is interrupted, and killed if that does not help
+
+    Returns:
+        what `work` returned, or `error` with the exception that ended it
     """
     answer = log.with_suffix(".answer")
     answer.unlink(missing_ok=True)
@@ -117,10 +120,11 @@ def begin_pool_process() -> None:
 
 
 def calculate(job_ini: Path, parent: str | None, one_process: bool) -> dict[str, Any]:
-    """What ``oq engine --run`` does.
+    """What `oq engine --run` does.
 
-    :param parent: the datastore of the calculation that it starts from
-    :param one_process: with a pool of one process, which comes from the fork server
+    Args:
+        parent: the datastore of the calculation that it starts from
+        one_process: with a pool of one process, which comes from the fork server
     """
     engine: Any = importlib.import_module("openquake.engine.engine")
     commands: Any = importlib.import_module("openquake.commands.engine")
@@ -142,10 +146,11 @@ def calculate(job_ini: Path, parent: str | None, one_process: bool) -> dict[str,
 
 
 def run(request: dict[str, Any], one_process: bool) -> dict[str, Any]:
-    """Run ``ini`` after ``parent`` within ``limit`` seconds, logging to ``log``.
+    """Run `ini` after `parent` within `limit` seconds, logging to `log`.
 
-    :return: ``seconds``, ``datastore``, the ``distributions`` that the log names, the names of the ``tasks`` that were
-        done, and ``error`` when it failed
+    Returns:
+        `seconds`, `datastore`, the `distributions` that the log names, the names of the `tasks` that
+        were done, and `error` when it failed
     """
     log = Path(request["log"])
     log.unlink(missing_ok=True)

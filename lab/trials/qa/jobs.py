@@ -37,8 +37,9 @@ EXPLAINED: Mapping[str, str] = {
 class Job:
     """One job file.
 
-    :ivar ini: its path: ``qa_tests_data/classical/case_1/job.ini``, ``demos/hazard/…``
-    :ivar parent: of the job whose calculation it starts from, by ``--hc``
+    Attributes:
+        ini: its path: `qa_tests_data/classical/case_1/job.ini`, `demos/hazard/…`
+        parent: of the job whose calculation it starts from, by `--hc`
     """
 
     ini: str
@@ -46,7 +47,7 @@ class Job:
 
     @property
     def group(self) -> str:
-        """The folder that the report counts it under: ``classical``, ``demos/risk``."""
+        """The folder that the report counts it under: `classical`, `demos/risk`."""
         top, second, *_ = PurePosixPath(self.ini).parts
         return f"{top}/{second}" if top == "demos" else second
 
@@ -62,7 +63,8 @@ def parent_of(ini: str, inis: Iterable[str]) -> str | None:
 def families(inis: Iterable[str]) -> list[list[Job]]:
     """Jobs that start from each other, the parent first; a job that stands alone is a family of its own.
 
-    :param inis: the paths of all files that may be jobs; taken are ``job*.ini`` and what these start from
+    Args:
+        inis: the paths of all files that may be jobs; taken are `job*.ini` and what these start from
     """
     files = set(inis)
     known = {ini for ini in files if PurePosixPath(ini).match("job*.ini")}
@@ -78,7 +80,7 @@ def families(inis: Iterable[str]) -> list[list[Job]]:
 def select(all_families: Sequence[Sequence[Job]], pattern: str) -> list[list[Job]]:
     """The families with a job whose path contains a pattern, at the beginning of a part of it.
 
-    ``classical`` takes ``classical/…`` and ``classical_risk/…``; ``classical/case_1/`` one folder.
+    `classical` takes `classical/…` and `classical_risk/…`; `classical/case_1/` one folder.
     """
     wanted = re.compile(r"(?:^|/)" + re.escape(pattern))
     return [list(family) for family in all_families if any(wanted.search(job.ini) for job in family)]

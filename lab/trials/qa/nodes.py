@@ -64,7 +64,8 @@ def prepare(lab: Lab) -> list[str]:
 def versions(lab: Lab) -> dict[str, str]:
     """What makes a result another one: the engine on the nodes with all that it needs, and this harness.
 
-    :return: ``engine``, ``oq_celery`` and ``python``: versions; ``computes`` and ``harness``: hashes
+    Returns:
+        `engine`, `oq_celery` and `python`: versions; `computes` and `harness`: hashes
     """
     program = (
         "import json, platform\nfrom importlib.metadata import version\n"

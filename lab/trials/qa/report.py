@@ -42,9 +42,10 @@ def page(
 ) -> str:
     """The page about these jobs, in Markdown.
 
-    :param results: by the paths of the job files, of all of them
-    :param versions: ``engine``, ``oq_celery``, ``python``
-    :param command: that has run them
+    Args:
+        results: by the paths of the job files, of all of them
+        versions: `engine`, `oq_celery`, `python`
+        command: that has run them
     """
     text = PAGE.format(
         command=command,

@@ -19,12 +19,13 @@ GOOD = (EQUAL, CLOSE, REFUSED)
 class Result:
     """One job, run on the cluster and with one process.
 
-    :ivar outcome: EQUAL, CLOSE, REFUSED, DIFFERENT or FAILED
-    :ivar equal: how many datasets are equal to the bit
-    :ivar different: how far apart the others are
-    :ivar why: the reason for CLOSE, the error for REFUSED and FAILED
-    :ivar seconds: on the cluster and with one process
-    :ivar tasks: the names of the tasks that were done on the cluster
+    Attributes:
+        outcome: EQUAL, CLOSE, REFUSED, DIFFERENT or FAILED
+        equal: how many datasets are equal to the bit
+        different: how far apart the others are
+        why: the reason for CLOSE, the error for REFUSED and FAILED
+        seconds: on the cluster and with one process
+        tasks: the names of the tasks that were done on the cluster
     """
 
     ini: str
@@ -50,8 +51,9 @@ class Result:
 class Results:
     """A file for each job that has been run with these versions.
 
-    :param directory: for all versions
-    :param versions: what makes a result another one
+    Args:
+        directory: for all versions
+        versions: what makes a result another one
     """
 
     def __init__(self, directory: Path, versions: Mapping[str, str]) -> None:
@@ -85,10 +87,11 @@ def judge(
 ) -> Result:
     """What the two runs of a job and the comparison of their results say.
 
-    :param cluster: what the driver answered for the run on the cluster
-    :param reference: and for the run with one process
-    :param comparison: of their datastores; None when one of them has none
-    :param explained: why they may differ
+    Args:
+        cluster: what the driver answered for the run on the cluster
+        reference: and for the run with one process
+        comparison: of their datastores; None when one of them has none
+        explained: why they may differ
     """
     result = Result(ini, FAILED, seconds=(cluster["seconds"], reference["seconds"]), tasks=cluster["tasks"])
     errors = [in_one_line(answer["error"]) if "error" in answer else None for answer in (cluster, reference)]

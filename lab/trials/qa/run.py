@@ -1,4 +1,4 @@
-"""``make qa``: the engine's own jobs on the cluster and with one process, compared."""
+"""`make qa`: the engine's own jobs on the cluster and with one process, compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ TREES = ("qa_tests_data", "demos")
 class Driver:
     """A process that runs driver.py.
 
-    :ivar kind: CLUSTER or REFERENCE
+    Attributes:
+        kind: CLUSTER or REFERENCE
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Driver:
     ) -> None:
         """Start it.
 
-        :param home: the directory in which it runs, with the TREES of both kinds
-        :param log: for what it prints
+        Args:
+            home: the directory in which it runs, with the TREES of both kinds
+            log: for what it prints
         """
         self.kind = kind
         self._home = home
@@ -136,7 +138,8 @@ def run_all(
 ) -> None:
     """Run families that have no results yet, both sides at the same time, and remember what became of each job.
 
-    :param start_driver: starts a driver of a kind
+    Args:
+        start_driver: starts a driver of a kind
     """
     todo = [family for family in asked if any(results.get(job.ini) is None for job in family)]
     number = sum(map(len, asked))
