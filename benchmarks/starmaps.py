@@ -33,21 +33,21 @@ def echo(data: bytes, monitor: Any) -> dict[str, bytes]:  # noqa: ARG001
     return {"data": data}
 
 
-def mark(directory: str, seconds: float, monitor: Any) -> dict[int, int]:
+def mark(directory: bytes, seconds: float, monitor: Any) -> dict[int, int]:
     """Leave a file when the task starts, named after task and process, and sleep."""
-    (Path(directory) / f"{monitor.task_no}.{os.getpid()}").touch()
+    (Path(os.fsdecode(directory)) / f"{monitor.task_no}.{os.getpid()}").touch()
     time.sleep(seconds)
     return {os.getpid(): 1}
 
 
-def meet(directory: str, processes: int, seconds: float, monitor: Any) -> dict[int, int]:  # noqa: ARG001
-    """Wait until so many processes are in this task at the same time, or for so many seconds."""
+def meet(directory: bytes, processes: int, seconds: float, monitor: Any) -> dict[int, int]:  # noqa: ARG001
+    """Wait until so many processes are in this task at the same time, or for so many seconds; the process's parent."""
     end = time.monotonic() + seconds
-    here = Path(directory)
+    here = Path(os.fsdecode(directory))
     (here / str(os.getpid())).touch()
     while len(list(here.iterdir())) < processes and time.monotonic() < end:
         time.sleep(0.05)
-    return {os.getpid(): 1}
+    return {os.getpid(): os.getppid()}
 
 
 def warm_up(processes: int) -> None:
@@ -57,9 +57,11 @@ def warm_up(processes: int) -> None:
     goes round them in steps that can leave others out for ever.
     """
     with tempfile.TemporaryDirectory() as directory:
-        # A single task would run in the master.
-        arguments = [(directory, processes, WARM_UP_SECONDS)] * max(processes, 2)
-        seen = {process for result in Starmap(meet, arguments) for process in result}
+        # A single task would run in the master, and one with the name of a directory that workers may not see, too.
+        arguments = [(os.fsencode(directory), processes, WARM_UP_SECONDS)] * max(processes, 2)
+        seen = {process: parent for result in Starmap(meet, arguments) for process, parent in result.items()}
+    if os.environ["OQ_DISTRIBUTE"] == "celery" and os.getpid() in seen.values():
+        sys.exit("the master has done the tasks itself")
     if len(seen) < processes:
         sys.exit(f"only {len(seen)} of {processes} processes have worked in {WARM_UP_SECONDS:.0f} s")
 
@@ -83,7 +85,7 @@ def run(task: str, count: int, in_flight: int, processes: int, **options: Any) -
         payload = random.Random(1).randbytes(options["size"])  # noqa: S311
         arguments = [(number.to_bytes(8, "big") + payload[8:],) for number in range(count)]
     elif task == "mark":
-        arguments = [(options["directory"], options["seconds"])] * count
+        arguments = [(os.fsencode(options["directory"]), options["seconds"])] * count
     else:
         arguments = [(options["seconds"],)] * count
     begin = time.perf_counter()
