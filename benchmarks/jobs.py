@@ -39,7 +39,7 @@ class Calculation:
 
 SHORT = Calculation("short: AreaSourceClassicalPSHA", 3, later=True)
 # Area sources of 60 times as many points: a minute and more on two cores.
-LONG_PARAMETERS = "area_source_discretization=1.3,width_of_mfd_bin=0.2"
+LONG_PARAMETERS = "area_source_discretization=1.3"
 LONG = Calculation(f"long: the same with {LONG_PARAMETERS}", 1, LONG_PARAMETERS)
 QUICK = Calculation(
     "coarse: the same, area_source_discretization=40", 1, "area_source_discretization=40", True
