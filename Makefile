@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
+.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-people lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,13 +56,15 @@ explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the 
 	$(VENV)/bin/python -m explorer
 
 lab: $(VENV)/.done host-packages browser ## real boots on this machine: needs root
-	@$(MAKE) --no-print-directory --jobs=2 lab-changes lab-others
+	@$(MAKE) --no-print-directory --jobs=3 lab-changes lab-people lab-others
 
 # Side by side, each on labs of its own: they wait for boots, drains and alarms more than they compute.
 CHANGES_TESTS := $(foreach name,autoscaling client life mails,tests/lab/test_$(name).py)
+PEOPLE_TESTS := $(foreach name,sleep webui,tests/lab/test_$(name).py)
 lab-changes: TESTS := $(CHANGES_TESTS)
-lab-others: TESTS := tests/lab $(foreach path,$(CHANGES_TESTS),--ignore=$(path))
-lab-changes lab-others: $(VENV)/.done host-packages browser
+lab-people: TESTS := $(PEOPLE_TESTS)
+lab-others: TESTS := tests/lab $(foreach path,$(CHANGES_TESTS) $(PEOPLE_TESTS),--ignore=$(path))
+lab-changes lab-people lab-others: $(VENV)/.done host-packages browser
 	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
 pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, by the tests of the WebUI's pages: needs root
