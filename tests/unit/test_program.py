@@ -541,6 +541,11 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
         },
         {"Effect": "Allow", "Action": agent["Action"], "Resource": "*"},
     ]
+        {
+            "Effect": "Allow",
+            "Action": ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeScalingActivities"],
+            "Resource": "*",
+        },
     # Nothing by which the agent, or anybody on the machine, could read parameters, documents or other machines.
     assert {action.partition(":")[0] for action in agent["Action"]} == {"ssm", "ssmmessages", "ec2messages"}
     assert [action for action in agent["Action"] if action.startswith("ssm:")] == [
