@@ -159,8 +159,8 @@ def activity(
     }
 
 
-def asked(states: Sequence[str], wanted: int, activities: Sequence[Any]) -> Fleet:
-    """What is read of a group, of AWS's answers by botocore's model of them."""
+def asked(states: Sequence[str], wanted: int, activities: Sequence[Any] | None) -> Fleet:
+    """What is read of a group, by botocore's model of AWS's answers; without activities nobody may ask for them."""
     client = boto3.client("autoscaling", region_name="x", aws_access_key_id="x", aws_secret_access_key="x")
     instance = {"AvailabilityZone": "x", "HealthStatus": "Healthy", "ProtectedFromScaleIn": False}
     group = {
@@ -183,11 +183,12 @@ def asked(states: Sequence[str], wanted: int, activities: Sequence[Any]) -> Flee
             {"AutoScalingGroups": [group]},
             {"Filters": [{"Name": f"tag:{key}", "Values": [value]} for key, value in TAGS.items()]},
         )
-        stub.add_response(
-            "describe_scaling_activities",
-            {"Activities": list(activities)},
-            {"AutoScalingGroupName": "workers", "MaxRecords": watch.ACTIVITIES},
-        )
+        if activities is not None:
+            stub.add_response(
+                "describe_scaling_activities",
+                {"Activities": list(activities)},
+                {"AutoScalingGroupName": "workers", "MaxRecords": watch.ACTIVITIES},
+            )
         return watch.read(client, TAGS, NOW)
 
 
@@ -205,7 +206,7 @@ def test_neither_an_old_failure_nor_one_to_end_an_instance_says_why_none_starts(
 
 
 def test_of_a_full_group_no_activities_are_asked_for() -> None:
-    assert asked(["InService"], 1, []) == Fleet(1, 1, None)
+    assert asked(["InService"], 1, None) == Fleet(1, 1, None)
 
 
 def test_without_a_group_of_these_tags_the_error_names_them() -> None:
