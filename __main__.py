@@ -10,7 +10,7 @@ from components import facts
 from components.alarms import Alarms, AlarmsArgs
 from components.budget import Budget, BudgetArgs
 from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
-from components.dashboard import Dashboard, DashboardArgs
+from components.dashboard import Dashboard, DashboardArgs, hour_prices
 from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
 from components.lookups import look_up, read_settings
@@ -199,6 +199,7 @@ Dashboard(
         group_name=workers.group_name,
         file_system_id=storage.file_system_id,
         alarms=alarms,
+        prices=hour_prices(costs),
     ),
 )
 

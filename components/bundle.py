@@ -27,6 +27,7 @@ _PARTS: Final = (
     "pyproject.toml",
     "oq_celery.pth",
     "oq_celery",
+    "oq_fleet",
     "oq_idle",
     "oq_logs",
     "oq_webui",

@@ -20,6 +20,10 @@ from components.secrets import Secrets
 from components.storage import volume_name
 from components.tags import cluster_name
 
+_GROUP_ACTIONS: Final = (
+    "autoscaling:DescribeAutoScalingGroups",
+    "autoscaling:DescribeScalingActivities",
+)
 # What the Session Manager agent calls. Not the managed policy AmazonSSMManagedInstanceCore, by which everybody on the
 # machine could read all of the account's parameters. Those of ssm could
 # be narrowed to the machine, which does not exist yet when its role is made; the others know no resources.
@@ -103,6 +107,8 @@ class Master(Component):
                         "Resource": "*",  # metrics have no ARN
                         "Condition": {"StringEquals": {"cloudwatch:namespace": facts.METRICS_NAMESPACE}},
                     },
+                    # Why the group of workers starts none; AWS lets nobody restrict these to one group.
+                    {"Effect": "Allow", "Action": list(_GROUP_ACTIONS), "Resource": "*"},
                     {"Effect": "Allow", "Action": list(_AGENT_ACTIONS), "Resource": "*"},
                 ],
             ),
@@ -182,6 +188,7 @@ class Master(Component):
                     bundle_sha256=args.bundle.sha256,
                     nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},
                     cluster=cluster_name(pulumi.get_stack()),
+                    stack=pulumi.get_stack(),
                     **known,
                 )
             )

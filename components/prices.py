@@ -165,13 +165,16 @@ def efs_gb_month(region: str) -> float | None:
 class Estimate:
     """What a cluster costs in USD.
 
-    `month` has the parts of an idle month, `worker` is an hour of one of its `workers`. None is what nobody knows.
+    `month` has the parts of an idle month, `worker` is an hour of one of its `workers`, of which `staying` are there
+    always, and `master` an hour of the master. None is what nobody knows.
     """
 
     region: str
     month: Mapping[str, float | None]
     worker: float | None
     workers: int
+    master: float | None = 0.0
+    staying: int = 0
 
     @property
     def month_idle(self) -> float | None:
@@ -182,6 +185,14 @@ class Estimate:
     def hour_full(self) -> float | None:
         """An hour with all workers."""
         return _sum([_times(1 / HOURS, self.month_idle), _times(self.workers, self.worker)])
+
+    @property
+    def hour_rest(self) -> float | None:
+        """An hour of what is neither the master nor a worker: network, disks, metrics, secrets."""
+        machines = _sum([self.master, _times(self.staying, self.worker) if self.staying else 0.0])
+        if self.month_idle is None or machines is None:
+            return None
+        return self.month_idle / HOURS - machines
 
     def idle_text(self) -> str:
         """The idle month, for people."""
@@ -218,8 +229,8 @@ def estimate(settings: Settings, region: str) -> Estimate:
     )
     endpoints = len(endpoint_services(settings.egress))
     alarms = _FAST_ALARM + _ALARM if settings.worker_min < settings.worker_max else 0
-    master = settings.master_instance_type
-    month = {f"master, {master}": _times(HOURS, type_hour(master, region))}
+    master = type_hour(settings.master_instance_type, region)
+    month = {f"master, {settings.master_instance_type}": _times(HOURS, master)}
     if settings.egress == "nat":
         month["NAT gateway and its public address"] = _times(HOURS, _sum([services.nat, _IPV4]))
     month[f"{endpoints} interface endpoints"] = _times(endpoints * HOURS, services.endpoint)
@@ -231,7 +242,7 @@ def estimate(settings: Settings, region: str) -> Estimate:
     month["secrets"] = _SECRET * (2 if settings.webui else 1)
     if settings.worker_min:
         month[f"{settings.worker_min} workers that stay"] = _times(settings.worker_min * HOURS, worker)
-    return Estimate(region, month, worker, settings.worker_max)
+    return Estimate(region, month, worker, settings.worker_max, master, settings.worker_min)
 
 
 def _own_metrics() -> int:

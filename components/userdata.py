@@ -108,9 +108,11 @@ class Node:
 class MasterNode(Node):
     """The master: volumes maps each of facts.VOLUME_MOUNTS to the id of its EBS volume (vol-…).
 
-    Without a WebUI, webui_secret_id is empty.
+    Without a WebUI, webui_secret_id is empty. By the name of the stack, which is in a tag, it finds the group of
+    workers.
     """
 
+    stack: str
     bundle_bucket: str
     bundle_key: str
     volumes: Mapping[str, str]
@@ -283,6 +285,7 @@ def _role(node: Node) -> _Role:
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,
+                facts.FLEET_UNIT,
                 facts.REFRESH_SERVICE,
                 facts.REFRESH_TIMER,
                 facts.REAP_SERVICE,

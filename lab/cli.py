@@ -145,6 +145,11 @@ def _scale(paths: Paths, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _room(paths: Paths, arguments: argparse.Namespace) -> int:
+    fleet.limit(cluster.load(paths), arguments.number)
+    return 0
+
+
 def _interrupt(paths: Paths, arguments: argparse.Namespace) -> int:
     lab = cluster.load(paths)
     say(f"{arguments.node} has {arguments.seconds:.0f} s")
@@ -263,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     one = command("scale", _scale, "replace dead workers, then start or remove some until there are NUMBER")
     one.add_argument("number", type=int, metavar="NUMBER")
+    one = command("room", _room, "let AWS have room for NUMBER workers at most, or again for all")
+    one.add_argument("number", type=int, nargs="?", metavar="NUMBER", help="none: for all")
     one = command("interrupt", _interrupt, "announce a spot interruption to a node, then switch it off")
     node(one)
     one.add_argument(

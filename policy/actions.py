@@ -14,6 +14,8 @@ from policy.resources import actions, targets
 # Those that know no resource, so that a statement can only say "*".
 WITHOUT_RESOURCE: Final = frozenset(
     {
+        "autoscaling:DescribeAutoScalingGroups",
+        "autoscaling:DescribeScalingActivities",
         "cloudwatch:PutMetricData",
         "ec2:DescribeInstances",
         "ec2:DescribeSnapshots",

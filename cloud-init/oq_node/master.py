@@ -340,7 +340,8 @@ def services() -> dict[str, int]:
 def background() -> list[str]:
     """The units that nobody talks to from elsewhere."""
     behind_nginx = [FACTS["webui_unit"]] if FACTS["webui"] else []
-    return [*behind_nginx, FACTS["metrics_unit"], FACTS["refresh_timer"], FACTS["reap_timer"]]
+    reports = [FACTS["metrics_unit"], FACTS["fleet_unit"]]
+    return [*behind_nginx, *reports, FACTS["refresh_timer"], FACTS["reap_timer"]]
 
 
 def problems() -> list[str]:

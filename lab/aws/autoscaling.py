@@ -26,6 +26,24 @@ from lab.aws.cloud import Alarm, Group, Policy
 
 CALL_SECONDS = 60
 """Between two calls of a policy by an alarm that stays on."""
+RETRY_SECONDS = 20
+"""Between two attempts of a group to start what it lacks; AWS's come in longer and longer intervals."""
+# What the activity of such an attempt says, as people have quoted it:
+# https://github.com/buildkite/elastic-ci-stack-for-aws/issues/851
+# https://docs.aws.amazon.com/autoscaling/ec2/userguide/ts-as-capacity.html
+_NO_SPOT = (
+    "Could not launch Spot Instances. UnfulfillableCapacity - Unable to fulfill capacity due to your request "
+    "configuration. Please adjust your request and try again. Launching EC2 instance failed."
+)
+_NO_CAPACITY = (
+    "We currently do not have sufficient {} capacity in the Availability Zone you requested. "
+    "Launching EC2 instance failed."
+)
+
+
+def no_capacity(group: Group) -> str:
+    """What AWS says when it has no instance for a group."""
+    return _NO_SPOT if group.spot else _NO_CAPACITY.format(group.template.instance_type)
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ class Group:
     :ivar release: what new instances are made from, as one text: a change of it replaces those that run
     :ivar healthy: how much of the group stays in service while its instances are replaced, in percent
     :ivar warmup: seconds after which a new instance counts as being in service
+    :ivar spot: whether its instances are spot capacity, but for a base of them
+    :ivar tags: its own
     """
 
     name: str
@@ -203,6 +205,8 @@ class Group:
     release: str = ""
     healthy: int = 0
     warmup: float = 0
+    spot: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
     hook: Hook | None = None
     policies: tuple[Policy, ...] = ()
     alarms: tuple[Alarm, ...] = ()

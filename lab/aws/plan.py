@@ -250,6 +250,7 @@ class _Reader:
         _require_imds_v2(template)
         (interface,) = template.inputs["networkInterfaces"]
         refresh = one.inputs["instanceRefresh"]["preferences"]
+        distribution = one.inputs["mixedInstancesPolicy"]["instancesDistribution"]
         return Group(
             name=(one.name.rpartition("-")[0] or one.name).removesuffix("s"),
             template=Template(
@@ -269,6 +270,8 @@ class _Reader:
             release=json.dumps(one.inputs["mixedInstancesPolicy"], sort_keys=True),
             healthy=refresh["minHealthyPercentage"],
             warmup=float(refresh["instanceWarmup"]),
+            spot=distribution["onDemandPercentageAboveBaseCapacity"] < 100,
+            tags={tag["key"]: tag["value"] for tag in one.inputs["tags"]},
             hook=self._hook(one),
             policies=tuple(self._policies(one)),
             alarms=tuple(filter(self._scales, self._alarms())),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from lab.aws import autoscaling
 from lab.base import LabError
 from lab.cluster import cluster
 from lab.cluster.cluster import Lab, Node, Say
@@ -29,16 +33,19 @@ def converge(lab: Lab, say: Say) -> None:
     if not lab.plan.groups:
         for node in lab.workers():
             cluster.terminate(lab, node)
+        _of_api(lab).unlink(missing_ok=True)
         return
     group = lab.group()
     present = lab.capacity.get(group.aws_name)
     wanted = group.desired if present is None else min(max(present, group.minimum), group.maximum)
     if wanted != present:
         set_capacity(lab, wanted, say)
+    else:
+        _tell_api(lab)
 
 
 def described(lab: Lab) -> dict[str, Any]:
-    """The group as JSON values: its limits, its instances, and activities, of which a lab records none."""
+    """The group as JSON values: its limits, its instances, and its failed attempts to start some, the newest first."""
     group = lab.group()
     return {
         "minimum": group.minimum,
@@ -48,8 +55,58 @@ def described(lab: Lab) -> dict[str, Any]:
             {"id": node.name, "state": "InService" if node.leaves_by is None else "Terminating:Wait"}
             for node in lab.workers()
         ],
-        "activities": [],
+        "activities": _failures(lab)[::-1],
     }
+
+
+def limit(lab: Lab, number: int | None) -> None:
+    """Let AWS have room for so many workers at most, or for all if None; those that run stay."""
+    file = _room(lab)
+    file.unlink(missing_ok=True)
+    if number is not None:
+        file.write_text(str(number))
+
+
+def _room(lab: Lab) -> Path:
+    # Not in the lab's record, which somebody else may hold and write: whoever scales the group.
+    return lab.paths.state / "room"
+
+
+def _failures(lab: Lab) -> list[dict[str, Any]]:
+    """The group's failed attempts to start an instance, the newest last."""
+    file = _activities(lab)
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _activities(lab: Lab) -> Path:
+    return lab.paths.state / "activities.jsonl"
+
+
+def _note_failure(lab: Lab) -> None:
+    """Note that AWS has no room for an instance, if it is time for another attempt."""
+    now, before = datetime.now(UTC), _failures(lab)[-1:]
+    for failure in before:
+        if (now - datetime.fromisoformat(failure["time"])).total_seconds() < autoscaling.RETRY_SECONDS:
+            return
+    failure = {
+        "time": now.isoformat(timespec="seconds"),
+        "status": "Failed",
+        "text": autoscaling.no_capacity(lab.group()),
+    }
+    with _activities(lab).open("a") as file:
+        file.write(json.dumps(failure) + "\n")
+
+
+def _tell_api(lab: Lab) -> None:
+    """Let AWS's API describe the group as it is now."""
+    group, file = lab.group(), _of_api(lab)
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps({"name": group.aws_name, "tags": dict(group.tags), **described(lab)}))
+    new.replace(file)
+
+
+def _of_api(lab: Lab) -> Path:
+    return cluster.events_directory(lab.paths) / aws_api.GROUP
 
 
 def outdated(lab: Lab) -> list[Node]:
@@ -91,6 +148,7 @@ def _await_leaving(lab: Lab) -> None:
 def set_capacity(lab: Lab, number: int, say: Say = print) -> None:
     """Make the group this large: replace the dead, start what lacks, let the newest of too many leave.
 
+    What AWS has no room for is not started, and noted as an activity that has failed.
     Those that leave are told by their metadata, and end in :func:`end_drained`: the group's lifecycle hook.
     """
     group = lab.group()
@@ -102,8 +160,12 @@ def set_capacity(lab: Lab, number: int, say: Say = print) -> None:
     lab.capacity[group.aws_name] = number
     for node in lab.staying()[number:]:
         _leave(lab, node)
-    for _ in range(number - len(lab.staying())):
+    room = int(_room(lab).read_text()) if _room(lab).exists() else number
+    for _ in range(min(number, room) - len(lab.staying())):
         _launch_worker(lab, say)
+    if len(lab.staying()) < number:
+        _note_failure(lab)
+    _tell_api(lab)
 
 
 def _leave(lab: Lab, node: Node) -> None:
@@ -145,4 +207,6 @@ def end_drained(lab: Lab) -> list[str]:
         if completed.exists() or time.time() > node.leaves_by or lab.machine(node.name).init() is None:
             cluster.terminate(lab, node)
             ended.append(node.name)
+    if ended:
+        _tell_api(lab)
     return ended

@@ -84,7 +84,8 @@ def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
         staying = lab.staying()
         history.add(len(staying))
         warming = sum(now - node.powered_on < scaler.warmup() for node in staying)
-        number, lines = scaler.wanted(samples(lab, now - longest), Fleet(len(staying), warming), now)
+        wanted = lab.capacity[group.aws_name]  # more than there are, where AWS has no room for them
+        number, lines = scaler.wanted(samples(lab, now - longest), Fleet(wanted, warming), now)
         for line in lines:
             say(line)
         if number != len(staying):

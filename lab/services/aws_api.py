@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
 
 from botocore.parsers import RpcV2CBORParser
 
@@ -36,6 +37,7 @@ CBOR_OPERATION = "/service/GraniteServiceVersion20100801/operation/"
 RELOAD_SECONDS = 0.2
 """Between two looks at the configuration."""
 METRICS = "metrics.jsonl"
+GROUP = "group.json"
 COMPLETED = "completed"
 THROTTLED = "throttled"
 """A file among the events: while it is there the API refuses every request, as AWS does those that come too often."""
@@ -97,8 +99,10 @@ def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str])
         action = verb.get(environ["REQUEST_METHOD"], environ["REQUEST_METHOD"])
         return key, f"s3:{action}", f"arn:aws:s3:::{f'{bucket}/{path}' if dot else path}"
     form = parse_qs(body.decode(errors="replace"))
-    group = form.get("AutoScalingGroupName", [""])[0]
-    return key, f"{service}:{form.get('Action', ['?'])[0]}", arns.get(group, group) or "*"
+    (action,), (group,) = form.get("Action", ["?"]), form.get("AutoScalingGroupName", [""])
+    # Of what only describes, AWS's policies cannot name the resource.
+    resource = "" if action.startswith("Describe") else arns.get(group, group)
+    return key, f"{service}:{action}", resource or "*"
 
 
 def bucket_of(resource: str) -> str:
@@ -133,7 +137,8 @@ class Events:
     """WSGI middleware that writes down what the lab wants to know of its nodes.
 
     Metrics that they publish go to a file of JSON lines, besides to moto. CompleteLifecycleAction, which moto
-    does not know, is answered here and leaves a file named after the instance.
+    does not know, is answered here and leaves a file named after the instance. The autoscaling group is described by
+    a file that the lab writes.
     """
 
     def __init__(self, application: Wsgi, directory: Path, metrics: list[Any]) -> None:
@@ -151,12 +156,11 @@ class Events:
         if action == "autoscaling:CompleteLifecycleAction":
             (instance,) = parse_qs(body.decode())["InstanceId"]
             (self.directory / COMPLETED / instance).touch()
-            answer = (
-                b"<CompleteLifecycleActionResponse xmlns='http://autoscaling.amazonaws.com/doc/2011-01-01/'>"
-                b"<CompleteLifecycleActionResult/></CompleteLifecycleActionResponse>"
-            )
-            respond("200 OK", [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))])
-            return [answer]
+            return answer_of(respond, "CompleteLifecycleAction", {})
+        if action in ("autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeScalingActivities"):
+            file, name = self.directory / GROUP, action.partition(":")[2]
+            groups = [json.loads(file.read_text())] if file.exists() else []
+            return answer_of(respond, name, description(name, parse_qs(body.decode()), groups))
         answered = self.application(environ, respond)
         if action == "cloudwatch:PutMetricData":
             self._write_metrics()
@@ -174,6 +178,78 @@ class Events:
                     "value": datum.value,
                 }
                 file.write(json.dumps(line) + "\n")
+
+
+def description(
+    action: str, form: Mapping[str, Sequence[str]], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The answer to DescribeAutoScalingGroups, by tags, or DescribeScalingActivities, of one group.
+
+    :param form: the request
+    :param groups: as :func:`lab.cluster.fleet.described` has them, with name and tags
+    :raises ValueError: for a filter that it does not know
+    """
+    if action == "DescribeScalingActivities":
+        (name,) = form["AutoScalingGroupName"]
+        activities = [
+            {
+                "ActivityId": f"{name}-{number}",
+                "AutoScalingGroupName": name,
+                "Description": f"Launching a new EC2 instance.  Status Reason: {activity['text']}",
+                "Cause": "an instance was started in response to a difference between desired and actual capacity.",
+                "StartTime": activity["time"],
+                "StatusCode": activity["status"],
+                "StatusMessage": activity["text"],
+            }
+            for group in groups
+            if group["name"] == name
+            for number, activity in enumerate(group["activities"])
+        ]
+        return {"Activities": activities[: int(form.get("MaxRecords", ["100"])[0])]}
+    wanted: dict[str, str] = {}
+    for key, (value,) in form.items():
+        if key in ("Action", "Version"):
+            continue
+        number = key.split(".")[2] if key.startswith("Filters.member.") else ""
+        (named,) = form.get(f"Filters.member.{number}.Name", [""])
+        if not named.startswith("tag:"):
+            raise ValueError(f"the lab describes groups by their tags, not by {key}")
+        if key == f"Filters.member.{number}.Values.member.1":
+            wanted[named.removeprefix("tag:")] = value
+    return {
+        "AutoScalingGroups": [
+            {
+                "AutoScalingGroupName": group["name"],
+                "MinSize": group["minimum"],
+                "MaxSize": group["maximum"],
+                "DesiredCapacity": group["desired"],
+                "Instances": [
+                    {"InstanceId": instance["id"], "LifecycleState": instance["state"]}
+                    for instance in group["instances"]
+                ],
+            }
+            for group in groups
+            if wanted.items() <= group["tags"].items()
+        ]
+    }
+
+
+def answer_of(respond: Callable[..., Any], action: str, result: Mapping[str, Any]) -> Iterable[bytes]:
+    """An answer of EC2 Auto Scaling, in the protocol that AWS calls query."""
+    namespace = "http://autoscaling.amazonaws.com/doc/2011-01-01/"
+    body = f"<{action}Result>{as_xml(result)}</{action}Result>"
+    answer = f'<{action}Response xmlns="{namespace}">{body}</{action}Response>'.encode()
+    respond("200 OK", [("Content-Type", "text/xml"), ("Content-Length", str(len(answer)))])
+    return [answer]
+
+
+def as_xml(value: Any) -> str:
+    """Mappings, lists and texts as AWS writes them."""
+    if isinstance(value, Mapping):
+        return "".join(f"<{key}>{as_xml(item)}</{key}>" for key, item in value.items())
+    if isinstance(value, list):
+        return "".join(f"<member>{as_xml(item)}</member>" for item in value)
+    return escape(str(value))
 
 
 class Guard:

@@ -8,7 +8,7 @@ import pytest
 
 from components import facts
 from components.workers import WARMUP_SECONDS
-from lab.aws.autoscaling import Fleet, Sample, Scaler, breach
+from lab.aws.autoscaling import Fleet, Sample, Scaler, breach, no_capacity
 from lab.aws.cloud import Alarm, Group
 from lab.aws.plan import make_plan
 from lab.cluster.program import read_config, record
@@ -98,6 +98,14 @@ def test_an_alarm_that_stays_on_calls_once_a_minute(group: Group) -> None:
         samples = [replace(sample, time=now - 3) for sample in waiting(group, 1)]
         numbers.append(scaler.wanted(samples, Fleet(0, 0), now)[0])
     assert numbers == [1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_without_room_amazon_says_that_it_lacks_spot_capacity_where_the_group_wants_that(
+    group: Group,
+) -> None:
+    assert "Spot" in no_capacity(group)
+    on_demand = make_plan(record(read_config("dev", ["workerSpot=false"]))).groups[0]
+    assert "sufficient c6i.large capacity" in no_capacity(on_demand)
 
 
 def test_the_warmup_is_the_recorded_one(group: Group) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from components import facts
 from lab.base import REPOSITORY
+from lab.cluster import fleet
 from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user
@@ -232,6 +233,35 @@ def test_the_workers_are_told_with_what_they_do(ann: Computer, long: Path) -> No
         assert "does not answer" in ann.oq("workers", status=1)
     finally:
         on(ann.lab, "master", f"systemctl start {facts.RABBITMQ_UNIT}", 120)
+
+
+def test_where_amazon_has_no_room_for_a_worker_the_log_of_a_calculation_says_why(
+    ann: Computer, long: Path
+) -> None:
+    for worker in ann.lab.staying():  # so that tasks wait for certain
+        on(ann.lab, worker.name, f"systemctl stop {facts.CELERY_UNIT}", 120)
+    fleet.limit(ann.lab, 2)
+    number = str(ann.json("run", long, "--no-wait")["id"])
+    try:
+        fleet.set_capacity(ann.lab, 3)
+        wait_until("the reason", lambda: "No further worker starts for " in ann.oq("log", number), 180)
+        (line,) = [line for line in ann.json("log", number) if "No further worker" in line["message"]]
+        assert line["level"] == "WARNING"
+        assert "2 of 3 are there: AWS has no spot capacity" in line["message"]
+        assert "workerOnDemandBase" in line["message"]
+        shown = ann.oq("workers")
+        assert "2 of 3 wanted" in shown
+        assert re.search("no worker started at .*UnfulfillableCapacity", shown)
+        fleet.limit(ann.lab, None)
+        fleet.set_capacity(ann.lab, 2)
+        wait_until("its end", lambda: "Workers start again" in ann.oq("log", number), 120)
+        assert ann.oq("log", number).count("No further worker starts") == 1
+    finally:
+        fleet.limit(ann.lab, None)
+        fleet.set_capacity(ann.lab, 2)
+        for worker in ann.lab.staying():
+            on(ann.lab, worker.name, f"systemctl start {facts.CELERY_UNIT}", 120)
+        ann.oq("abort", number)
 
 
 def test_what_a_worker_has_said_and_what_a_calculation_has_cost_can_be_seen_from_afar(

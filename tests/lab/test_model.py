@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import boto3
+import botocore.parsers
+import botocore.session
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse, HeadersDict
 from botocore.config import Config
@@ -21,7 +23,7 @@ from botocore.retries.standard import ThrottledRetryableChecker
 
 from benchmarks import nodes
 from components import facts
-from lab.aws import iam
+from lab.aws import autoscaling, iam
 from lab.aws.cloud import Interface, Template
 from lab.aws.plan import make_plan
 from lab.aws.recorder import Recording
@@ -196,6 +198,72 @@ def test_the_master_alone_may_publish_metrics(recording: Recording) -> None:
         plan.roles[plan.instances[0].template.role], action, resource, {"cloudwatch:namespace": "AWS/EC2"}
     )
     assert not iam.allowed(plan.roles[plan.groups[0].template.role], action, resource, own)
+
+
+def parsed(action: str, answer: dict[str, Any]) -> Any:
+    """What boto3 makes of the lab's answer."""
+    sent: list[bytes] = []
+    sent += aws_api.answer_of(lambda _status, _headers: None, action, answer)
+    shape = (
+        botocore.session.get_session().get_service_model("autoscaling").operation_model(action).output_shape
+    )
+    response = {"status_code": 200, "headers": {}, "body": b"".join(sent)}
+    return botocore.parsers.create_parser("query").parse(response, shape)
+
+
+def test_a_group_is_described_by_its_tags_with_what_it_has_failed_to_start(recording: Recording) -> None:
+    (group,) = make_plan(recording).groups
+    failure = {
+        "time": "2026-11-26T12:00:00+00:00",
+        "status": "Failed",
+        "text": autoscaling.no_capacity(group),
+    }
+    now = {
+        "name": group.aws_name,
+        "tags": dict(group.tags),
+        "minimum": 0,
+        "desired": 3,
+        "maximum": 4,
+        "instances": [{"id": "worker-1", "state": "InService"}],
+        "activities": [failure],
+    }
+
+    def form(**tags: str) -> dict[str, list[str]]:
+        found = {"Action": ["DescribeAutoScalingGroups"], "Version": ["2011-01-01"]}
+        for number, (key, value) in enumerate(tags.items(), 1):
+            found[f"Filters.member.{number}.Name"] = [f"tag:{key}"]
+            found[f"Filters.member.{number}.Values.member.1"] = [value]
+        return found
+
+    def found(**tags: str) -> Any:
+        action = "DescribeAutoScalingGroups"
+        return parsed(action, aws_api.description(action, form(**tags), [now]))["AutoScalingGroups"]
+
+    (described,) = found(Project=facts.PROJECT, Stack=group.tags["Stack"])
+    assert described["DesiredCapacity"] == 3
+    assert [one["LifecycleState"] for one in described["Instances"]] == ["InService"]
+    assert found(Project=facts.PROJECT, Stack="another") == []
+    with pytest.raises(ValueError, match="by their tags"):
+        aws_api.description("DescribeAutoScalingGroups", {"MaxRecords": ["5"]}, [now])
+
+    action = "DescribeScalingActivities"
+    asked = {"AutoScalingGroupName": [described["AutoScalingGroupName"]]}
+    (activity,) = parsed(action, aws_api.description(action, asked, [now]))["Activities"]
+    assert activity["StatusMessage"] == failure["text"]
+    assert activity["StartTime"].isoformat() == failure["time"]
+
+
+def test_the_master_alone_may_ask_why_no_worker_starts(recording: Recording) -> None:
+    plan = make_plan(recording)
+    (group,) = plan.groups
+    signed = {
+        "HTTP_AUTHORIZATION": "AWS4-HMAC-SHA256 Credential=a-role/20260101/r/autoscaling/aws4_request, x"
+    }
+    form = f"Action=DescribeScalingActivities&AutoScalingGroupName={group.aws_name}".encode()
+    _, action, resource = aws_api.request_of(signed, form, {group.aws_name: group.arn})
+    assert (action, resource) == ("autoscaling:DescribeScalingActivities", "*")
+    assert iam.allowed(plan.roles[plan.instances[0].template.role], action, resource)
+    assert not iam.allowed(plan.roles[group.template.role], action, resource)
 
 
 @pytest.mark.parametrize(

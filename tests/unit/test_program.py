@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -19,6 +19,8 @@ import pytest
 
 from components import facts, userdata
 from components.capacity import steps_out
+from components.prices import HOURS, estimate
+from components.settings import Settings
 from components.tags import shown_in_metadata
 from lab.aws.recorder import UNKNOWN, Recorded, Recording, run_program
 from lab.aws.resources import ACCOUNT, REGION
@@ -539,6 +541,11 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
             "Resource": "*",
             "Condition": {"StringEquals": {"cloudwatch:namespace": "OpenQuake"}},
         },
+        {
+            "Effect": "Allow",
+            "Action": ["autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeScalingActivities"],
+            "Resource": "*",
+        },
         {"Effect": "Allow", "Action": agent["Action"], "Resource": "*"},
     ]
     # Nothing by which the agent, or anybody on the machine, could read parameters, documents or other machines.
@@ -987,7 +994,8 @@ def test_the_dashboard_shows_this_clusters_metrics_and_alarms(record: Record) ->
     board = recording.one("aws:cloudwatch/dashboard:Dashboard").inputs
     assert board["dashboardName"] == "openquake-cluster-test"
     *graphs, alarms = json.loads(board["dashboardBody"])["widgets"]
-    lines = [line for graph in graphs for line in graph["properties"]["metrics"]]
+    shown = [line for graph in graphs for line in graph["properties"]["metrics"]]
+    lines = [line for line in shown if isinstance(line[0], str)]  # the others are sums of these
     own = {(line[1], *line[2:-1]) for line in lines if line[0] == facts.METRICS_NAMESPACE}
     cluster = (facts.METRICS_DIMENSION, "openquake-cluster-test")
     not_shown = {"TasksWithoutWorker", "BacklogPerWorker"}
@@ -1022,6 +1030,61 @@ def test_a_fleet_of_one_size_whose_alarms_tell_nobody_has_a_dashboard_without_al
         record(workerMin="2", workerMax="2").one("aws:cloudwatch/dashboard:Dashboard").inputs["dashboardBody"]
     )
     assert {widget["type"] for widget in json.loads(body)["widgets"]} == {"metric"}
+
+
+def cost_graphs(recording: Recording) -> list[dict[str, Any]]:
+    """The dashboard's graphs of costs."""
+    body = json.loads(recording.one("aws:cloudwatch/dashboard:Dashboard").inputs["dashboardBody"])
+    graphs = [widget["properties"] for widget in body["widgets"]]
+    return [graph for graph in graphs if graph["title"].startswith("Cost")]
+
+
+def costs_shown(graph: Mapping[str, Any], sizes: Sequence[int], minutes_on: int | None) -> float:
+    """What a graph shows when AWS has published these sizes of the group, one a minute, and a check of the master
+    in so many minutes; none at all of one that was off.
+    """
+    metrics = [line for line in graph["metrics"] if isinstance(line[0], str)]
+    assert not any(line[-1]["visible"] for line in metrics)
+    values = {}
+    for namespace, name, *_, options in metrics:
+        checks = (namespace, name) == ("AWS/EC2", "StatusCheckFailed")
+        assert checks or (namespace, name) == ("AWS/AutoScaling", "GroupInServiceInstances")
+        statistics = {"Sum": sum(sizes), "SampleCount": minutes_on if checks else len(sizes)}
+        values[options["id"]] = statistics[options["stat"]]
+    functions = {"FILL": lambda value, other: other if value is None else value}
+    expressions = [line[0]["expression"] for line in graph["metrics"] if not isinstance(line[0], str)]
+    return float(sum(eval(text, functions, values) for text in expressions))  # noqa: S307 - the program's own
+
+
+def test_the_dashboard_shows_what_the_estimate_says_of_an_idle_hour_and_of_a_full_one(record: Record) -> None:
+    for settings in ({}, {"workerMin": "1"}, {"egress": "endpoints", "amiId": AMI}):
+        costs = estimate(Settings.parse(settings), REGION)
+        assert costs.month_idle is not None
+        assert costs.worker is not None
+        least = int(settings.get("workerMin", "0"))
+        graphs = cost_graphs(record(**settings))
+        assert len(graphs) == 2
+        for graph in graphs:
+            idle = costs_shown(graph, [least] * 60, 60)
+            assert idle == pytest.approx(costs.month_idle / HOURS, rel=1e-4)
+            one_more = costs_shown(graph, [least + 1] * 30 + [least] * 30, 60)
+            assert one_more - idle == pytest.approx(costs.worker / 2, rel=1e-4)
+
+
+def test_a_day_on_the_dashboard_in_which_the_master_slept_for_half_of_it_costs_half_a_master(
+    record: Record,
+) -> None:
+    costs = estimate(Settings.parse({}), REGION)
+    assert costs.master is not None
+    _, day = cost_graphs(record())
+    assert (day["start"], day["view"], day["setPeriodToTimeRange"]) == ("-PT24H", "singleValue", True)
+    whole, half, none = (costs_shown(day, [0] * 1440, minutes) for minutes in (1440, 720, None))
+    assert whole - half == pytest.approx(12 * costs.master, rel=1e-4)
+    assert whole - none == pytest.approx(24 * costs.master, rel=1e-4)
+
+
+def test_where_a_price_is_not_known_the_dashboard_shows_no_costs(record: Record) -> None:
+    assert cost_graphs(record(workerInstanceTypes='["c7i-flex.large"]')) == []
 
 
 # --- money ---

@@ -1,0 +1,84 @@
+"""Who may remove a calculation in the WebUI with login: Django's own client against upstream's views, without a server.
+
+That nginx and gunicorn hand requests on to these views is shown in the lab.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.transport import harness
+
+# Ann's calculations 1, 2 and 3, of which the last runs; `ask` prints status and answer of somebody's request.
+OFFICE = """
+    import json, os, sys
+    from unittest import mock
+    sys.path.insert(0, sys.argv[1])
+    os.environ |= {"OQ_APPLICATION_MODE": "RESTRICTED", "DJANGO_SETTINGS_MODULE": "oq_webui.settings"}
+    import django
+    django.setup()
+    from django.contrib.auth import get_user_model
+    from django.test import Client
+    from openquake.commonlib import dbapi, logs
+    from openquake.server.db import actions
+    with mock.patch("os.path.isfile", return_value=True):  # the nodes' image has words of mails there
+        import oq_webui.urls
+    from oq_webui import accounts
+
+    actions.upgrade_db(dbapi.db)
+    accounts.prepare()
+    accounts.add("chief", administrator=True)
+    for name in ("ann", "bob"):
+        accounts.add(name)
+    for status in ("complete", "complete", "executing"):
+        number = logs.dbcmd("create_job", sys.argv[2], "classical", "a job", "ann", None, None)
+        logs.dbcmd("UPDATE job SET status=?x WHERE id=?x", status, number)
+
+    def ask(name, number, action="remove"):
+        client = Client(SERVER_NAME="localhost")
+        client.force_login(get_user_model().objects.get(username=name))
+        answer = client.post(f"/v1/calc/{number}/{action}")
+        print(json.dumps([name, answer.status_code, answer.content.decode()]))
+
+"""
+
+
+def office(directory: Path, *requests: str) -> list[Any]:
+    """What some lines of code print after that, as JSON."""
+    config = directory / "openquake.cfg"
+    config.write_text(
+        f"[celery]\nuse_celery = true\n[amqp]\nhost = 127.0.0.1\nuser = oq\npassword = none\n"
+        f"[dbserver]\nfile = {directory}/db.sqlite3\nhost = 127.0.0.1\nmulti_user = false\n"
+        f"[directory]\nshared_dir = {directory}\n"
+    )
+    code = OFFICE + "".join(f"    {line}\n" for line in requests)
+    return [*map(json.loads, harness.python(code, harness.ROOT / "engine", directory, config=config))]
+
+
+def test_an_administrator_aborts_and_removes_everybodys_calculations_and_others_their_own(
+    tmp_path: Path,
+) -> None:
+    bob, chief, again, ann, of_bob, aborted, removed, left, chiefs = office(
+        tmp_path,
+        "ask('bob', 1)",
+        "ask('chief', 1)",
+        "ask('chief', 1)",
+        "ask('ann', 2)",
+        "ask('bob', 3, 'abort')",
+        "ask('chief', 3, 'abort')",
+        "ask('chief', 3)",
+        "print(json.dumps([job.id for job in logs.dbcmd('SELECT id FROM job')]))",
+        "print(json.dumps(get_user_model().objects.filter(username='chief').count()))",
+    )
+    assert bob == ["bob", 403, "This calculation is another user's."]
+    assert chief[1] == 200, chief
+    assert json.loads(chief[2])["success"] == "1"
+    assert again[1] == 403  # upstream's answer for one that there is not
+    assert ann[1] == 200, ann
+    assert of_bob == bob
+    assert json.loads(aborted[2]) == {"success": "Calculation 3 is aborted"}
+    assert removed[1] == 200, removed
+    assert left == []
+    assert chiefs == 1  # who has kept the name
