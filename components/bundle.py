@@ -28,6 +28,7 @@ _PARTS: Final = (
     "oq_celery.pth",
     "oq_celery",
     "oq_idle",
+    "oq_keys",
     "oq_logs",
     "oq_webui",
 )

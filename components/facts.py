@@ -39,6 +39,7 @@ WEBUI_SOCKET: Final = "/run/openquake-webui/socket"  # from nginx to gunicorn
 WEBUI_SECRETS: Final = "/etc/openquake/webui.json"  # root's, handed to the WebUI alone
 ENVIRONMENT_FILE: Final = "/etc/default/openquake"  # of everything that runs the engine
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
+ROTATION: Final = "/etc/openquake/rotation.json"  # is there while a rotation of the secrets is not over
 BOOTSTRAP_DONE: Final = "/etc/openquake/bootstrap-done"  # is there once a machine has become a node
 
 # Where the master's three data volumes are mounted (OpenQuake's cluster manual: partitions of their own).

@@ -41,10 +41,10 @@ EXCEPTIONS: Final = (
     Excepted(
         ("CKV2_AWS_57", "SecretsManager.1", "SecretsManager.4"),
         "Secret:secrets-*",
-        "Nothing rotates them. RabbitMQ, the master and every worker that computes hold the cluster's password, so a "
-        "function that changes it would cut running calculations off; the security groups are the guard. The WebUI's "
-        "key signs sessions, and a new one logs everybody out; docs/operations.md says how `admin` gets another "
-        "password.",
+        "They rotate by a command, `oq-cluster rotate`, whenever you or a schedule of yours calls it. Secrets Manager "
+        "rotates by a Lambda function that changes a value and is done. Here a calculation of days goes on with the "
+        "password that it began with, and who still needs that the master alone can see, so a function would have to "
+        "ask it all the same, with a way into the VPC and rights of its own.",
     ),
     Excepted(
         ("CKV_AWS_145",),
