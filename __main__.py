@@ -13,6 +13,7 @@ from components.bundle import BundleStore, BundleStoreArgs, engine_bundle
 from components.dashboard import Dashboard, DashboardArgs, hour_prices
 from components.image import NodeImage, NodeImageArgs
 from components.instance_types import fleet_processes, least_processes
+from components.keys import grant_command
 from components.lookups import look_up, read_settings
 from components.master import Master, MasterArgs
 from components.network import Endpoints, EndpointsArgs, Network, NetworkArgs
@@ -38,8 +39,10 @@ costs = estimate(settings, region.name)
 price = process_hour(costs.worker, region.worker_types[0], reserved_mb)
 
 # --- the engine's sources and the cluster's secrets ---
-bundle = BundleStore("engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine")))
-secrets = Secrets("secrets", SecretsArgs(webui=settings.webui))
+bundle = BundleStore(
+    "engine", BundleStoreArgs(engine_bundle(Path(__file__).parent / "engine"), region.name, region.key)
+)
+secrets = Secrets("secrets", SecretsArgs(webui=settings.webui, region=region.name, key=region.key))
 
 # --- the private network and who may talk to whom in it ---
 network = Network(
@@ -52,6 +55,7 @@ network = Network(
         master_zone=master_zone,
         # AWS publishes the SSM agent's package in a bucket of its own in every region.
         readable_buckets=[bundle.bucket_arn, f"arn:aws:s3:::amazon-ssm-{region.name}"],
+        key=region.key,
     ),
 )
 security = Security(
@@ -78,7 +82,9 @@ endpoints = Endpoints(
 )
 
 # --- what outlives the machines ---
-snapshots = Snapshots("snapshots", SnapshotsArgs(settings.backup_days)) if settings.backup_days else None
+snapshots = (
+    Snapshots("snapshots", SnapshotsArgs(settings.backup_days, region.key)) if settings.backup_days else None
+)
 storage = Storage(
     "storage",
     StorageArgs(
@@ -87,6 +93,7 @@ storage = Storage(
         volume_sources=settings.volume_sources,
         volume_tags=snapshots.volume_tags if snapshots else {},
         file_system_id=settings.file_system_id,
+        key=region.key,
         back_up=bool(settings.backup_days),
         nfs_addresses=subnets.nfs_addresses,
         worker_subnet_ids=network.worker_subnet_ids,
@@ -121,6 +128,7 @@ master = Master(
         process_hour="" if price is None else f"{price:.6f}",
         secrets=secrets,
         bundle=bundle,
+        key=region.key,
         after=surroundings,
     ),
 )
@@ -145,6 +153,7 @@ workers = Workers(
         file_system_id=storage.file_system_id,
         bundle_sha256=bundle.sha256,
         secrets=secrets,
+        key=region.key,
         after=surroundings,
     ),
 )
@@ -238,4 +247,9 @@ if settings.keep_data_on_destroy:
         "takeDataBack", take_data_back(region.name, region.zones, storage.volume_ids, storage.file_system_id)
     )
 pulumi.export("workerGroupName", workers.group_name)
+if region.key:
+    pulumi.export(
+        "workerKeyGrantCommand",
+        network.account.apply(lambda account: grant_command(region.key, region.name, account)),
+    )
 pulumi.export("secretName", secrets.cluster.name)

@@ -11,11 +11,12 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pulumi
 import pulumi_aws as aws
 
+from components import keys
 from components.component import Component
 
 _OLD_VERSION_DAYS: Final = 30  # long enough to notice; a bundle has some hundred KB
@@ -29,6 +30,7 @@ _PARTS: Final = (
     "oq_celery",
     "oq_fleet",
     "oq_idle",
+    "oq_keys",
     "oq_logs",
     "oq_webui",
 )
@@ -69,20 +71,23 @@ def engine_bundle(directory: Path) -> Bundle:
 
 @dataclass(frozen=True)
 class BundleStoreArgs:
-    """The bundle to store."""
+    """The bundle to store, in a bucket with the customer's key (an ARN), or S3's own for ""."""
 
     bundle: Bundle
+    region: str
+    key: str
 
 
 class BundleStore(Component):
     """A private, encrypted bucket with the engine bundle in it. It holds nothing else and goes away with the
-    stack, with all versions.
+    stack, with all versions. `key` is the object's, `key_reader` what a role that reads it needs besides.
     """
 
     bucket: pulumi.Output[str]
     bucket_arn: pulumi.Output[str]
     key: str
     sha256: str
+    key_reader: list[dict[str, Any]]
 
     def __init__(self, name: str, args: BundleStoreArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
@@ -112,9 +117,11 @@ class BundleStore(Component):
                 aws.s3.BucketServerSideEncryptionConfigurationRuleArgs(
                     apply_server_side_encryption_by_default=(
                         aws.s3.BucketServerSideEncryptionConfigurationRuleApplyServerSideEncryptionByDefaultArgs(
-                            sse_algorithm="AES256"
+                            sse_algorithm="aws:kms" if args.key else "AES256",
+                            kms_master_key_id=args.key or None,
                         )
                     ),
+                    bucket_key_enabled=True if args.key else None,
                     # Nobody brings keys of their own; AWS's default for buckets since April 2026.
                     blocked_encryption_types=["SSE-C"],
                 )
@@ -170,6 +177,7 @@ class BundleStore(Component):
             ],
             opts=self.child(depends_on=[versioning]),
         )
+        self.key_reader = keys.rights(args.key, f"s3.{args.region}.amazonaws.com", "kms:Decrypt")
         self.sha256 = args.bundle.sha256
         self.key = f"engine/{self.sha256}.zip"
         aws.s3.BucketObjectv2(

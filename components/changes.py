@@ -49,7 +49,7 @@ class Change(Enum):
         "the machines stay, but for the image: `endpoints` needs an [`amiId`](#an-image-with-everything-baked-in)",
     )
     REFUSED = (
-        "is refused, before anything is touched: AWS releases neither a network nor a disk's zone",
+        "is refused, before anything is touched: AWS changes neither a network nor the zone or the key of a disk",
         "make another stack, which can adopt the data",
     )
 

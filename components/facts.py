@@ -39,6 +39,7 @@ WEBUI_SOCKET: Final = "/run/openquake-webui/socket"  # from nginx to gunicorn
 WEBUI_SECRETS: Final = "/etc/openquake/webui.json"  # root's, handed to the WebUI alone
 ENVIRONMENT_FILE: Final = "/etc/default/openquake"  # of everything that runs the engine
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
+ROTATION: Final = "/etc/openquake/rotation.json"  # is there while a rotation of the secrets is not over
 BOOTSTRAP_DONE: Final = "/etc/openquake/bootstrap-done"  # is there once a machine has become a node
 
 # Where the master's three data volumes are mounted (OpenQuake's cluster manual: partitions of their own).
@@ -115,6 +116,8 @@ STOP_WHEN_IDLE_TAG: Final = "StopWhenIdleMinutes"  # and the one that says when 
 # programs have it in their environment, under PROCESS_HOUR_VARIABLE.
 PROCESS_HOUR_TAG: Final = "ProcessHourUsd"
 PROCESS_HOUR_VARIABLE: Final = "OQ_CELERY_PROCESS_HOUR_USD"
+# The tag of the VPC with the ARN of the customer's key that the cluster has been made with; not there without one.
+KEY_TAG: Final = "EncryptionKey"
 REFRESH_SECONDS: Final = 60  # between two looks of the master at these tags
 REAP_SECONDS: Final = 60  # and at whether the processes of all calculations are there
 DRAIN_HOOK: Final = "openquake-drain"  # the autoscaling group's lifecycle hook

@@ -49,13 +49,14 @@ class Region:
 
     The master and its disks live in the first of `zones`, workers in all of them. `image` is the one that the
     settings name, or else Debian's newest. `worker_types` are the settings' worker instance types with their
-    sizes.
+    sizes. `key` is the ARN of the customer's key, "" for AWS's own.
     """
 
     name: str
     zones: tuple[str, ...]
     image: Image
     worker_types: tuple[InstanceType, ...]
+    key: str
 
 
 def read_settings() -> Settings:
@@ -112,7 +113,9 @@ def look_up(settings: Settings) -> Region:
         )
     zones, problems = _zones(settings)
     problems += _not_offered(settings, zones)
-    problems += placement.problems(settings.vpc_cidr, zones, pulumi.get_stack())
+    key, of_key = _key(settings.kms_key_id, name)
+    problems += of_key
+    problems += placement.problems(settings.vpc_cidr, zones, None if of_key else key, pulumi.get_stack())
     problems += adoption.problems(settings, zones[0], pulumi.get_stack())
     if problems:  # AWS would refuse to describe a type that does not exist
         raise pulumi.RunError(str(SettingsError(problems)))
@@ -142,7 +145,30 @@ def look_up(settings: Settings) -> Region:
             InstanceType(worker, types[worker].default_vcpus, types[worker].memory_size)
             for worker in settings.worker_instance_types
         ),
+        key=key,
     )
+
+
+def _key(key_id: str, region: str) -> tuple[str, list[Problem]]:
+    """The ARN of the key that the settings name, "" for none; and what is wrong with it."""
+    if not key_id:
+        return "", []
+    if key_id.startswith("arn:") and (its := key_id.split(":")[3]) != region:
+        remedy = f"name a key of {region}, where the cluster is, and not of {its}"
+        return "", [Problem("kmsKeyId", key_id, remedy)]
+    try:
+        key = aws.kms.get_key(key_id=key_id)
+    except Exception as error:  # a failed invoke raises no narrower type
+        remedy = f"name a key that exists in this region and that you may describe (kms:DescribeKey): {error}"
+        return "", [Problem("kmsKeyId", key_id, remedy)]
+    remedies = []
+    if key.key_state != "Enabled":
+        remedies.append(f"enable it, or name another one; it is {key.key_state}")
+    if key.key_spec != "SYMMETRIC_DEFAULT" or key.key_usage != "ENCRYPT_DECRYPT":
+        remedies.append(
+            f"disks and secrets take symmetric keys for encryption only; it is {key.key_spec} for {key.key_usage}"
+        )
+    return key.arn, [Problem("kmsKeyId", key_id, remedy) for remedy in remedies]
 
 
 def _zones(settings: Settings) -> tuple[tuple[str, ...], list[Problem]]:

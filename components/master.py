@@ -52,9 +52,9 @@ class MasterArgs:
     """What the master is made from.
 
     `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
-    processes of the full fleet, `process_hour` what an hour of one of them costs in USD, "" if that is not known. After
-    `stop_when_idle_minutes` in which nobody needs it the master stops itself; 0 is never. The machine starts after
-    everything in `after`.
+    processes of the full fleet, `process_hour` what an hour of one of them costs in USD, "" if that is not known,
+    `key` the ARN of the root disk's key, "" for AWS's own. After `stop_when_idle_minutes` in which nobody needs it the
+    master stops itself; 0 is never. The machine starts after everything in `after`.
     """
 
     region: str
@@ -74,6 +74,7 @@ class MasterArgs:
     process_hour: str
     secrets: Secrets
     bundle: BundleStore
+    key: str
     after: Sequence[pulumi.Resource]
 
 
@@ -96,6 +97,8 @@ class Master(Component):
                 statements=[
                     args.secrets.cluster.keeper(),
                     *([args.secrets.webui.keeper()] if args.secrets.webui else []),
+                    *args.secrets.key_keeper,
+                    *args.bundle.key_reader,
                     {
                         "Effect": "Allow",
                         "Action": ["s3:GetObject"],
@@ -142,6 +145,7 @@ class Master(Component):
                 volume_type="gp3",
                 volume_size=args.image.apply(lambda image: max(facts.MASTER_ROOT_GB, image.root_gb)),
                 encrypted=True,
+                kms_key_id=args.key or None,
                 delete_on_termination=True,
                 tags=self.tags("root"),  # not volume_tags, which would fight over the data volumes' own tags
             ),

@@ -10,6 +10,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
+from components import facts
 from components.component import Component
 from components.settings import Egress
 from components.subnets import Subnets, endpoint_services
@@ -17,7 +18,9 @@ from components.subnets import Subnets, endpoint_services
 
 @dataclass(frozen=True)
 class NetworkArgs:
-    """What the network is made from. `readable_buckets` are the ARNs of the buckets that nodes have to read."""
+    """What the network is made from. `readable_buckets` are the ARNs of the buckets that nodes have to read. `key` is
+    the ARN of the key with which the cluster is encrypted, "" for AWS's own; placement.py finds it again.
+    """
 
     region: str
     vpc_cidr: IPv4Network
@@ -25,6 +28,7 @@ class NetworkArgs:
     egress: Egress
     master_zone: str
     readable_buckets: Sequence[pulumi.Input[str]]
+    key: str
 
 
 class Network(Component):
@@ -47,7 +51,7 @@ class Network(Component):
             cidr_block=str(args.vpc_cidr),
             enable_dns_support=True,
             enable_dns_hostnames=True,  # private DNS of the interface endpoints needs both
-            tags=self.tags("vpc"),
+            tags={**self.tags("vpc"), **({facts.KEY_TAG: args.key} if args.key else {})},
             opts=self.child(),
         )
         self.vpc_id = vpc.id

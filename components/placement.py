@@ -1,4 +1,4 @@
-"""Where the cluster that exists is, which no setting can change: AWS releases neither a network nor a disk's zone."""
+"""What of the cluster that exists no setting can change: its network, the zones of its disks, and their key."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from ipaddress import IPv4Network
 
 import pulumi_aws as aws
 
-from components import tags
+from components import facts, tags
 from components.settings import Problem
 
-_REMEDY = (
-    "a cluster that exists stays where it is: set it back, or make another stack, which can adopt the data"
-)
+_REMEDY = "a cluster that exists stays as it is: set it back, or make another stack, which can adopt the data"
 
 
-def problems(vpc_cidr: IPv4Network, zones: Sequence[str], stack: str) -> list[Problem]:
-    """The settings that would move the cluster of `stack`; none where there is no cluster yet.
+def problems(vpc_cidr: IPv4Network, zones: Sequence[str], key: str | None, stack: str) -> list[Problem]:
+    """The settings that would move the cluster of `stack`, or encrypt it anew; none where there is no cluster yet.
 
-    Without this, an update would begin to replace network and volumes, and fail half-way.
+    `key` is an ARN, "" for AWS's keys, None where that is not known. Without this, an update would begin to replace
+    network and volumes, and fail half-way, or end with blank volumes.
     """
     found = []
     for vpc_id in aws.ec2.get_vpcs(tags=tags.of_stack(stack)).ids:
-        present = aws.ec2.get_vpc(id=vpc_id).cidr_block
+        vpc = aws.ec2.get_vpc(id=vpc_id)
+        present = vpc.cidr_block
         if present != str(vpc_cidr):
             found.append(Problem("vpcCidr", str(vpc_cidr), f"it is {present}; {_REMEDY}"))
+        its_key = vpc.tags.get(facts.KEY_TAG, "")
+        if key is not None and its_key != key:
+            shown = its_key or "empty, for AWS's keys"
+            found.append(Problem("kmsKeyId", key, f"it is {shown}; {_REMEDY}"))
         inside = aws.ec2.get_subnets(filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])])
         subnets = [aws.ec2.get_subnet(id=subnet_id) for subnet_id in inside.ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.

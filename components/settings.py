@@ -228,6 +228,21 @@ def _image(value: object) -> str:
     return str(value)
 
 
+def _key(value: object) -> str:
+    if value == "":  # AWS's own keys
+        return ""
+    text = str(value)
+    arn = r"arn:aws:kms:[a-z0-9-]+:\d{12}:key/([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|mrk-[0-9a-f]{32})"
+    if text.startswith("alias/aws/"):
+        raise ValueError("that is a key of AWS's own, which nobody can manage: leave it out for those")
+    if not re.fullmatch(rf"{arn}|alias/[\w/-]{{1,250}}", text, re.ASCII):
+        raise ValueError(
+            "write the ARN of a key such as arn:aws:kms:eu-central-1:123456789012:key/"
+            "01234567-89ab-cdef-0123-456789abcdef, or an alias such as alias/openquake, or leave it out for AWS's keys"
+        )
+    return text
+
+
 def _idle_minutes(value: object) -> int:
     with contextlib.suppress(ValueError):
         minutes = int(_integer(0, _MOST_IDLE_MINUTES)(value))
@@ -314,6 +329,7 @@ KEYS: Final[Mapping[str, Key]] = {
         "", _FILE_SYSTEM, {Change.DATA_EXCHANGED, Change.MASTER_REPLACED, Change.WORKERS_ROLLED}
     ),
     "keepDataOnDestroy": Key(True, _boolean, {Change.KEPT_IN_STATE}),
+    "kmsKeyId": Key("", _key, {Change.REFUSED}),
     "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
     "webuiLogin": Key(True, _boolean, {Change.MASTER_REPLACED}),
@@ -328,8 +344,9 @@ KEYS: Final[Mapping[str, Key]] = {
 @dataclass(frozen=True)
 class Settings:
     """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
-    lookups.py chooses, `ami_id` "" Debian's image, `backup_days` 0 no backups, `worker_hour_price` 0 AWS's list price,
-    `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget` 0 no budget.
+    lookups.py chooses, `ami_id` "" Debian's image, `kms_key_id` "" AWS's keys, `backup_days` 0 no backups,
+    `worker_hour_price` 0 AWS's list price, `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget`
+    0 no budget.
     """
 
     vpc_cidr: IPv4Network
@@ -355,6 +372,7 @@ class Settings:
     rabbitmq_volume_id: str
     file_system_id: str
     keep_data_on_destroy: bool
+    kms_key_id: str
     backup_days: int
     webui: bool
     webui_login: bool

@@ -10,6 +10,7 @@ from typing import Final
 import pulumi
 import pulumi_aws as aws
 
+from components import keys
 from components.component import Component
 from components.roles import trust
 
@@ -19,9 +20,10 @@ _TIME: Final = "03:00"  # UTC; AWS begins within the hour after it
 
 @dataclass(frozen=True)
 class SnapshotsArgs:
-    """For how many days a snapshot is kept."""
+    """For how many days a snapshot is kept; `key` is the ARN of the volumes' key, "" for AWS's own."""
 
     days: int
+    key: str
 
 
 class Snapshots(Component):
@@ -75,6 +77,7 @@ class Snapshots(Component):
                             "Action": ["ec2:DeleteSnapshot", "ec2:CreateTags"],
                             "Resource": "arn:aws:ec2:*::snapshot/*",
                         },
+                        *keys.snapshot_rights(args.key),
                     ],
                 }
             ),

@@ -27,8 +27,9 @@ class StorageArgs:
 
     `volume_gb` gives the size in GiB of the volume for each mount point in facts.VOLUME_MOUNTS, `volume_sources` the
     existing volume (vol-…) that is taken or the snapshot (snap-…) that it is made from, "" for neither; "" as
-    `file_system_id` makes one. `volume_tags` are the volumes' further tags; `back_up` is for the file system.
-    `nfs_addresses` and `worker_subnet_ids` are keyed by availability zone.
+    `file_system_id` makes one. `key` is the ARN of the customer's key for what is made, "" for AWS's own. `volume_tags`
+    are the volumes' further tags; `back_up` is for the file system. `nfs_addresses` and `worker_subnet_ids` are keyed
+    by availability zone.
     """
 
     master_zone: str
@@ -36,6 +37,7 @@ class StorageArgs:
     volume_sources: Mapping[str, str]
     volume_tags: Mapping[str, pulumi.Input[str]]
     file_system_id: str
+    key: str
     back_up: bool
     nfs_addresses: Mapping[str, IPv4Address]
     worker_subnet_ids: Mapping[str, pulumi.Input[str]]
@@ -93,6 +95,7 @@ class Storage(Component):
         return aws.efs.FileSystem(
             self.named("shared"),
             encrypted=True,
+            kms_key_id=args.key or None,
             throughput_mode="elastic",
             # Finished calculations move to cheaper storage, and back when somebody reads them.
             lifecycle_policies=[
@@ -117,6 +120,7 @@ class Storage(Component):
             size=args.volume_gb[mount],
             type="gp3",
             encrypted=True,
+            kms_key_id=args.key or None,
             snapshot_id=source or None,
             final_snapshot=True,
             tags={**self.tags(child), **args.volume_tags},

@@ -37,7 +37,8 @@ class WorkersArgs:
     """What the fleet is made from.
 
     `instance_types` come in order of preference; the first `on_demand_base` workers are no spot capacity even with
-    `spot`; `nfs_addresses` is keyed by zone. Workers start after everything in `after`.
+    `spot`; `nfs_addresses` is keyed by zone; `key` is the ARN of the root disks' key, "" for AWS's own. Workers start
+    after everything in `after`.
     """
 
     region: str
@@ -58,6 +59,7 @@ class WorkersArgs:
     file_system_id: pulumi.Input[str]
     bundle_sha256: str
     secrets: Secrets
+    key: str
     after: Sequence[pulumi.Resource]
 
 
@@ -77,7 +79,11 @@ class Workers(Component):
 
     def __init__(self, name: str, args: WorkersArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
-        role = NodeRole(name, NodeRoleArgs(statements=[args.secrets.cluster.reader()]), opts=self.child())
+        role = NodeRole(
+            name,
+            NodeRoleArgs(statements=[args.secrets.cluster.reader(), *args.secrets.key_reader]),
+            opts=self.child(),
+        )
         template = self._template(args, role)
         group = aws.autoscaling.Group(
             self.named("group"),
@@ -171,6 +177,7 @@ class Workers(Component):
                         volume_type="gp3",
                         volume_size=args.image.apply(lambda image: max(_ROOT_GB, image.root_gb)),
                         encrypted="true",
+                        kms_key_id=args.key or None,
                         delete_on_termination="true",
                     ),
                 )

@@ -77,7 +77,6 @@ _GIVES_RIGHTS: Final = (
     "ecr",
     "glue",
     "iam",
-    "kms",
     "lambda",
     "organizations",
     "redshift",
@@ -90,6 +89,10 @@ _EXPOSES: Final = frozenset(
     {
         "ec2:ModifySnapshotAttribute",
         "ec2:ResetSnapshotAttribute",
+        "kms:CreateGrant",
+        "kms:PutKeyPolicy",
+        "kms:RetireGrant",
+        "kms:RevokeGrant",
         "s3:DeleteBucketPolicy",
         "s3:PutBucketAcl",
         "s3:PutBucketPolicy",

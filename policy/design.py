@@ -22,6 +22,7 @@ from policy.resources import (
     INTERFACE,
     MOUNT_TARGET,
     ROLE_POLICY,
+    SECRET,
     SECURITY_GROUP,
     SUBNET,
     TEMPLATE,
@@ -29,6 +30,7 @@ from policy.resources import (
     TOPIC_POLICY,
     UNKNOWN,
     VOLUME,
+    VPC,
     Resource,
     Stack,
     targets,
@@ -56,6 +58,16 @@ _MEMBERS: Final = {
     "workers": (TEMPLATE, "networkInterfaces"),
     "nfs": (MOUNT_TARGET, "securityGroups"),
     "endpoints": (ENDPOINT, "securityGroupIds"),
+}
+
+# The argument that names the key, by the type of what is encrypted.
+_KEY_OF: Final = {
+    VOLUME: "kmsKeyId",
+    FILE_SYSTEM: "kmsKeyId",
+    SECRET: "kmsKeyId",
+    INSTANCE: "rootBlockDevice.kmsKeyId",
+    TEMPLATE: "blockDeviceMappings.ebs.kmsKeyId",
+    BUCKET_ENCRYPTION: "rules.applyServerSideEncryptionByDefault.kmsMasterKeyId",
 }
 
 _SECRETS: Final = {
@@ -163,6 +175,12 @@ def _narrow_endpoint(endpoint: Resource, _stack: Stack) -> str:
     return "its policy lets everybody through to everything" if wide else ""
 
 
+def _customers_key(resource: Resource, stack: Stack) -> str:
+    """What is encrypted at rest has the customer's key, if the cluster has been made with one."""
+    keys = {vpc.inputs.get("tags", {}).get(facts.KEY_TAG) for vpc in stack.of(VPC)} - {None, UNKNOWN}
+    return "".join(wants(_KEY_OF[resource.type], key)(resource, stack) for key in keys)
+
+
 RULES: Final = (
     Rule(
         "three-ports",
@@ -216,6 +234,13 @@ RULES: Final = (
         "The bucket says how it encrypts",
         (BUCKET,),
         has("bucket", BUCKET_ENCRYPTION),
+        whole=True,
+    ),
+    Rule(
+        "customers-key",
+        f"What is encrypted has the key that the VPC's tag `{facts.KEY_TAG}` names, where there is one",
+        tuple(_KEY_OF),
+        _customers_key,
         whole=True,
     ),
     Rule(

@@ -28,28 +28,32 @@ EXCEPTIONS: Final = (
     Excepted(
         ("CKV_AWS_189",),
         "Volume:storage-*",
-        "Encrypted with AWS's key for EBS. A key of the customer's adds who may use it, and a way to lose all data "
-        "with it; there is no setting for one yet.",
+        "Fails without `kmsKeyId` only. They are encrypted with AWS's key for EBS then; a key of the customer's adds "
+        "who may use it, and a way to lose all data with it.",
     ),
-    Excepted(("CKV_AWS_184",), "FileSystem:storage-shared", "The same, with AWS's key for EFS."),
+    Excepted(
+        ("CKV_AWS_184",),
+        "FileSystem:storage-shared",
+        "Fails without `kmsKeyId` only; it is encrypted with AWS's key for EFS then.",
+    ),
     Excepted(
         ("CKV_AWS_149",),
         "Secret:secrets-*",
-        "The same, with AWS's key for Secrets Manager. A key of the customer's would give the nodes' roles one more "
-        "right (`kms:Decrypt`).",
+        "Fails without `kmsKeyId` only; they are encrypted with AWS's key for Secrets Manager then.",
     ),
     Excepted(
         ("CKV2_AWS_57", "SecretsManager.1", "SecretsManager.4"),
         "Secret:secrets-*",
-        "Nothing rotates them. RabbitMQ, the master and every worker that computes hold the cluster's password, so a "
-        "function that changes it would cut running calculations off; the security groups are the guard. The WebUI's "
-        "key signs sessions, and a new one logs everybody out; docs/operations.md says how `admin` gets another "
-        "password.",
+        "They rotate by a command, `oq-cluster rotate`, whenever you or a schedule of yours calls it. Secrets Manager "
+        "rotates by a Lambda function that changes a value and is done. Here a calculation of days goes on with the "
+        "password that it began with, and who still needs that the master alone can see, so a function would have to "
+        "ask it all the same, with a way into the VPC and rights of its own.",
     ),
     Excepted(
         ("CKV_AWS_145",),
         "Bucket:engine-bucket",
-        "Encrypted with S3's keys (AES-256). It holds published sources and a lock file, no secret.",
+        "Fails without `kmsKeyId` only; it is encrypted with S3's keys (AES-256) then. It holds published sources and "
+        "a lock file, no secret.",
     ),
     Excepted(
         ("CKV_AWS_144",),

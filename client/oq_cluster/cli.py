@@ -126,6 +126,12 @@ def parser() -> argparse.ArgumentParser:
         "It then costs its disks and the network alone. People who are logged in are not waited for.",
     )
     add("wake", commands.wake, "start the master, and wait until it answers")
+    add(
+        "rotate",
+        commands.rotate,
+        "give the cluster new passwords and keys; calculations go on",
+        "The WebUI's admin has a new password then, which pulumi stack output webUiPasswordCommand says how to show.",
+    )
     sub = add("diag", commands.collect, "write one archive for a bug report, without secrets")
     sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation to describe, too")
     sub.add_argument(

@@ -391,6 +391,13 @@ def cost(context: Context, given: argparse.Namespace) -> Shown:
     return Shown(None, _done(context, words).rstrip())
 
 
+def rotate(context: Context, given: argparse.Namespace) -> Shown:
+    """Give the cluster's secrets new values; the master says no value, only what becomes of the old ones."""
+    del given
+    said = _done(context, ["oq-node", "rotate"]).strip()
+    return Shown({"said": said}, said)
+
+
 def sleep(context: Context, given: argparse.Namespace) -> Shown:
     """Stop the master, if nothing computes."""
     del given

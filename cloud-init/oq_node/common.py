@@ -213,10 +213,15 @@ def mount_engine() -> None:
     start(FACTS["mounts_unit"])
 
 
+def amqp_user(secret: Mapping[str, str]) -> str:
+    """RabbitMQ's user of this secret; each rotation of the secret makes another one."""
+    return secret.get("amqp_user", FACTS["amqp_user"])
+
+
 def passwords(secret: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The secret's two values where openquake.cfg has them."""
+    """The secret's values where openquake.cfg has them."""
     return {
-        "amqp": {"password": secret["amqp_password"]},
+        "amqp": {"user": amqp_user(secret), "password": secret["amqp_password"]},
         "dbserver": {"authkey": secret["dbserver_authkey"]},
     }
 
@@ -296,7 +301,7 @@ def main(
     elif command in others:
         try:
             others[command][1]()
-        except (NodeError, OSError) as error:
+        except (NodeError, OSError, subprocess.SubprocessError) as error:
             say(f"{command} failed: {error}")
             raise SystemExit(1) from error
     else:

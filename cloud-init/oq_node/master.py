@@ -15,12 +15,14 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from oq_node import accounts, growth
 from oq_node.common import (
     FACTS,
     NodeError,
+    amqp_user,
     answers,
     engine_image,
     ensure_user,
@@ -136,8 +138,8 @@ def webui_secret() -> dict[str, str]:
     return ensure_secret(FACTS["webui_secret_id"], secret_key=32, admin_password=12)
 
 
-def configure_broker(password: str) -> None:
-    """Give RabbitMQ the one vhost and the one user of the cluster, and leave to start it."""
+def configure_broker(secret: Mapping[str, str]) -> None:
+    """Give RabbitMQ the one vhost of the cluster and the user of its secret, and leave to start it."""
     ensure_user(
         FACTS["rabbitmq_user"],
         FACTS["rabbitmq_id"],
@@ -145,11 +147,25 @@ def configure_broker(password: str) -> None:
         FACTS["rabbitmq_dir"],
         "/var/log/rabbitmq",
     )
-    user, vhost = FACTS["amqp_user"], FACTS["amqp_vhost"]
+    write_definitions(secret)
+    # A volume of another master may have users of earlier secrets, and workers that still need them.
+    write(FACTS["rotation"], "{}", 0o600)
+    run("systemctl", "unmask", "--runtime", FACTS["rabbitmq_unit"])  # bootcmd has masked it
+
+
+def write_definitions(secret: Mapping[str, str]) -> None:
+    """Let RabbitMQ have the secret's user whenever it starts."""
+    write("/etc/rabbitmq/definitions.json", definitions(secret), 0o640, FACTS["rabbitmq_user"])
+
+
+def definitions(secret: Mapping[str, str]) -> str:
+    """RabbitMQ's definitions of the vhost and the secret's user, with a hash of its password."""
+    user, vhost = amqp_user(secret), FACTS["amqp_vhost"]
     # https://www.rabbitmq.com/docs/passwords: base64 of a 4-byte salt and SHA-256 of salt and password.
     salt = secrets.token_bytes(4)
-    password_hash = base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
-    definitions = {
+    salted = salt + secret["amqp_password"].encode()
+    password_hash = base64.b64encode(salt + hashlib.sha256(salted).digest()).decode()
+    defined = {
         "vhosts": [{"name": vhost}],
         "users": [
             {
@@ -161,8 +177,7 @@ def configure_broker(password: str) -> None:
         ],
         "permissions": [{"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}],
     }
-    write("/etc/rabbitmq/definitions.json", json.dumps(definitions), 0o640, FACTS["rabbitmq_user"])
-    run("systemctl", "unmask", "--runtime", FACTS["rabbitmq_unit"])  # bootcmd has masked it
+    return json.dumps(defined)
 
 
 def fetch_bundle(directory: Path) -> Path:
@@ -250,7 +265,7 @@ def bootstrap() -> None:
             values = until("the WebUI's secret", SECRET_DEADLINE_SECONDS, webui_secret, every=5)
             write(FACTS["webui_secrets"], json.dumps(values), 0o600)
     with step("RabbitMQ's configuration"):
-        configure_broker(secret["amqp_password"])
+        configure_broker(secret)
     with step("shared file system"):
         mount_shared()
         share_directories()
@@ -296,7 +311,7 @@ def tell_price() -> None:
 
 def refresh() -> None:
     """Write people's accounts down, and let the configuration follow the fleet's size and price, file systems their
-    volumes.
+    volumes, and everybody the last rotation of the secrets.
     """
     accounts.keep()
     new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
@@ -307,6 +322,8 @@ def refresh() -> None:
     growth.grow()
     minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
     if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):
+        say(said)
+    if Path(FACTS["rotation"]).exists() and (said := run(f"{FACTS['engine_dir']}/bin/oq-keys", "settle")):
         say(said)
 
 
@@ -322,9 +339,16 @@ def sleep() -> None:
     os.execv(program, [program, "now"])  # noqa: S606
 
 
+def rotate() -> None:
+    """Become the engine's program that gives the cluster's secrets new values."""
+    program = f"{FACTS['engine_dir']}/bin/oq-keys"
+    os.execv(program, [program, "rotate"])  # noqa: S606
+
+
 OTHER_COMMANDS = {
     "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh),
     "sleep": ("power this machine off, if nothing computes", sleep),
+    "rotate": ("new passwords and keys for the cluster; what runs goes on", rotate),
     "logs": ("the workers, dead ones too; with the name of one, its log (--help)", logs),
 }
 

@@ -29,6 +29,7 @@ from oq_node.common import (
 # machine many.
 ENGINE_DEADLINE_SECONDS = 3600
 SECRET_DEADLINE_SECONDS = 300
+SECRET_SECONDS = 60  # for one look at it
 
 
 def secret() -> dict[str, str]:
@@ -39,10 +40,20 @@ def secret() -> dict[str, str]:
         capture_output=True,
         text=True,
         env={**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"]},
+        timeout=SECRET_SECONDS,
     )
     if done.returncode:
         raise NodeError(f"the secret cannot be read: {done.stderr.strip()[-500:] or 'it has no value yet'}")
     return dict(json.loads(done.stdout))
+
+
+def refresh() -> None:
+    """Let openquake.cfg follow the secret, which may have been rotated since Celery began."""
+    if not Path(FACTS["draining_flag"]).exists():  # a worker that goes begins nothing any more
+        write_configuration(passwords(secret()))
+
+
+OTHER_COMMANDS = {"refresh": ("openquake.cfg follows the secret (Celery's unit calls it)", refresh)}
 
 
 def bootstrap() -> None:
@@ -81,4 +92,4 @@ def problems() -> list[str]:
 
 
 if __name__ == "__main__":
-    main("worker", bootstrap, problems, {})
+    main("worker", bootstrap, problems, OTHER_COMMANDS)

@@ -18,7 +18,8 @@ from openquake.server import settings as upstream
 from openquake.server.settings import *  # noqa: F403 - Django takes each name in capitals
 
 SECRETS = "OQ_WEBUI_SECRETS"
-"""Names a JSON file with `secret_key` and `admin_password`, which only the server can read."""
+"""Names a JSON file with `secret_key`, `admin_password` and, after a rotation, `previous_secret_key`, which only the
+server can read."""
 HOSTS = "OQ_WEBUI_HOSTS"
 """By which names and addresses people reach the server besides its own, separated by spaces."""
 UPLOADS = "OQ_WEBUI_UPLOADS"
@@ -31,11 +32,13 @@ while the DbServer writes a job's log."""
 def secret(name: str) -> str | None:
     """A value of the server's secrets; None for a process that has none, such as a command about accounts."""
     path = os.environ.get(SECRETS)
-    return str(json.loads(Path(path).read_text())[name]) if path else None
+    return json.loads(Path(path).read_text()).get(name) if path else None
 
 
 DEBUG = False
 SECRET_KEY = secret("secret_key") or secrets.token_hex(32)
+# A rotation of the secret ends nobody's session; the next one ends those that are older than both.
+SECRET_KEY_FALLBACKS = [previous] if (previous := secret("previous_secret_key")) else []
 # A page elsewhere whose name is made to point here (DNS rebinding) must not get through people's browsers to the API.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", socket.gethostname(), socket.getfqdn()]
 ALLOWED_HOSTS += os.environ.get(HOSTS, "").split()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from lab.aws.resources import REGION
+from lab.aws.resources import REGION, arn
 
 Answer = Mapping[str, Any]
 # An invoke's token to its answer, or to a function of its arguments that gives the answer.
@@ -88,14 +88,17 @@ def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
     return ami_answer(image, architecture)
 
 
-def network_answers(vpc_id: str, cidr: str, subnets: Mapping[str, Mapping[str, Any]]) -> Invokes:
+def network_answers(
+    vpc_id: str, cidr: str, subnets: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str] | None = None
+) -> Invokes:
     """AWS's answers about the network of a cluster that exists.
 
     :param subnets: by their ids, with `availabilityZone` and `tags`
+    :param tags: of the VPC
     """
     return {
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
-        "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr},
+        "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr, "tags": tags or {}},
         "aws:ec2/getSubnets:getSubnets": {"id": REGION, "ids": list(subnets)},
         "aws:ec2/getSubnet:getSubnet": lambda args: subnets[args["id"]],
     }
@@ -128,6 +131,15 @@ def file_system_answer(file_system: str, **differently: Any) -> dict[str, Any]:
     """AWS's answer about a file system that fits the cluster."""
     fitting = {"encrypted": True, "availabilityZoneName": "", "tags": {}}
     return {"id": file_system, "fileSystemId": file_system, **fitting, **differently}
+
+
+def key_answer(args: Mapping[str, Any], **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a key that encrypts what it is asked to; an alias is one of the same key each time."""
+    asked_for = args["keyId"]
+    number = "01234567-89ab-cdef-0123-456789abcdef"
+    arn_of_key = arn("kms", f"key/{number}") if asked_for.startswith("alias/") else asked_for
+    fitting = {"keyState": "Enabled", "keySpec": "SYMMETRIC_DEFAULT", "keyUsage": "ENCRYPT_DECRYPT"}
+    return {"id": number, "keyId": asked_for, "arn": arn_of_key, **fitting, **differently}
 
 
 def ami_answer(
@@ -166,6 +178,7 @@ INVOKES: Final[Invokes] = {
     "aws:ebs/getVolume:getVolume": lambda args: volume_answer(asked(args, "volume-id")),
     "aws:ebs/getSnapshot:getSnapshot": lambda args: snapshot_answer(args["snapshotIds"][0]),
     "aws:efs/getFileSystem:getFileSystem": lambda args: file_system_answer(args["fileSystemId"]),
+    "aws:kms/getKey:getKey": key_answer,
     # Nothing that exists is in use.
     "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": []},
     "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": []},

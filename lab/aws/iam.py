@@ -13,7 +13,14 @@ _OPERATORS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     "StringEquals": lambda value, named: value == named,
     "Bool": lambda value, named: value == named.lower(),
 }
-KEYS: Final = ("aws:PrincipalAccount", "aws:SecureTransport", "cloudwatch:namespace")
+KEYS: Final = (
+    "aws:PrincipalAccount",
+    "aws:SecureTransport",
+    "cloudwatch:namespace",
+    # No node asks KMS anything, so no request has these two.
+    "kms:ViaService",
+    "kms:GrantIsForAWSResource",
+)
 """The keys of a request that conditions may ask for."""
 _ELEMENTS: Final = frozenset({"Sid", "Effect", "Principal", "Action", "Resource", "Condition"})
 

@@ -215,7 +215,7 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         acts_on="ami instanceType primaryNetworkInterface iamInstanceProfile userDataBase64 metadataOptions",
         ignores="rootBlockDevice userDataReplaceOnChange monitoring ebsOptimized",
         # A change of the type stops and starts the machine. Of rootBlockDevice only the device name and the encryption
-        # force a new one, and the program changes neither alone.
+        # force a new one, and the program changes neither alone; what it is encrypted with stays, by `placement.py`.
         forces_new="ami primaryNetworkInterface ebsOptimized",
         id_of=_prefixed("i"),
         outputs=_arn_of("ec2", "instance"),
@@ -292,8 +292,8 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     ),
     "aws:ebs/volume:Volume": ResourceType(
         acts_on="size availabilityZone finalSnapshot snapshotId",
-        ignores="type encrypted",
-        forces_new="availabilityZone encrypted snapshotId",
+        ignores="type encrypted kmsKeyId",
+        forces_new="availabilityZone encrypted kmsKeyId snapshotId",
         id_of=_prefixed("vol"),
         outputs=_arn_of("ec2", "volume"),
     ),
@@ -327,8 +327,8 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         ),
     ),
     "aws:efs/fileSystem:FileSystem": ResourceType(
-        ignores="encrypted throughputMode lifecyclePolicies",
-        forces_new="encrypted",
+        ignores="encrypted kmsKeyId throughputMode lifecyclePolicies",
+        forces_new="encrypted kmsKeyId",
         id_of=_prefixed("fs"),
         outputs=lambda _resource, id_: {
             "arn": arn("elasticfilesystem", f"file-system/{id_}"),
@@ -342,7 +342,7 @@ TYPES: Final[Mapping[str, ResourceType]] = {
         id_of=_prefixed("fsmt"),
     ),
     "aws:secretsmanager/secret:Secret": ResourceType(
-        ignores="description recoveryWindowInDays",
+        ignores="description recoveryWindowInDays kmsKeyId",
         # AWS puts six more characters behind a secret's name.
         id_of=lambda resource: arn("secretsmanager", f"secret:{resource.physical_name}-{resource.hex[7:13]}"),
         outputs=lambda resource, id_: {"arn": id_, "name": resource.physical_name},

@@ -398,3 +398,11 @@ def test_the_status_line_is_only_on_a_terminal_and_goes_before_a_line() -> None:
         terminal.say("done")
     assert screen.getvalue() == "\r\x1b[K10 %\r\x1b[Kdone\n"
     assert file.getvalue() == "done\n"
+
+
+def test_rotate_lets_the_master_do_it_and_shows_what_it_says(world: World) -> None:
+    world.aws.answers["oq-node rotate"] = 0, "new passwords and keys, of generation 2\n"
+    assert world.oq("rotate") == "new passwords and keys, of generation 2\n"
+    world.aws.answers["oq-node rotate"] = 1, "the rotation of the secrets goes on at the next try"
+    world.oq("rotate", status=1)
+    assert world.errors == "oq-cluster: the rotation of the secrets goes on at the next try\n"

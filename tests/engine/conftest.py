@@ -114,7 +114,7 @@ def network_of(resources: Mapping[str, Any]) -> Invokes:
     """AWS's answers about the network of a cluster that exists."""
     vpc = resources["Vpc:network-vpc"]
     subnets = {one["id"]: one["inputs"] for one in resources.values() if one["type"] == SUBNET}
-    return network_answers(vpc["id"], vpc["inputs"]["cidrBlock"], subnets)
+    return network_answers(vpc["id"], vpc["inputs"]["cidrBlock"], subnets, vpc["inputs"]["tags"])
 
 
 @pytest.fixture

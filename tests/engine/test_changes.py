@@ -38,6 +38,7 @@ OTHER: dict[str, object] = {
     "rabbitmqVolumeId": "vol-0123456789abcdef2",
     "fileSystemId": "fs-0123456789abcdef0",
     "keepDataOnDestroy": False,
+    "kmsKeyId": "arn:aws:kms:eu-central-1:123456789012:key/01234567-89ab-cdef-0123-456789abcdef",
     "backupDays": 7,
     "webui": False,
     "webuiLogin": False,
@@ -106,7 +107,7 @@ def test_a_change_of_one_setting_does_what_its_rule_says_in_preview_and_up(
     region.asked.clear()
     if KEYS[key].changes == {Change.REFUSED}:
         for command in (stack.preview, stack.up):
-            with pytest.raises(CommandError, match=rf"{key} = .*: it is .* stays where it is"):
+            with pytest.raises(CommandError, match=rf"{key} = .*: it is .* stays as it is"):
                 command()
         assert region.asked == []
         return

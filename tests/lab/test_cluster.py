@@ -5,11 +5,13 @@ All tests share one cluster and leave it as they found it; those that stop nodes
 
 from __future__ import annotations
 
+import configparser
 import gzip
 import hashlib
 import json
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -325,6 +327,70 @@ def test_after_a_reboot_volumes_are_mounted_and_services_up_as_soon_as_the_share
     on(nfs_cluster, "master", "rabbitmqctl --silent delete_vhost kept")
 
 
+def credentials(lab: Lab, node: str) -> tuple[str, str]:
+    """RabbitMQ's user and password in a node's openquake.cfg."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read_string(on(lab, node, f"cat {facts.OPENQUAKE_CFG}"))
+    return config["amqp"]["user"], config["amqp"]["password"]
+
+
+def users_of_connections(lab: Lab) -> set[str]:
+    return set(on(lab, "master", "rabbitmqctl --silent list_connections user").split())
+
+
+def long_job(lab: Lab, directory: Path) -> Path:
+    """The demo job, long enough to do something meanwhile."""
+    shutil.copytree(fetch_job(lab, CLASSICAL).parent, directory)
+    job_ini = directory / "job.ini"
+    text, changed = re.subn(
+        r"(?m)^area_source_discretization *=.*$", "area_source_discretization = 2", job_ini.read_text()
+    )
+    assert changed == 1
+    job_ini.write_text(text)
+    return job_ini
+
+
+def test_a_rotation_ends_no_calculation_and_no_session_and_the_old_password_goes_when_it_may(
+    nfs_cluster: Lab, tmp_path: Path
+) -> None:
+    job_ini = long_job(nfs_cluster, tmp_path / "long")
+    session = Client(nfs_cluster, "eve", account(nfs_cluster, "add", "eve"))
+    administrators = administrators_password(nfs_cluster)
+    user, password = credentials(nfs_cluster, "master")
+    with ThreadPoolExecutor() as pool:
+        since = time.time()
+        job = pool.submit(run_job, nfs_cluster, job_ini, None, show=False)
+        wait_until_a_task_runs(nfs_cluster, since, job)
+        said = on(nfs_cluster, "master", "oq-node rotate", 120)
+        assert "generation 2" in said
+        # What runs comes back with the old password.
+        faults.restart(nfs_cluster, "rabbitmq")
+        on(nfs_cluster, "master", f"systemctl start {facts.REFRESH_SERVICE}")
+        waits = on(nfs_cluster, "master", f"journalctl --identifier {facts.NODE_LOG} --since @{since:.0f}")
+        assert f"RabbitMQ's {user} stays for oq-job-" in waits
+        assert not job.done()
+        first = job.result()
+    master = nfs_cluster.machine("master")
+    assert master.execute(["rabbitmqctl", "authenticate_user", user, password]).returncode == 0
+
+    def gone() -> bool:
+        on(nfs_cluster, "master", f"systemctl start {facts.REFRESH_SERVICE}")
+        return user not in on(nfs_cluster, "master", "rabbitmqctl --silent list_users").split()
+
+    wait_until("the old user to go", gone, 120)
+    assert master.execute(["rabbitmqctl", "authenticate_user", user, password]).returncode != 0
+    cluster.wait_until_ready(nfs_cluster, print, timeout=60)
+    new = credentials(nfs_cluster, "master")
+    assert new[0] == f"{facts.AMQP_USER}-2"
+    assert {credentials(nfs_cluster, worker.name) for worker in nfs_cluster.workers()} == {new}
+    assert users_of_connections(nfs_cluster) == {new[0]}
+    assert session.get("/v1/calc/list").status_code == 200
+    assert administrators_password(nfs_cluster) != administrators
+    assert administrator(nfs_cluster).get("/v1/calc/list").status_code == 200
+    second = run_job(nfs_cluster, job_ini, None, show=False)
+    assert compare(nfs_cluster, first, second).absolute == 0
+
+
 def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster: Lab) -> None:
     """The second breaks in a way that nobody has thought of, and has its attempts in less than ten minutes."""
     unit = f"/etc/systemd/system/{facts.BOOTSTRAP_UNIT}"
@@ -341,6 +407,9 @@ def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster
     fleet.scale(nfs_cluster, 2)
     cluster.wait_until_ready(nfs_cluster, print, timeout=120)
     assert list(nfs_cluster.nodes) == ["master", "worker-3", "worker-4"]
+    # They have booted after a rotation of the secrets.
+    assert credentials(nfs_cluster, "worker-3") == credentials(nfs_cluster, "master")
+    assert credentials(nfs_cluster, "worker-3")[0] != facts.AMQP_USER
 
 
 def test_a_restart_of_the_dbserver_ends_no_calculation_that_came_through_the_api(nfs_cluster: Lab) -> None:

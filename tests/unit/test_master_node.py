@@ -241,3 +241,31 @@ def test_sleep_becomes_the_program_that_looks_whether_anything_computes(
     monkeypatch.setattr("sys.argv", ["oq-node", "sleep"])
     master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
     assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now"]]
+
+
+def test_while_a_rotation_is_not_over_the_timer_goes_on_with_it(
+    master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> str:
+        commands.append(command)
+        return "the rotation is over"
+
+    monkeypatch.setattr(master.module, "run", run)
+    state = tmp_path / "rotation.json"
+    monkeypatch.setitem(master.module.FACTS, "rotation", str(state))
+    master.module.refresh()
+    assert commands == []
+    state.write_text("{}")
+    master.module.refresh()
+    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-keys", "settle")]
+    assert master.said == ["the rotation is over"]
+
+
+def test_rotate_becomes_the_engines_program(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(master.module.os, "execv", lambda _program, words: became.append(words))
+    monkeypatch.setattr("sys.argv", ["oq-node", "rotate"])
+    master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-keys", "rotate"]]

@@ -22,7 +22,7 @@ def existing(recording: Recording) -> Invokes:
     """AWS's answers where what the recording holds exists."""
     vpc = recording.one(VPC)
     subnets = {one.id: one.inputs for one in recording.of_type(SUBNET)}
-    return network_answers(vpc.id, vpc.inputs["cidrBlock"], subnets)
+    return network_answers(vpc.id, vpc.inputs["cidrBlock"], subnets, vpc.inputs["tags"])
 
 
 @pytest.fixture

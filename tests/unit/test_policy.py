@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from components import facts
 from lab.aws import recorder
 from policy import design, pack
 from policy.actions import READING, WITHOUT_RESOURCE
@@ -71,6 +72,7 @@ STACKS = {
     MAILS: {"alarmEmail": "seismology@example.org", "monthlyBudget": "500"},
     "no backups": {"backupDays": "0"},
     "one type": {"workerInstanceTypes": '["c7i.xlarge"]'},
+    "a key of the customer's": {"kmsKeyId": "alias/openquake"},
 }
 CUSTOMER_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0"
 
@@ -314,6 +316,7 @@ BREAKERS: dict[str, list[Breaker]] = {
     ],
     "encrypted-worker-root": [NO_ROOT_ENCRYPTION, change(TEMPLATE, "blockDeviceMappings", None)],
     "encrypted-bucket": [without(BUCKET_ENCRYPTION)],
+    "customers-key": [change(VPC, f"tags.{facts.KEY_TAG}", CUSTOMER_KEY)],
     "imdsv2": [
         change(INSTANCE, IMDS_V1, "optional"),
         change(TEMPLATE, IMDS_V1, None),
@@ -379,7 +382,7 @@ BREAKERS: dict[str, list[Breaker]] = {
     "CKV_AWS_286": [rights("iam:PassRole", "arn:aws:iam::123456789012:role/r"), rights("*")],
     "CKV_AWS_287": [rights("sts:AssumeRole"), rights("ec2:GetPasswordData")],
     "CKV_AWS_288": [rights("s3:GetObject")],
-    "CKV_AWS_289": [rights("s3:PutBucketPolicy")],
+    "CKV_AWS_289": [rights("s3:PutBucketPolicy"), rights("kms:CreateGrant")],
     "CKV_AWS_290": [rights("secretsmanager:PutSecretValue")],
     "CKV_AWS_315": [change(GROUP, "mixedInstancesPolicy", None)],
     "CKV_AWS_7": [change(KEY, "enableKeyRotation", False), change(KEY, "enableKeyRotation", None)],
@@ -512,6 +515,13 @@ def test_what_is_broken_elsewhere_is_not_excused_by_the_exceptions(record: Recor
         ("CKV_AWS_355", "workers-rights"),
         ("least-rights", "workers-rights"),
     }
+
+
+def test_everything_that_is_encrypted_has_to_have_the_customers_key(record: Record) -> None:
+    (breaker,) = BREAKERS["customers-key"]
+    found = {label.partition(":")[0] for label in breaking("customers-key", breaker(stack_of(record, NAT)))}
+    types = (VOLUME, FILE_SYSTEM, SECRET, INSTANCE, TEMPLATE, BUCKET_ENCRYPTION)
+    assert found == {type_.rpartition(":")[2] for type_ in types}
 
 
 def test_data_that_are_not_to_be_kept_must_not_stay_either(record: Record) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import configparser
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from components import facts
 from lab.aws.recorder import Recording
 from tests.unit.conftest import MODES, NAT, NAT_DISKLESS, Record
-from tests.unit.node import node_files
+from tests.unit.node import node_facts, node_files, node_module
 
 LOOK_SECONDS = 600  # for somebody to look at a worker that is of no use
 
@@ -46,3 +50,34 @@ def test_a_worker_reserves_the_memory_that_the_program_counts_with(record: Recor
     for mode, storage in ((NAT, "nfs"), (NAT_DISKLESS, "diskless")):
         celery = node_files(record(**MODES[mode]), "worker")[f"/etc/systemd/system/{facts.CELERY_UNIT}"]
         assert f"oq-celery worker --reserved-mb {facts.RESERVED_MB[storage]}\n" in celery
+
+
+def test_whenever_celery_has_ended_the_secret_is_read_again(record: Record) -> None:
+    """After a rotation it begins anew with the new one; a worker that boots has read it just before."""
+    celery = node_files(record(), "worker")[f"/etc/systemd/system/{facts.CELERY_UNIT}"]
+    assert f"ExecStopPost=-+{facts.NODE_PROGRAM} refresh\n" in celery  # as root, and no failure of Celery's
+    assert "Restart=always\n" in celery
+
+
+def test_openquake_cfg_follows_the_secret_unless_the_worker_goes(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, draining = tmp_path / "openquake.cfg", tmp_path / "draining"
+    cfg.write_text("[amqp]\nhost = h\nuser = openquake\npassword = old\n[dbserver]\nauthkey = old\n")
+    own = {"openquake_cfg": str(cfg), "draining_flag": str(draining)}
+    with node_module("worker", node_facts(record(), "worker") | own) as worker:
+        monkeypatch.setattr("oq_node.common.shutil.chown", lambda *_: None)
+
+        def after(secret: dict[str, str]) -> dict[str, Any]:
+            monkeypatch.setattr(worker, "secret", lambda: secret)
+            worker.refresh()
+            config = configparser.ConfigParser(interpolation=None)
+            config.read(cfg)
+            return dict(config["amqp"])
+
+        first = {"amqp_password": "first", "dbserver_authkey": "k"}
+        assert after(first) == {"host": "h", "user": facts.AMQP_USER, "password": "first"}
+        second = first | {"amqp_user": "openquake-2", "amqp_password": "second"}
+        assert after(second) == {"host": "h", "user": "openquake-2", "password": "second"}
+        draining.touch()
+        assert after(first)["password"] == "second"

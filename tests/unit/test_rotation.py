@@ -1,0 +1,350 @@
+"""The rotation of the cluster's secrets, with Secrets Manager, RabbitMQ, processes and workers made up.
+
+tests/lab/test_cluster.py does it on nodes that compute.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from oq_keys import holders
+
+from components import facts
+from tests.unit.conftest import Record
+from tests.unit.node import node_facts, node_module
+
+FIRST = {"amqp_password": "first", "dbserver_authkey": "key"}
+FIRST_WEBUI = {"secret_key": "signs", "admin_password": "opens"}
+MASTER = "10.20.0.10"
+STEPS = 6  # of a rotation, that change something
+
+
+class Killed(BaseException):
+    """The program ends here, as by kill -9."""
+
+
+class World:
+    """What a rotation changes, and what it looks at.
+
+    Attributes:
+        secrets: of Secrets Manager, by what they are for.
+        broker: RabbitMQ's users, with the hash of each one's password.
+        effects: how often something was changed; before the change number `kill_before`, and after number `kill_after`,
+            the program is killed.
+        restarted: the units that were.
+        processes: those of the master that began before it had the new values.
+        workers: by host, the user with which each has come; those that end have None as the user of their commands.
+    """
+
+    def __init__(self, cfg: Path, webui: Path) -> None:
+        self.secrets = {"cluster": FIRST, "webui": FIRST_WEBUI}
+        self.broker: dict[str, str] = {}
+        self.defined = ""
+        self.cfg, self.webui = cfg, webui
+        self.effects, self.kill_before, self.kill_after = 0, 0, 0
+        self.restarted: list[str] = []
+        self.processes: list[str] = []
+        self.workers: dict[str, str] = {}
+        self.ending: list[str] = []
+
+    def change(self, effect: Callable[[], Any]) -> None:
+        """Do something that lasts; at each moment everybody who reads secret or file gets in."""
+        self.effects += 1
+        if self.effects == self.kill_before:
+            raise Killed
+        effect()
+        assert self.accepts(self.secrets["cluster"])
+        assert self.accepts(self.on_master())
+        if self.effects == self.kill_after:
+            raise Killed
+
+    def accepts(self, secret: Mapping[str, str]) -> bool:
+        """Whether RabbitMQ lets in who comes with this secret."""
+        kept = base64.b64decode(self.broker.get(secret.get("amqp_user", facts.AMQP_USER), ""))
+        return kept[4:] == hashlib.sha256(kept[:4] + secret["amqp_password"].encode()).digest()
+
+    def on_master(self) -> dict[str, str]:
+        """The secret as openquake.cfg has it."""
+        config = configparser.ConfigParser(interpolation=None)
+        config.read(self.cfg)
+        return {"amqp_user": config["amqp"]["user"], "amqp_password": config["amqp"]["password"]}
+
+    def import_definitions(self, text: str) -> None:
+        self.broker |= {user["name"]: user["password_hash"] for user in json.loads(text)["users"]}
+
+    def run(self, *command: str, **options: Any) -> str:
+        """rabbitmqctl and systemctl."""
+        match command:
+            case "systemctl", "try-restart", *units:
+                self.change(lambda: self.restarted.extend(units))
+            case "rabbitmqctl", "--quiet", "import_definitions":
+                self.change(lambda: self.import_definitions(options["input"]))
+            case "rabbitmqctl", "--quiet", "delete_user", user:
+                self.change(lambda: self.broker.pop(user))
+            case "rabbitmqctl", *_, "list_users":
+                return json.dumps([{"user": user, "tags": []} for user in self.broker])
+            case "rabbitmqctl", *_, "list_connections", "user", "peer_host":
+                users = {MASTER: self.on_master()["amqp_user"], **self.workers}
+                rows = [
+                    {"user": user, "peer_host": [int(part) for part in host.split(".")]}
+                    for host, user in users.items()
+                ]
+                return json.dumps(rows)  # as rabbitmqctl's JSON has addresses
+            case _:
+                raise AssertionError(command)
+        return ""
+
+    def celery(self) -> Any:
+        """The workers that answer, and the command that ends them in order."""
+        answers = {
+            host: {"broker": {"userid": user}}
+            for host, user in self.workers.items()
+            if host not in self.ending
+        }
+        return SimpleNamespace(
+            control=SimpleNamespace(
+                inspect=lambda timeout: SimpleNamespace(stats=lambda: answers or None),  # noqa: ARG005
+                shutdown=lambda destination: self.ending.extend(destination),
+            )
+        )
+
+    def come_back(self) -> None:
+        """Those that end have ended, and systemd has started them anew."""
+        for host in self.ending:
+            self.workers[host] = self.secrets["cluster"].get("amqp_user", facts.AMQP_USER)
+        self.ending.clear()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    cfg = tmp_path / "openquake.cfg"
+    cfg.write_text(f"[amqp]\nhost = h\nuser = {facts.AMQP_USER}\npassword = first\n[dbserver]\nport = 1999\n")
+    return World(cfg, tmp_path / "webui.json")
+
+
+@pytest.fixture
+def rotation(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: World) -> Iterator[Any]:
+    """oq_keys.rotation of a master."""
+    state = tmp_path / "rotation.json"
+    own = {
+        "openquake_cfg": str(world.cfg),
+        "webui_secrets": str(world.webui),
+        "rotation": str(state),
+        "secret_id": "cluster",
+        "webui_secret_id": "webui",
+    }
+    with node_module("master", node_facts(record(), "master") | own) as master:
+        module = importlib.import_module("oq_keys.rotation")
+        common = importlib.import_module("oq_node.common")
+        write = common.write
+
+        def written(path: str, *rest: Any) -> None:
+            if path == str(state):  # what it knows of itself
+                write(path, *rest)
+            else:
+                world.change(lambda: write(path, *rest))
+
+        def put(secret_id: str, values: dict[str, str]) -> None:
+            world.change(lambda: world.secrets.update({secret_id: values}))
+
+        monkeypatch.setattr(common.shutil, "chown", lambda *_: None)
+        monkeypatch.setattr(common, "write", written)
+        monkeypatch.setattr(common, "run", world.run)
+        monkeypatch.setattr(master, "cluster_secret", lambda: world.secrets["cluster"])
+        monkeypatch.setattr(master, "webui_secret", lambda: world.secrets["webui"])
+        monkeypatch.setattr(
+            master, "write_definitions", lambda secret: setattr(world, "defined", master.definitions(secret))
+        )
+        monkeypatch.setattr(module, "LOCK", tmp_path / "lock")
+        monkeypatch.setattr(module, "_put", put)
+        monkeypatch.setattr(module, "_celery", world.celery)
+        monkeypatch.setattr(module.holders, "older", lambda *_: iter(world.processes))
+        world.import_definitions(master.definitions(FIRST))
+        yield module
+
+
+def test_a_rotation_makes_another_user_and_other_values_of_everything(rotation: Any, world: World) -> None:
+    said = rotation.rotate()
+    cluster, webui = world.secrets["cluster"], world.secrets["webui"]
+    assert cluster["amqp_user"] == f"{facts.AMQP_USER}-2"
+    assert cluster.keys() == {*FIRST, "amqp_user", "generation"}
+    assert not {*cluster.values()} & {*FIRST.values()}
+    assert webui["secret_key"] not in FIRST_WEBUI.values()
+    assert webui["admin_password"] not in FIRST_WEBUI.values()
+    assert world.on_master().items() <= cluster.items()
+    assert json.loads(world.webui.read_text()) == webui
+    assert world.webui.stat().st_mode & 0o777 == 0o600
+    assert world.restarted == [facts.METRICS_UNIT, facts.WEBUI_UNIT]
+    assert "generation 2" in said
+    for secret in (cluster, webui):
+        assert not [value for key, value in secret.items() if key != "generation" and value in said]
+
+
+def test_after_a_restart_the_broker_knows_the_new_user(rotation: Any, world: World) -> None:
+    rotation.rotate()
+    world.broker.clear()
+    world.import_definitions(world.defined)
+    assert world.accepts(world.secrets["cluster"])
+
+
+def test_the_webuis_former_key_goes_on_to_verify_sessions_until_the_next_rotation(
+    rotation: Any, world: World
+) -> None:
+    keys = [world.secrets["webui"]["secret_key"]]
+    for _ in range(2):
+        rotation.rotate()
+        webui = world.secrets["webui"]
+        assert webui["previous_secret_key"] == keys[-1]
+        keys.append(webui["secret_key"])
+    assert len(set(keys)) == 3
+
+
+def test_without_anybody_who_needs_it_the_old_user_goes_at_the_second_look(
+    rotation: Any, world: World
+) -> None:
+    rotation.rotate()
+    assert rotation.settle() == ""
+    assert world.accepts(FIRST)  # the broker may have been restarted just now, and all be on their way back
+    assert "the rotation is over" in rotation.settle()
+    assert list(world.broker) == [f"{facts.AMQP_USER}-2"]
+    assert not rotation.STATE.exists()
+    assert rotation.settle() == ""
+
+
+def test_a_calculation_that_began_before_keeps_the_old_user_without_any_connection(
+    rotation: Any, world: World
+) -> None:
+    rotation.rotate()
+    world.processes = ["oq-job-7 (process 4711)"]
+    world.workers = {"10.20.2.5": facts.AMQP_USER}
+    assert rotation.settle() == f"RabbitMQ's {facts.AMQP_USER} stays for oq-job-7 (process 4711)"
+    assert rotation.settle() == ""  # which has been said
+    assert world.ending == []  # its tasks are not held up
+    assert world.accepts(FIRST)
+    world.processes = []
+    world.workers = {}
+    rotation.settle()
+    world.processes = ["oq-job-8 (process 4712)"]
+    rotation.settle()
+    world.processes = []
+    rotation.settle()
+    assert world.accepts(FIRST)  # two looks in a row, not two in all
+
+
+def test_workers_begin_anew_half_of_them_at_once(rotation: Any, world: World) -> None:
+    world.workers = {f"10.20.2.{number}": facts.AMQP_USER for number in range(5)}
+    rotation.rotate()
+    ended = []
+    for _ in range(10):
+        rotation.settle()
+        assert len(world.ending) <= 2
+        ended.append(len(world.ending))
+        if world.ending and ended[-1] == ended[-2 if len(ended) > 1 else -1]:
+            world.come_back()
+    assert set(world.workers.values()) == {f"{facts.AMQP_USER}-2"}
+    assert not world.accepts(FIRST)
+
+
+def test_a_worker_that_still_finishes_its_tasks_keeps_the_old_user(rotation: Any, world: World) -> None:
+    world.workers = {"10.20.2.5": facts.AMQP_USER}
+    rotation.rotate()
+    for _ in range(5):
+        rotation.settle()
+    assert world.ending == ["10.20.2.5"]  # told once
+    assert world.accepts(FIRST)
+
+
+def test_another_rotation_while_the_first_settles_leaves_nobody_behind(rotation: Any, world: World) -> None:
+    world.workers = {"10.20.2.5": facts.AMQP_USER}
+    rotation.rotate()
+    second = world.secrets["cluster"]
+    world.workers["10.20.2.6"] = second["amqp_user"]
+    rotation.rotate()
+    assert world.accepts(FIRST)
+    assert world.accepts(second)
+    for _ in range(8):
+        rotation.settle()
+        world.come_back()
+    assert list(world.broker) == [f"{facts.AMQP_USER}-3"]
+    assert set(world.workers.values()) == {f"{facts.AMQP_USER}-3"}
+
+
+@pytest.mark.parametrize("when", ["kill_before", "kill_after"])
+@pytest.mark.parametrize("effect", range(1, STEPS + 1))
+def test_wherever_a_rotation_is_killed_the_next_look_ends_it(
+    rotation: Any, world: World, when: str, effect: int
+) -> None:
+    """`World.change` looks after each step whether all who read a secret or a file get in."""
+    setattr(world, when, effect)
+    with pytest.raises(Killed):
+        rotation.rotate()
+    assert world.accepts(FIRST)
+    for _ in range(3):
+        rotation.settle()
+    cluster, webui = world.secrets["cluster"], world.secrets["webui"]
+    assert cluster["amqp_user"] == f"{facts.AMQP_USER}-2"  # one generation, not two
+    assert world.on_master().items() <= cluster.items()
+    assert webui["previous_secret_key"] == FIRST_WEBUI["secret_key"]
+    assert json.loads(world.webui.read_text()) == webui
+    assert facts.WEBUI_UNIT in world.restarted
+    assert list(world.broker) == [cluster["amqp_user"]]
+    assert not rotation.STATE.exists()
+
+
+def test_a_rotation_has_no_more_steps_than_those_in_which_it_is_killed(rotation: Any, world: World) -> None:
+    rotation.rotate()
+    assert world.effects == STEPS
+
+
+def test_a_second_call_goes_on_with_a_rotation_that_was_interrupted(rotation: Any, world: World) -> None:
+    world.kill_after = 2
+    with pytest.raises(Killed):
+        rotation.rotate()
+    assert "generation 2" in rotation.rotate()
+
+
+def test_a_new_master_takes_the_users_of_earlier_secrets_away(rotation: Any, world: World) -> None:
+    """Its bootstrap leaves an empty state: the volume may have them."""
+    world.broker |= {f"{facts.AMQP_USER}-7": "", "monitoring": ""}
+    rotation.STATE.write_text("{}")
+    for _ in range(2):
+        rotation.settle()
+    assert list(world.broker) == [facts.AMQP_USER, "monitoring"]
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def process(proc: Path, number: int, seconds: float, maps: str, unit: str = "session-1.scope") -> None:
+    """A process that began so many seconds after the boot."""
+    directory = proc / str(number)
+    directory.mkdir(parents=True)
+    ticks = int(seconds * os.sysconf("SC_CLK_TCK"))
+    (directory / "stat").write_text(f"{number} (oq-job ({number})) S {'0 ' * 18}{ticks} 0 0\n")
+    (directory / "cgroup").write_text(f"0::/system.slice/{unit}\n")
+    (directory / "maps").write_text(f"7f0 r-xp 00000000 00:1f 12 {maps}\n")
+
+
+def test_only_older_processes_with_the_engine_may_have_the_old_password(tmp_path: Path) -> None:
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("this\n")
+    engine = f"{facts.ENGINE_DIR}/lib/python3.13/site-packages/h5py/h5.so"
+    process(tmp_path, 1, 10, engine)
+    process(tmp_path, 2, 30, engine)
+    process(tmp_path, 3, 10, "/usr/lib/libc.so.6")
+    process(tmp_path, 4, 10, engine, facts.DBSERVER_UNIT)
+    moment = holders.Moment("this", 20)
+    found = list(holders.older(moment, facts.ENGINE_DIR, facts.DBSERVER_UNIT, tmp_path))
+    assert found == ["oq-job (1) (process 1)"]
+    earlier = holders.Moment("another boot", 20)
+    assert list(holders.older(earlier, facts.ENGINE_DIR, facts.DBSERVER_UNIT, tmp_path)) == []
