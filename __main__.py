@@ -117,6 +117,8 @@ master = Master(
         image=image,
         webui=settings.webui,
         webui_login=settings.webui_login,
+        webui_certificate=settings.webui_certificate,
+        certificate_secret=settings.certificate_secret,
         address=subnets.master_address,
         subnet_id=network.master_subnet_id,
         security_group_id=security.master.id,
@@ -223,7 +225,8 @@ pulumi.export("shellCommand", session)
 if settings.webui:
     ports = f"portNumber={facts.WEBUI_PORT},localPortNumber={facts.WEBUI_PORT}"
     forward = f" --document-name AWS-StartPortForwardingSession --parameters {ports}"
-    pulumi.export("webUiUrl", f"http://{subnets.master_address}:{facts.WEBUI_PORT}")
+    scheme = "https" if settings.webui_certificate else "http"
+    pulumi.export("webUiUrl", f"{scheme}://{subnets.master_address}:{facts.WEBUI_PORT}")
     pulumi.export("webUiPortForward", pulumi.Output.concat(session, forward))
 if secrets.webui and settings.webui_login:
     shown = " --query SecretString --output text | python3 -c "

@@ -37,6 +37,12 @@ RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
 WEBUI_SOCKET: Final = "/run/openquake-webui/socket"  # from nginx to gunicorn
 WEBUI_SECRETS: Final = "/etc/openquake/webui.json"  # root's, handed to the WebUI alone
+# HTTPS: what openquake-certificate.service prepares. The names in the directory are oq_webui.certificate's.
+WEBUI_TLS_DIR: Final = "/etc/openquake/tls"
+WEBUI_PAIR: Final = f"{WEBUI_TLS_DIR}/pair.pem"  # certificates and private key: root's, handed to nginx alone
+WEBUI_CERTIFICATE: Final = f"{WEBUI_TLS_DIR}/certificate.pem"  # public; oq-cluster reads it by Run Command
+# A certificate that the master has made outlives it: on the volume of /var, below a directory that is root's.
+WEBUI_KEPT_PAIR: Final = "/var/opt/openquake/pair.pem"
 ENVIRONMENT_FILE: Final = "/etc/default/openquake"  # of everything that runs the engine
 NODE_PROGRAM: Final = "/usr/local/sbin/oq-node"
 ROTATION: Final = "/etc/openquake/rotation.json"  # is there while a rotation of the secrets is not over
@@ -61,6 +67,7 @@ RABBITMQ_UNIT: Final = "rabbitmq-server.service"
 DBSERVER_UNIT: Final = "openquake-dbserver.service"
 WEBUI_UNIT: Final = "openquake-webui.service"
 NGINX_UNIT: Final = "openquake-nginx.service"  # in front of it
+CERTIFICATE_UNIT: Final = "openquake-certificate.service"  # before both, where port 8800 speaks HTTPS
 BOOTSTRAP_UNIT: Final = "openquake-bootstrap.service"
 MOUNTS_UNIT: Final = "openquake-mounts.service"
 CELERY_UNIT: Final = "openquake-celery.service"

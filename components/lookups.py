@@ -115,6 +115,7 @@ def look_up(settings: Settings) -> Region:
     problems += _not_offered(settings, zones)
     key, of_key = _key(settings.kms_key_id, name)
     problems += of_key
+    problems += _unreadable(settings)
     problems += placement.problems(settings.vpc_cidr, zones, None if of_key else key, pulumi.get_stack())
     problems += adoption.problems(settings, zones[0], pulumi.get_stack())
     if problems:  # AWS would refuse to describe a type that does not exist
@@ -221,6 +222,23 @@ def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
             remedy = f"choose types that AWS offers in {' or '.join(zones)}, or other zones"
             problems.append(Problem("workerInstanceTypes", worker, remedy))
     return problems
+
+
+def _unreadable(settings: Settings) -> list[Problem]:
+    """Why the master could not read the secret with the user's certificate."""
+    if not (arn := settings.certificate_secret):
+        return []
+    try:
+        answer = aws.secretsmanager.get_secret(arn=arn)
+    except Exception as error:  # a failed invoke raises no narrower type
+        return [Problem("webuiCertificate", arn, f"name a secret of this account and region: {error}")]
+    if answer.kms_key_id in ("", "alias/aws/secretsmanager"):
+        return []
+    remedy = (
+        f"it is encrypted with {answer.kms_key_id}, which the master may not use: aws secretsmanager update-secret "
+        f"--secret-id {arn} --kms-key-id alias/aws/secretsmanager"
+    )
+    return [Problem("webuiCertificate", arn, remedy)]
 
 
 def describe_image(image_id: str, architecture: Architecture) -> Image:

@@ -16,7 +16,7 @@ from components.component import Component
 from components.instance_types import Architecture
 from components.lookups import Image
 from components.roles import NodeRole, NodeRoleArgs
-from components.secrets import Secrets
+from components.secrets import Secrets, reading
 from components.storage import volume_name
 from components.tags import cluster_name
 
@@ -51,6 +51,7 @@ _DEVICES: Final = ("/dev/sdf", "/dev/sdg", "/dev/sdh")
 class MasterArgs:
     """What the master is made from.
 
+    `certificate_secret` is the ARN of the secret that `webui_certificate` names, "" if it names none,
     `volume_ids` is keyed by mount point, `nfs_addresses` by zone, `fleet_processes` is the number of worker
     processes of the full fleet, `process_hour` what an hour of one of them costs in USD, "" if that is not known,
     `key` the ARN of the root disk's key, "" for AWS's own. After `stop_when_idle_minutes` in which nobody needs it the
@@ -63,6 +64,8 @@ class MasterArgs:
     image: pulumi.Output[Image]
     webui: bool
     webui_login: bool
+    webui_certificate: str
+    certificate_secret: str
     address: IPv4Address
     subnet_id: pulumi.Input[str]
     security_group_id: pulumi.Input[str]
@@ -97,6 +100,7 @@ class Master(Component):
                 statements=[
                     args.secrets.cluster.keeper(),
                     *([args.secrets.webui.keeper()] if args.secrets.webui else []),
+                    *([reading(args.certificate_secret)] if args.certificate_secret else []),
                     *args.secrets.key_keeper,
                     *args.bundle.key_reader,
                     {
@@ -188,6 +192,7 @@ class Master(Component):
                     master_address=str(args.address),
                     webui=args.webui,
                     webui_login=args.webui_login,
+                    webui_certificate=args.webui_certificate,
                     bundle_key=args.bundle.key,
                     bundle_sha256=args.bundle.sha256,
                     nfs_addresses={zone: str(address) for zone, address in args.nfs_addresses.items()},

@@ -26,6 +26,11 @@ class SecretsArgs:
     key: str
 
 
+def reading(arn: pulumi.Input[str]) -> dict[str, Any]:
+    """The IAM statement of a role that reads a secret."""
+    return {"Effect": "Allow", "Action": list(_READ), "Resource": arn}
+
+
 class Secret:
     """One Secrets Manager secret, and who may do what with it."""
 
@@ -34,7 +39,7 @@ class Secret:
 
     def reader(self) -> dict[str, Any]:
         """The IAM statement of a role that reads the secret."""
-        return {"Effect": "Allow", "Action": list(_READ), "Resource": self.arn}
+        return reading(self.arn)
 
     def keeper(self) -> dict[str, Any]:
         """The IAM statement of the role that reads and fills the secret."""

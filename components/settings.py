@@ -48,6 +48,8 @@ class SettingsError(ValueError):
 
 
 def _shown(value: object) -> str:
+    if "PRIVATE KEY" in str(value):  # which must not get to a terminal or a log
+        return "(a private key)"
     return value if isinstance(value, str) and value else json.dumps(value, default=str)
 
 
@@ -85,7 +87,7 @@ def _client_cidr(value: object) -> IPv4Network:
     network = _network(value)
     if not any(network.subnet_of(private) for private in _CLIENT_SPACE):
         raise ValueError(
-            "the WebUI speaks plain HTTP, so no public network may reach it, with login or without: name the private "
+            "no public network may reach the WebUI, whatever webuiLogin and webuiCertificate are: name the private "
             "network of your VPN or peering, or use the SSM port forwarding that the output webUiPortForward shows"
         )
     return network
@@ -253,6 +255,20 @@ def _idle_minutes(value: object) -> int:
     )
 
 
+OWN_CERTIFICATE: Final = "self"
+
+
+def _certificate(value: object) -> str:
+    arn = r"arn:aws:secretsmanager:[a-z]+(-[a-z]+)+-\d:\d{12}:secret:[\w/+=.@-]+-[A-Za-z0-9]{6}"
+    if value in ("", OWN_CERTIFICATE) or re.fullmatch(arn, str(value), re.ASCII):
+        return str(value)
+    raise ValueError(
+        "write self for a certificate that the master makes, or the whole ARN of the secret that holds yours "
+        "(arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME-XXXXXX: aws secretsmanager describe-secret --secret-id "
+        "NAME shows it), or leave it out for plain HTTP"
+    )
+
+
 class Key(NamedTuple):
     """A configuration key: its default, as written in Pulumi.yaml, the parser of its value, and what a change of it
     does to a cluster that exists. `docs/operations.md` shows `changes`; a test compares them with Pulumi's engine.
@@ -333,6 +349,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "backupDays": Key(14, _integer(0, 365), {Change.BACKUPS}),
     "webui": Key(True, _boolean, {Change.MASTER_REPLACED, Change.RULES}),
     "webuiLogin": Key(True, _boolean, {Change.MASTER_REPLACED}),
+    "webuiCertificate": Key("", _certificate, {Change.MASTER_REPLACED}),
     "stopWhenIdleMinutes": Key(0, _idle_minutes, {Change.IDLE_STOP}),
     "alarmEmail": Key("", _email, {Change.MAILS}),
     "monthlyBudget": Key(0, _integer(0, _HIGHEST_BUDGET), {Change.BUDGET}),
@@ -345,8 +362,8 @@ KEYS: Final[Mapping[str, Key]] = {
 class Settings:
     """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
     lookups.py chooses, `ami_id` "" Debian's image, `kms_key_id` "" AWS's keys, `backup_days` 0 no backups,
-    `worker_hour_price` 0 AWS's list price, `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget`
-    0 no budget.
+    `worker_hour_price` 0 AWS's list price, `webui_certificate` "" plain HTTP and OWN_CERTIFICATE one of the master's own,
+    else the ARN of a secret, `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget` 0 no budget.
     """
 
     vpc_cidr: IPv4Network
@@ -376,11 +393,17 @@ class Settings:
     backup_days: int
     webui: bool
     webui_login: bool
+    webui_certificate: str
     stop_when_idle_minutes: int
     alarm_email: str
     monthly_budget: int
     wait_for_ready: bool
     ready_timeout_minutes: int
+
+    @property
+    def certificate_secret(self) -> str:
+        """The ARN of the secret with the user's certificate; "" where there is none."""
+        return "" if self.webui_certificate == OWN_CERTIFICATE else self.webui_certificate
 
     @property
     def architecture(self) -> instance_types.Architecture:
@@ -458,6 +481,9 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
         problems.append(Problem("workerOnDemandBase", base, remedy))
     if base and maximum is not None and base > maximum:
         problems.append(Problem("workerOnDemandBase", base, f"must not be above workerMax = {maximum}"))
+    if parsed.get("webuiCertificate") and parsed.get("webui") is False:
+        remedy = "set webui to true, or leave it out: without the WebUI nothing shows a certificate"
+        problems.append(Problem("webuiCertificate", parsed["webuiCertificate"], remedy))
     if parsed.get("monthlyBudget") and parsed.get("alarmEmail") == "":
         remedy = "say who is to be told when the month costs more than monthlyBudget"
         problems.append(Problem("alarmEmail", "", remedy))

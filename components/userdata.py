@@ -108,8 +108,8 @@ class Node:
 class MasterNode(Node):
     """The master: volumes maps each of facts.VOLUME_MOUNTS to the id of its EBS volume (vol-…).
 
-    Without a WebUI, webui_secret_id is empty. By the name of the stack, which is in a tag, it finds the group of
-    workers.
+    Without a WebUI, webui_secret_id is empty. webui_certificate is that of settings.Settings. By the name of the stack,
+    which is in a tag, it finds the group of workers.
     """
 
     stack: str
@@ -118,6 +118,7 @@ class MasterNode(Node):
     volumes: Mapping[str, str]
     webui: bool
     webui_login: bool
+    webui_certificate: str
     webui_secret_id: str
 
 
@@ -161,6 +162,8 @@ def values(node: Node) -> dict[str, Any]:
     if isinstance(node, MasterNode):
         extra["packages"] = MASTER_PACKAGES + (WEBUI_PACKAGES if node.webui else ())
         extra["application_mode"] = "RESTRICTED" if node.webui_login else "PUBLIC"  # upstream's words
+        https = _https(node)
+        extra |= https if node.webui_certificate else dict.fromkeys(https, "")
         extra["home_unit"], extra["var_unit"], extra["rabbitmq_volume_unit"] = map(
             volume_unit, (facts.HOME_MOUNT, facts.VAR_MOUNT, facts.RABBITMQ_DIR)
         )
@@ -170,6 +173,18 @@ def values(node: Node) -> dict[str, Any]:
             f"StartLimitIntervalSec=infinity\nStartLimitBurst={WORKER_ATTEMPTS}\nStartLimitAction=poweroff"
         )
     return shared | extra | dataclasses.asdict(node)
+
+
+def _https(node: MasterNode) -> dict[str, str]:
+    """What the units of the WebUI and of nginx, and oq-node status, have besides, where port 8800 speaks HTTPS."""
+    return {
+        "certificate_check": f"{facts.ENGINE_DIR}/bin/oq-webui check-certificate --directory {facts.WEBUI_TLS_DIR} "
+        f"{node.master_address} {facts.WEBUI_PORT}",
+        "certificate_unit": facts.CERTIFICATE_UNIT,
+        "certificate_shown": facts.WEBUI_CERTIFICATE,
+        "nginx_credential": f"LoadCredential=tls:{facts.WEBUI_PAIR}",
+        "nginx_pair": " --pair %d/tls",
+    }
 
 
 def node_facts(node: Node, *modules: str) -> dict[str, Any]:
@@ -291,6 +306,7 @@ def _role(node: Node) -> _Role:
                 facts.REAP_SERVICE,
                 facts.REAP_TIMER,
                 *([facts.WEBUI_UNIT, facts.NGINX_UNIT] if node.webui else []),
+                *([facts.CERTIFICATE_UNIT] if node.webui_certificate else []),
             ),
             templates={
                 f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf": "units/rabbitmq-server.conf",

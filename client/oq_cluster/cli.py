@@ -40,11 +40,17 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    add(
+    sub = add(
         "use",
         commands.use,
         "remember a cluster as the default",
         "The options say which: --stack, --outputs or --lab, with --profile or --direct.",
+    )
+    sub.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="what oq-cluster certificate has printed; only for who may not ask the master for it (Run Command)",
     )
     sub = add("login", commands.login, "log in to the WebUI; only the session is kept, not the password")
     sub.add_argument("name", metavar="NAME", help="of the account (oq-cluster users add NAME makes one)")
@@ -101,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
     sub = add("webui", commands.webui, "open the WebUI in the browser, until Ctrl-C")
     sub.add_argument("--port", type=int, default=0, help="the local port (default: any free one)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
+    add(
+        "certificate",
+        commands.show_certificate,
+        "print the certificate of a WebUI with HTTPS, as the master has it",
+    )
     sub = add("users", commands.users, "manage the WebUI's accounts, as root of the master")
     sub.add_argument("action", choices=("list", "add", "password", "remove"), help="what to do")
     sub.add_argument("name", nargs="?", metavar="NAME", help="of the account")

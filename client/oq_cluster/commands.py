@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from oq_cluster import diag, inputs, reach, stack, submit
+from oq_cluster import certificate, diag, inputs, reach, stack, submit
+from oq_cluster.certificate import Certificate
 from oq_cluster.errors import ClientError, Unreachable, UsageError
 from oq_cluster.session_manager import Answer
 from oq_cluster.stack import Outputs, Source
@@ -58,7 +59,21 @@ class Context:
     def webui(self) -> WebUI:
         """The WebUI, which is opened with the first request."""
         door = reach.door(self.source, self.outputs, self.port)
-        return WebUI(door, self.outputs.identity, self.terminal.say, self.asleep)
+        return WebUI(door, self.outputs.identity, self.terminal.say, self.asleep, self.certificate)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """What is known of the WebUI's certificate."""
+        return Certificate(self.outputs.identity, self.shown_certificate)
+
+    def shown_certificate(self) -> str:
+        """The WebUI's certificate, by the master's word."""
+        answer = self.master.run(f"cat {certificate.ON_THE_MASTER}")
+        if answer.status:
+            raise Unreachable(
+                "the master has no certificate for its WebUI yet: sudo oq-node status there (oq-cluster shell) says why"
+            )
+        return answer.output
 
     @cached_property
     def master(self) -> reach.Master:
@@ -89,9 +104,14 @@ def json_text(value: Any, indent: int | None = 2) -> str:
 
 
 def use(context: Context, given: argparse.Namespace) -> Shown:
-    """Remember the cluster that the options name."""
-    del given
+    """Remember the cluster that the options name, and its WebUI's certificate."""
     master = context.outputs["masterInstanceId"]  # so that a wrong name is not remembered
+    if given.certificate:
+        try:
+            text = given.certificate.read_text()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{given.certificate} cannot be read: {error}") from None
+        context.certificate.keep(text, str(given.certificate))
     stack.remember(context.source)
     data = {key: value for key, value in asdict(context.source).items() if value}
     return Shown(data, f"from now on: {context.source}, master {master}")
@@ -294,6 +314,18 @@ def webui(context: Context, given: argparse.Namespace) -> Shown:
             context.webui.keep_alive()  # without traffic Session Manager ends a session after 20 minutes
     except KeyboardInterrupt:
         return Shown(None, "")
+
+
+def show_certificate(context: Context, given: argparse.Namespace) -> Shown:
+    """The WebUI's certificate, for programs that have to be told what to trust."""
+    del given
+    if not context.outputs.webui[0].startswith("https:"):
+        raise ClientError(
+            "this cluster's WebUI speaks plain HTTP: pulumi config set webuiCertificate self && pulumi up"
+        )
+    context.certificate.renew()
+    text = context.certificate.file().read_text()
+    return Shown({"certificate": text}, text)
 
 
 def users(context: Context, given: argparse.Namespace) -> Shown:

@@ -36,18 +36,22 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str, value: dict[str, Any]) -> None:
+    """Replace a file by an object's JSON, as `replace` does it."""
+    replace(directory() / name, json.dumps(value, indent=2))
+
+
+def replace(path: Path, text: str) -> None:
     """Replace a file in one step; only the user can read it.
 
     Raises:
         UsageError: there is no way to write it.
     """
-    path = directory() / name
     new = path.with_suffix(".new")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(value, file, indent=2)
+            file.write(text)
         new.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from None

@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import IO, Any, Final
+from urllib.parse import urlsplit
 
 import requests
 
@@ -66,8 +68,9 @@ class Direct(Door):
 class Forward(Door):
     """A process that forwards a local port; each kind starts it in its way."""
 
-    def __init__(self, port: int = 0) -> None:
-        """`port` is the local one, any free one without."""
+    def __init__(self, scheme: str, port: int = 0) -> None:
+        """`scheme` is http or https, `port` the local one, any free one without."""
+        self.scheme = scheme
         self.wanted = port
         self._port = 0
         self._log: IO[str] | None = None
@@ -88,12 +91,12 @@ class Forward(Door):
             self._log = log
             process = self.start(port, log)
             try:
-                _wait_for(f"http://127.0.0.1:{port}", process, log)
+                _wait_for(f"{self.scheme}://127.0.0.1:{port}", process, log)
             except BaseException:
                 self.close()
                 raise
             self._port = port
-        return f"http://127.0.0.1:{self._port}"
+        return f"{self.scheme}://127.0.0.1:{self._port}"
 
     def close(self) -> None:
         """End it."""
@@ -118,8 +121,8 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: IO[str]) -> None:
     deadline = time.monotonic() + OPEN_SECONDS
     while process.poll() is None:
         try:
-            requests.get(url + PROBE, timeout=10, allow_redirects=False)
-        except requests.RequestException:
+            _knock(url)
+        except OSError:  # requests' errors are
             if time.monotonic() > deadline:
                 raise LostConnection(
                     f"the WebUI does not answer through the port forward after {OPEN_SECONDS:.0f} s: the master may "
@@ -131,6 +134,19 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: IO[str]) -> None:
     raise LostConnection(f"the port forward has ended by itself: try again{_tail(log)}")
 
 
+def _knock(url: str) -> None:
+    """Let something answer at a URL; whose certificate it has is looked at before anything is sent that matters.
+
+    Raises:
+        OSError: nothing does.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        ssl.get_server_certificate((parts.hostname or "", parts.port or 0), timeout=10)
+    else:
+        requests.get(url + PROBE, timeout=10, allow_redirects=False)
+
+
 def _tail(log: IO[str]) -> str:
     log.seek(0)
     lines = [line for line in log.read().splitlines() if line.strip()]
@@ -140,8 +156,8 @@ def _tail(log: IO[str]) -> str:
 class SessionForward(Forward):
     """A port forward of Session Manager."""
 
-    def __init__(self, manager: SessionManager, remote_port: int, port: int = 0) -> None:
-        super().__init__(port)
+    def __init__(self, manager: SessionManager, scheme: str, remote_port: int, port: int = 0) -> None:
+        super().__init__(scheme, port)
         self.manager = manager
         self.remote_port = remote_port
         self.session: Session | None = None
@@ -169,8 +185,8 @@ class SessionForward(Forward):
 class LabForward(Forward):
     """A port forward of a lab."""
 
-    def __init__(self, source: Source, remote_port: int, port: int = 0) -> None:
-        super().__init__(port)
+    def __init__(self, source: Source, scheme: str, remote_port: int, port: int = 0) -> None:
+        super().__init__(scheme, port)
         self.source = source
         self.remote_port = remote_port
         self.process: subprocess.Popen[Any] | None = None
@@ -409,11 +425,12 @@ def door(source: Source, outputs: Outputs, port: int = 0) -> Door:
         port: the local one of a port forward; any free one without.
     """
     url, remote_port = outputs.webui
+    scheme = urlsplit(url).scheme
     if source.lab:
-        return LabForward(source, remote_port, port)
+        return LabForward(source, scheme, remote_port, port)
     if source.direct:
         return Direct(url)
-    return SessionForward(_manager(source, outputs), remote_port, port)
+    return SessionForward(_manager(source, outputs), scheme, remote_port, port)
 
 
 def master(source: Source, outputs: Outputs) -> Master:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import requests
 
 from oq_cluster import config, reach
+from oq_cluster.certificate import Certificate, TrustsIt, refused
 from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Unreachable
 from oq_cluster.reach import Door
 
@@ -39,11 +40,18 @@ class WebUI:
     """The WebUI of one cluster, as one user."""
 
     def __init__(
-        self, door: Door, identity: str, tell: Tell, asleep: Callable[[], ClientError | None]
+        self,
+        door: Door,
+        identity: str,
+        tell: Tell,
+        asleep: Callable[[], ClientError | None],
+        certificate: Certificate,
     ) -> None:
         """`identity` names the cluster among the sessions that are kept; `tell` hears of lost connections; `asleep`
-        says why it is in vain to try again, if it is.
+        says why it is in vain to try again, if it is; `certificate` is that of a WebUI with HTTPS.
         """
+        self.certificate = certificate
+        self._trusts = False
         self.door = door
         self.asleep = asleep
         self.identity = identity
@@ -93,7 +101,11 @@ class WebUI:
             "POST",
             _OWN_ACCOUNT,
             data={"old_password": present, "new_password1": new, "new_password2": new},
-            headers={"Accept": "application/json", "X-CSRFToken": page.cookies.get(_FORGERY_COOKIE) or ""},
+            headers={
+                "Accept": "application/json",
+                "X-CSRFToken": page.cookies.get(_FORGERY_COOKIE) or "",
+                "Referer": page.url,  # which Django wants with HTTPS
+            },
         )
         self._not_too_many(answer)
         if answer.status_code == 400:
@@ -230,15 +242,46 @@ class WebUI:
         self, method: str, path: str, seconds: float = _ANSWER_SECONDS, **options: Any
     ) -> requests.Response:
         url = self.door.url() + path
-        try:
-            answer = self.session.request(
+
+        def ask() -> requests.Response:
+            return self.session.request(
                 method, url, timeout=(_CONNECT_SECONDS, seconds), allow_redirects=False, **options
             )
+
+        try:
+            answer = self._trusting(ask) if url.startswith("https:") else ask()
         except requests.RequestException as error:
             raise LostConnection(f"the WebUI does not answer: {error}") from error
         if answer.status_code in _NOT_NOW:
             raise LostConnection("the WebUI does not answer: it is starting, or starts again")
         return answer
+
+    def _trusting(self, ask: Callable[[], requests.Response]) -> requests.Response:
+        """Ask what shows the WebUI's certificate, and nobody else. Before that is known, nothing is sent.
+
+        Raises:
+            ClientError: it shows another one than the master has, or one that is not valid any more.
+        """
+        if not self._trusts:
+            self._trust()
+        while True:
+            try:
+                return ask()
+            except requests.RequestException as error:
+                if not (reason := refused(error)):
+                    raise
+                if not self.certificate.renew():  # unless the master has got another one
+                    raise ClientError(
+                        f"what answers is not this cluster's WebUI, or its certificate has to be renewed ({reason}): "
+                        "sudo oq-node status on the master (oq-cluster shell) says what to do"
+                    ) from error
+                self._trust()
+
+    def _trust(self) -> None:
+        """Take the certificate that is known here for the WebUI's."""
+        self.session.verify = str(self.certificate.file())
+        self.session.mount("https://", TrustsIt())
+        self._trusts = True
 
     def _repeated(self, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, through a new door after each lost connection."""

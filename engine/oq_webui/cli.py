@@ -7,9 +7,13 @@ import getpass
 import os
 import pwd
 import re
+import socket
 import sys
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+
+from oq_webui import certificate
 
 
 def main() -> None:
@@ -41,14 +45,38 @@ def main() -> None:
     nginx = commands.add_parser("nginx", help="print the configuration of nginx (a systemd unit wants it)")
     for name in ("port", "socket", "static", "writable"):
         nginx.add_argument(f"--{name}", required=True)
+    nginx.add_argument(
+        "--pair", default="", help="certificates and private key, for HTTPS; plain HTTP without"
+    )
     nginx.set_defaults(
-        run=lambda given: print(nginx_conf(given.port, given.socket, given.static, given.writable), end="")
+        run=lambda given: print(
+            nginx_conf(given.port, given.socket, given.static, given.writable, given.pair), end=""
+        )
+    )
+    renew = commands.add_parser("renew-certificate", help="prepare what HTTPS needs (a systemd unit does)")
+    renew.add_argument("--source", required=True, help=f"{certificate.OWN}, or the ARN of a secret")
+    renew.add_argument("--directory", required=True, type=Path, help="where it is prepared")
+    renew.add_argument(
+        "--kept", required=True, type=Path, help="the file that keeps a certificate of our own"
+    )
+    renew.add_argument("address", help="of this machine, by which people reach it")
+    renew.set_defaults(run=_renew)
+    check = commands.add_parser(
+        "check-certificate", help="print what is wrong with HTTPS (oq-node status does)"
+    )
+    check.add_argument("--directory", required=True, type=Path, help="where it is prepared")
+    check.add_argument("address")
+    check.add_argument("port", type=int)
+    check.set_defaults(
+        run=lambda given: print(
+            *certificate.problems(given.directory, given.address, given.port), sep="\n", end=""
+        )
     )
     given = parser.parse_args()
     given.run(given)
 
 
-def nginx_conf(port: str, socket: str, static: str, writable: str) -> str:
+def nginx_conf(port: str, socket: str, static: str, writable: str, pair: str = "") -> str:
     """nginx's configuration.
 
     Args:
@@ -56,11 +84,27 @@ def nginx_conf(port: str, socket: str, static: str, writable: str) -> str:
         socket: of gunicorn.
         static: the directory of Django's static files.
         writable: a directory that nginx may write to.
+        pair: the file with the certificates and the private key; plain HTTP without.
     """
     values = {"port": port, "socket": socket, "static": static, "writable": writable}
-    text = resources.files("oq_webui").joinpath("nginx.conf").read_text()
+    values |= {"ssl": "", "tls": "", "pair": pair}
+    if pair:
+        values |= {"ssl": " ssl", "tls": _filled("tls.conf", values)}
+    return _filled("nginx.conf", values)
+
+
+def _filled(name: str, values: Mapping[str, str]) -> str:
+    text = resources.files("oq_webui").joinpath(name).read_text()
     # nginx's own variables stay: they have no braces.
     return re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], text)
+
+
+def _renew(given: argparse.Namespace) -> None:
+    names = ["localhost", "127.0.0.1", "::1", given.address, socket.gethostname(), socket.getfqdn()]
+    try:
+        certificate.renew(given.source, list(dict.fromkeys(names)), given.directory, given.kept)
+    except certificate.CertificateError as error:
+        sys.exit(f"oq-webui renew-certificate: {error}")
 
 
 def _serve(socket: str) -> None:

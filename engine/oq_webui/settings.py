@@ -17,11 +17,15 @@ from openquake.baselib import config
 from openquake.server import settings as upstream
 from openquake.server.settings import *  # noqa: F403 - Django takes each name in capitals
 
+from oq_webui.certificate import names_of
+
 SECRETS = "OQ_WEBUI_SECRETS"
 """Names a JSON file with `secret_key`, `admin_password` and, after a rotation, `previous_secret_key`, which only the
 server can read."""
 HOSTS = "OQ_WEBUI_HOSTS"
 """By which names and addresses people reach the server besides its own, separated by spaces."""
+CERTIFICATE = "OQ_WEBUI_CERTIFICATE"
+"""Names the file of the certificate by which nginx speaks HTTPS; empty where it speaks plain HTTP."""
 UPLOADS = "OQ_WEBUI_UPLOADS"
 """A directory of the server's own for what is being uploaded."""
 DATABASE = Path(config.dbserver.file).expanduser().with_name("webui.sqlite3")
@@ -42,6 +46,10 @@ SECRET_KEY_FALLBACKS = [previous] if (previous := secret("previous_secret_key"))
 # A page elsewhere whose name is made to point here (DNS rebinding) must not get through people's browsers to the API.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", socket.gethostname(), socket.getfqdn()]
 ALLOWED_HOSTS += os.environ.get(HOSTS, "").split()
+if file := os.environ.get(CERTIFICATE):
+    ALLOWED_HOSTS += names_of(Path(file))
+    # nginx says with each request that it came by HTTPS, and gunicorn believes it: so do Django's checks of forms.
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(DATABASE), "OPTIONS": {"timeout": 20}},

@@ -142,6 +142,11 @@ def key_answer(args: Mapping[str, Any], **differently: Any) -> dict[str, Any]:
     return {"id": number, "keyId": asked_for, "arn": arn_of_key, **fitting, **differently}
 
 
+def secret_answer(secret: str, **differently: Any) -> dict[str, Any]:
+    """AWS's answer about a secret that has AWS's own key."""
+    return {"id": secret, "arn": secret, "kmsKeyId": "", **differently}
+
+
 def ami_answer(
     image: str, architecture: str = "x86_64", root_device: str = "/dev/xvda", root_gb: int = 8
 ) -> dict[str, Any]:
@@ -179,6 +184,7 @@ INVOKES: Final[Invokes] = {
     "aws:ebs/getSnapshot:getSnapshot": lambda args: snapshot_answer(args["snapshotIds"][0]),
     "aws:efs/getFileSystem:getFileSystem": lambda args: file_system_answer(args["fileSystemId"]),
     "aws:kms/getKey:getKey": key_answer,
+    "aws:secretsmanager/getSecret:getSecret": lambda args: secret_answer(args["arn"]),
     # Nothing that exists is in use.
     "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": []},
     "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": []},

@@ -7,6 +7,7 @@ import email.policy
 import io
 import json
 import re
+import ssl
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -246,7 +247,7 @@ class FakeAws:
 
 
 @contextmanager
-def served(stand_in: FakeWebUI | FakeAws) -> Iterator[int]:
+def served(stand_in: FakeWebUI | FakeAws, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Serve it on a port of the loopback."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -289,6 +290,8 @@ def served(stand_in: FakeWebUI | FakeAws) -> Iterator[int]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

@@ -42,6 +42,7 @@ OTHER: dict[str, object] = {
     "backupDays": 7,
     "webui": False,
     "webuiLogin": False,
+    "webuiCertificate": "self",
     "stopWhenIdleMinutes": 60,
     "alarmEmail": "geophysics@example.org",
     "monthlyBudget": 500,

@@ -9,7 +9,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.aws.answers import Refused, ami_answer, instance_type_answer
+from lab.aws.answers import Refused, ami_answer, instance_type_answer, secret_answer
 from lab.aws.recorder import Recording, run_program
 from lab.aws.resources import REGION
 
@@ -124,6 +124,30 @@ def test_the_root_disk_of_a_worker_has_the_device_name_of_its_image() -> None:
     image = ami_answer("ami-0123456789abcdef0", root_device="/dev/sda1")
     template = run_program({}, invokes={AMI: image}).one("aws:ec2/launchTemplate:LaunchTemplate")
     assert [one["deviceName"] for one in template.inputs["blockDeviceMappings"]] == ["/dev/sda1"]
+
+
+SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:webui-AbC123"
+GET_SECRET = "aws:secretsmanager/getSecret:getSecret"
+
+
+def test_a_secret_that_is_not_there_is_refused_before_anything_is_made() -> None:
+    def refuse(_args: Mapping[str, Any]) -> Mapping[str, Any]:
+        raise Refused("Secrets Manager can't find the specified secret")
+
+    with pytest.raises(pulumi.RunError, match=rf"webuiCertificate = {SECRET}: name .*can't find"):
+        run_program({"webuiCertificate": SECRET}, invokes={GET_SECRET: refuse})
+
+
+def test_a_secret_under_a_key_that_the_master_may_not_use_is_refused() -> None:
+    own = {GET_SECRET: secret_answer(SECRET, kmsKeyId="alias/seismology")}
+    with pytest.raises(pulumi.RunError, match=r"encrypted with alias/seismology.* --kms-key-id"):
+        run_program({"webuiCertificate": SECRET}, invokes=own)
+    run_program({"webuiCertificate": SECRET}, invokes={GET_SECRET: secret_answer(SECRET)})
+
+
+def test_a_cluster_without_a_users_certificate_asks_for_no_secret() -> None:
+    for setting in ("", "self"):
+        assert GET_SECRET not in [token for token, _ in run_program({"webuiCertificate": setting}).invokes]
 
 
 @pytest.mark.parametrize(("image_gb", "disk_gb"), [(8, 20), (64, 64)])

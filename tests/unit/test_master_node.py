@@ -196,6 +196,37 @@ def said_by_broker(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return problems
 
 
+@pytest.mark.parametrize(
+    ("mounted", "printed", "problems"),
+    [
+        (True, "", []),
+        (True, "the WebUI's certificate: expired", ["the WebUI's certificate: expired"]),
+        (False, "", ["/opt/openquake is not mounted"]),  # and with it the program that looks
+    ],
+)
+def test_a_master_with_a_bad_certificate_is_not_ready(
+    record: Record, monkeypatch: pytest.MonkeyPatch, mounted: bool, printed: str, problems: list[str]
+) -> None:
+    with node_module("master", node_facts(record(webuiCertificate="self"), "master")) as module:
+        engine = [] if mounted else ["/opt/openquake is not mounted"]
+        monkeypatch.setattr(
+            module, "mount_problems", lambda *paths: engine if facts.ENGINE_DIR in paths else []
+        )
+        monkeypatch.setattr(module, "unit_problems", lambda *_: [])
+        monkeypatch.setattr(module, "answers", lambda *_: True)
+        monkeypatch.setattr(module, "broker_alarms", list)
+        asked: list[tuple[str, ...]] = []
+
+        def run(*command: str) -> str:
+            asked.append(command)
+            return printed
+
+        monkeypatch.setattr(module, "run", run)
+        assert module.problems() == problems
+    check = (f"{facts.ENGINE_DIR}/bin/oq-webui", "check-certificate", "--directory", facts.WEBUI_TLS_DIR)
+    assert asked == ([(*check, "10.20.0.10", str(facts.WEBUI_PORT))] if mounted else [])
+
+
 # As `rabbitmq-diagnostics --formatter json alarms` of RabbitMQ 4.0.5 prints it.
 NO_ALARM = '{"alarms":[],"node":"rabbit@localhost","result":"ok"}'
 ALARM = '{"global":[],"local":["Free disk space alarm on node rabbit@localhost"],"message":"…","result":"ok"}'

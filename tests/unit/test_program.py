@@ -948,6 +948,22 @@ def test_the_wait_can_be_turned_off(record: Record) -> None:
     assert record(**MODES[NAT_DISKLESS]).of_type(COMMAND) == []
 
 
+def test_the_master_may_read_the_secret_with_the_users_certificate_and_not_write_it(record: Record) -> None:
+    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:webui-AbC123"
+
+    def rights(certificate: str, role: str) -> list[dict[str, Any]]:
+        recording = record(webuiCertificate=certificate)
+        return [
+            statement
+            for statement in statements(recording.one(ROLE_POLICY, role).inputs["policy"])
+            if statement["Resource"] == arn
+        ]
+
+    reading = {"Effect": "Allow", "Action": ["secretsmanager:GetSecretValue"], "Resource": arn}
+    assert rights(arn, "master-rights") == [reading]
+    assert rights(arn, "workers-rights") == rights("self", "master-rights") == []
+
+
 # --- outputs ------------------------------------------------------------------------------------------------
 
 
@@ -983,6 +999,7 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
     }
     of_webui = {"webUiUrl", "webUiPortForward", "webUiPasswordCommand"}
     assert not of_webui & record(**MODES[NAT_DISKLESS]).exports.keys()
+    assert record(webuiCertificate="self").exports["webUiUrl"] == "https://10.20.0.10:8800"
     assert of_webui - record(webuiLogin="false").exports.keys() == {"webUiPasswordCommand"}
 
 

@@ -278,6 +278,45 @@ def test_a_base_on_demand_is_for_spot_fleets_and_no_larger_than_the_fleet() -> N
     assert "workerMax = 4" in problems({**spot, "workerOnDemandBase": "5"})["workerOnDemandBase"].remedy
 
 
+CERTIFICATE = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:seismology/webui-AbC123"
+
+
+def test_a_certificate_is_the_masters_own_or_in_a_secret_that_is_named_by_its_whole_arn() -> None:
+    found = {value: Settings.parse({"webuiCertificate": value}) for value in ("", "self", CERTIFICATE)}
+    assert [one.webui_certificate for one in found.values()] == list(found)
+    assert [one.certificate_secret for one in found.values()] == ["", "", CERTIFICATE]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "true",
+        "Self",
+        "webui-AbC123",
+        CERTIFICATE[:-7],  # a part of an ARN, which could be another secret's
+        CERTIFICATE.replace("secretsmanager", "acm"),
+        CERTIFICATE.replace("arn:aws:", "arn:aws-cn:"),
+        CERTIFICATE + "\n",
+        CERTIFICATE + " --x",
+    ],
+)
+def test_what_names_no_certificate_is_refused(value: str) -> None:
+    remedy = problems({"webuiCertificate": value})["webuiCertificate"].remedy
+    assert "describe-secret" in remedy
+
+
+def test_a_private_key_in_a_setting_gets_into_no_message() -> None:
+    pem = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\n-----END PRIVATE KEY-----\n"
+    with pytest.raises(SettingsError, match=r"webuiCertificate = \(a private key\): write self") as error:
+        Settings.parse({"webuiCertificate": pem})
+    assert "MIGH" not in str(error.value)
+
+
+def test_without_the_webui_there_is_nothing_that_shows_a_certificate() -> None:
+    found = problems({"webuiCertificate": "self", "webui": "false"})
+    assert "set webui to true" in found["webuiCertificate"].remedy
+
+
 def test_a_budget_wants_somebody_who_is_told() -> None:
     assert "monthlyBudget" in problems({"monthlyBudget": "500"})["alarmEmail"].remedy
     assert Settings.parse({"monthlyBudget": "500", "alarmEmail": "a@b.org"}).monthly_budget == 500

@@ -19,7 +19,16 @@ ENGINE = Path(__file__).parent.parent.parent / "engine"
 @pytest.fixture
 def conf(monkeypatch: pytest.MonkeyPatch, record: Record, capsys: pytest.CaptureFixture[str]) -> str:
     """What the unit's own command line prints."""
-    unit = node_files(record(), "master")[f"/etc/systemd/system/{facts.NGINX_UNIT}"]
+    return printed(monkeypatch, record, capsys)
+
+
+def printed(
+    monkeypatch: pytest.MonkeyPatch,
+    record: Record,
+    capsys: pytest.CaptureFixture[str],
+    **settings: str,
+) -> str:
+    unit = node_files(record(**settings), "master")[f"/etc/systemd/system/{facts.NGINX_UNIT}"]
     command = re.search(rf"{facts.ENGINE_DIR}/bin/(oq-webui .*) > ", unit)
     assert command
     monkeypatch.syspath_prepend(ENGINE)
@@ -35,6 +44,31 @@ def test_nginx_listens_on_one_port_and_hands_on_to_the_socket_of_the_webui(conf:
     webui = node_files(record(), "master")[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
     assert f"/usr/local/bin/oq-webui serve {facts.WEBUI_SOCKET}\n" in webui
     assert f"alias {facts.ENGINE_DIR}/static/;" in conf
+
+
+@pytest.fixture
+def https(monkeypatch: pytest.MonkeyPatch, record: Record, capsys: pytest.CaptureFixture[str]) -> str:
+    """The same with a certificate."""
+    return printed(monkeypatch, record, capsys, webuiCertificate="self")
+
+
+def test_with_a_certificate_the_one_port_speaks_tls_and_no_old_version_of_it(https: str) -> None:
+    assert re.findall(r"^ *listen +(.*);", https, re.MULTILINE) == [f"{facts.WEBUI_PORT} ssl"]
+    assert set(re.findall(r"ssl_certificate(?:_key)? (.*);", https)) == {"%d/tls"}
+    assert "ssl_protocols TLSv1.2 TLSv1.3;" in https
+    ciphers = re.findall(r"ssl_ciphers (.*);", https)[0].split(":")
+    assert all(name.startswith("ECDHE-") and ("GCM" in name or "CHACHA20" in name) for name in ciphers)
+    assert "X-Forwarded-Proto $scheme;" in https  # by which Django knows
+
+
+def test_without_one_it_speaks_plain_http(conf: str) -> None:
+    assert "ssl" not in conf
+
+
+def test_a_browser_does_not_remember_the_port_of_localhost_as_one_of_https(https: str) -> None:
+    """Another cluster may be behind it tomorrow."""
+    assert "Strict-Transport-Security" not in https
+    assert "return 307 https://$http_host$request_uri;" in https
 
 
 def test_what_is_nginxs_own_stays_and_nothing_else_is_left_to_fill_in(conf: str) -> None:
