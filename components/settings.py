@@ -362,8 +362,9 @@ KEYS: Final[Mapping[str, Key]] = {
 class Settings:
     """The settings of a stack, checked. Sizes are in GiB, `client_cidrs` is never empty; no `zones` means those that
     lookups.py chooses, `ami_id` "" Debian's image, `kms_key_id` "" AWS's keys, `backup_days` 0 no backups,
-    `worker_hour_price` 0 AWS's list price, `webui_certificate` "" plain HTTP and OWN_CERTIFICATE one of the master's own,
-    else the ARN of a secret, `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget` 0 no budget.
+    `worker_hour_price` 0 AWS's list price, `webui_certificate` "" plain HTTP and OWN_CERTIFICATE one of the master's
+    own, else the ARN of a secret, `stop_when_idle_minutes` 0 never, `alarm_email` "" nobody, `monthly_budget` 0
+    no budget.
     """
 
     vpc_cidr: IPv4Network

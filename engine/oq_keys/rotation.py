@@ -120,7 +120,8 @@ def _bring(state: State) -> str:
     if FACTS["webui"]:
         _bring_webuis(generation)
     # Of a calculation it ends nothing: those of the WebUI are processes of their own.
-    units = [FACTS["metrics_unit"], *([FACTS["webui_unit"]] if FACTS["webui"] else [])]
+    reports = [FACTS["metrics_unit"], FACTS["fleet_unit"]]
+    units = [*reports, *([FACTS["webui_unit"]] if FACTS["webui"] else [])]
     common.run("systemctl", "try-restart", *units)
     moment = holders.now()
     State(boot=moment.boot, moved=moment.seconds).save()

@@ -184,7 +184,7 @@ def test_a_rotation_makes_another_user_and_other_values_of_everything(rotation: 
     assert world.on_master().items() <= cluster.items()
     assert json.loads(world.webui.read_text()) == webui
     assert world.webui.stat().st_mode & 0o777 == 0o600
-    assert world.restarted == [facts.METRICS_UNIT, facts.WEBUI_UNIT]
+    assert world.restarted == [facts.METRICS_UNIT, facts.FLEET_UNIT, facts.WEBUI_UNIT]
     assert "generation 2" in said
     for secret in (cluster, webui):
         assert not [value for key, value in secret.items() if key != "generation" and value in said]
