@@ -80,12 +80,9 @@ class Told:
         for job, tasks in sorted(waiting.items()):
             kinds = self._kinds.setdefault(job, set())
             if fleet.failure.kind not in kinds:
-                yield (
-                    job,
-                    "WARNING",
-                    f"{no} for {tasks} waiting tasks, {fleet.present} of {fleet.wanted} are there: "
-                    f"{fleet.failure.text}",
-                )
+                wait = "1 waiting task" if tasks == 1 else f"{tasks} waiting tasks"
+                there = f"{fleet.present} of {fleet.wanted} are there"
+                yield job, "WARNING", f"{no} for {wait}, {there}: {fleet.failure.text}"
                 kinds.add(fleet.failure.kind)
 
     def forget(self) -> None:

@@ -100,6 +100,7 @@ def _note_failure(lab: Lab) -> None:
 def _tell_api(lab: Lab) -> None:
     """Let AWS's API describe the group as it is now."""
     group, file = lab.group(), _of_api(lab)
+    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     new.write_text(json.dumps({"name": group.aws_name, "tags": dict(group.tags), **described(lab)}))
     new.replace(file)
@@ -165,6 +166,7 @@ def set_capacity(lab: Lab, number: int, say: Say = print) -> None:
         _launch_worker(lab, say)
     if len(lab.staying()) < number:
         _note_failure(lab)
+    lab.save()
     _tell_api(lab)
 
 

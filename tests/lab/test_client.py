@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import requests
 
 from components import facts
 from lab.base import REPOSITORY
@@ -121,6 +124,50 @@ def test_a_job_with_models_in_folders_gives_what_the_command_line_gives(
     exported = {name: digest for digest, name in map(str.split, printed.splitlines())}
     assert len(downloaded) > 3
     assert downloaded == exported
+
+
+def test_the_datastore_comes_as_the_master_has_it(ann: Computer, tmp_path: Path) -> None:
+    number = next(one["id"] for one in ann.json("list") if one["status"] == "complete")
+    files = ann.json("get", str(number), "--out", tmp_path, "--datastore")["files"]
+    assert str(tmp_path / f"calc_{number}.hdf5") in files
+    digest = hashlib.sha256((tmp_path / f"calc_{number}.hdf5").read_bytes()).hexdigest()
+    printed = on(ann.lab, "master", f"sha256sum $(find {facts.SHARED_DIR} -name calc_{number}.hdf5)", 120)
+    assert printed.split()[0] == digest
+
+
+def test_the_webui_is_opened_on_this_computer_until_ctrl_c(ann: Computer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with ann.running("webui", "--no-browser", "--port", str(port)) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        page = requests.get(line.split()[0], timeout=60)
+        assert (page.status_code, "Log in" in page.text) == (200, True), page.text[:2000]
+        children = forwards(process)
+        assert children
+        process.send_signal(signal.SIGINT)
+        rest_of(process)
+    assert process.returncode == 0
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_shell_of_the_master_has_this_terminal_and_ends_with_its_status(ann: Computer) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ann.command("shell"), env=ann.environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    try:
+        os.write(ours, b"test -t 0 && echo on $(hostname) as $(id --user --name); exit 7\n")
+        assert process.wait(60) == 7
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    hostname = on(ann.lab, "master", "hostname").strip()
+    assert f"on {hostname} as root" in shown
 
 
 def test_a_job_that_fails_says_why_and_has_status_1(ann: Computer, job: Path) -> None:
@@ -244,7 +291,7 @@ def test_where_amazon_has_no_room_for_a_worker_the_log_of_a_calculation_says_why
     number = str(ann.json("run", long, "--no-wait")["id"])
     try:
         fleet.set_capacity(ann.lab, 3)
-        wait_until("the reason", lambda: "No further worker starts for " in ann.oq("log", number), 180)
+        wait_until("the reason", lambda: "No further worker starts" in ann.oq("log", number), 180)
         (line,) = [line for line in ann.json("log", number) if "No further worker" in line["message"]]
         assert line["level"] == "WARNING"
         assert "2 of 3 are there: AWS has no spot capacity" in line["message"]

@@ -103,6 +103,7 @@ def test_each_calculation_whose_tasks_wait_is_told_once_for_each_reason() -> Non
         "No worker starts for 30 waiting tasks, 0 of 4 are there: AWS has no spot capacity"
     )
     assert "quota" in second
+    assert " 1 waiting task," in lines[1][2]
 
 
 def test_of_a_calculation_that_comes_later_the_log_says_it_too() -> None:
