@@ -30,6 +30,10 @@ from oq_keys import holders
 FACTS: Final = common.FACTS
 STATE: Final = Path(FACTS["rotation"])
 LOCK: Final = Path("/run/openquake/rotation.lock")
+NEW_USER: Final = Path(
+    "/run/openquake/definitions.json"
+)  # a file: rabbitmqctl 4.0.5 waits for ever for its input
+BROKER_SECONDS: Final = 120  # that RabbitMQ may take for a command
 GENERATION: Final = "generation"
 REPLY_SECONDS: Final = 2.0  # that workers may take to say with which user they came
 EXCHANGE_SECONDS: Final = 5.0  # and the broker to answer
@@ -95,7 +99,7 @@ def settle() -> str:
             state.save()
             return news
         for user in old:
-            common.run("rabbitmqctl", "--quiet", "delete_user", user)
+            common.run("rabbitmqctl", "--quiet", "delete_user", user, timeout=BROKER_SECONDS)
         STATE.unlink()
         return f"the rotation is over: RabbitMQ knows {', '.join(old)} no more"
 
@@ -113,7 +117,9 @@ def _bring(state: State) -> str:
         }
         # Before anybody can read of it. What was interrupted here leaves a user whose password nobody knows; the next
         # call gives it another one.
-        common.run("rabbitmqctl", "--quiet", "import_definitions", input=master.definitions(cluster))
+        common.write(str(NEW_USER), master.definitions(cluster), 0o640, FACTS["rabbitmq_user"])
+        common.run("rabbitmqctl", "--quiet", "import_definitions", str(NEW_USER), timeout=BROKER_SECONDS)
+        NEW_USER.unlink()
         _put(FACTS["secret_id"], cluster)
     common.write_configuration(common.passwords(cluster))
     master.write_definitions(cluster)
@@ -122,8 +128,9 @@ def _bring(state: State) -> str:
     # Of a calculation it ends nothing: those of the WebUI are processes of their own.
     reports = [FACTS["metrics_unit"], FACTS["fleet_unit"]]
     units = [*reports, *([FACTS["webui_unit"]] if FACTS["webui"] else [])]
-    common.run("systemctl", "try-restart", *units)
-    moment = holders.now()
+    common.run("systemctl", "stop", *units)
+    moment = holders.now()  # nothing that begins from now on has read the old files
+    common.run("systemctl", "start", *units)
     State(boot=moment.boot, moved=moment.seconds).save()
     return (
         f"new passwords and keys, of generation {generation}, are in the secrets and on this machine. What computes "
@@ -193,7 +200,8 @@ def _old_users() -> list[str]:
 
 
 def _listed(*command: str) -> list[dict[str, Any]]:
-    return list(json.loads(common.run("rabbitmqctl", "--quiet", "--formatter", "json", *command)))
+    words = ("rabbitmqctl", "--quiet", "--formatter", "json", *command)
+    return list(json.loads(common.run(*words, timeout=BROKER_SECONDS)))
 
 
 def _generation(secret: Mapping[str, str]) -> int:

@@ -26,7 +26,7 @@ from tests.unit.node import node_facts, node_module
 FIRST = {"amqp_password": "first", "dbserver_authkey": "key"}
 FIRST_WEBUI = {"secret_key": "signs", "admin_password": "opens"}
 MASTER = "10.20.0.10"
-STEPS = 6  # of a rotation, that change something
+STEPS = 8  # of a rotation, that change something
 
 
 class Killed(BaseException):
@@ -41,7 +41,7 @@ class World:
         broker: RabbitMQ's users, with the hash of each one's password.
         effects: how often something was changed; before the change number `kill_before`, and after number `kill_after`,
             the program is killed.
-        restarted: the units that were.
+        services: what was done with units, and ("now",) where the time was taken.
         processes: those of the master that began before it had the new values.
         workers: by host, the user with which each has come; those that end have None as the user of their commands.
     """
@@ -52,7 +52,7 @@ class World:
         self.defined = ""
         self.cfg, self.webui = cfg, webui
         self.effects, self.kill_before, self.kill_after = 0, 0, 0
-        self.restarted: list[str] = []
+        self.services: list[tuple[str, ...]] = []
         self.processes: list[str] = []
         self.workers: dict[str, str] = {}
         self.ending: list[str] = []
@@ -79,16 +79,21 @@ class World:
         config.read(self.cfg)
         return {"amqp_user": config["amqp"]["user"], "amqp_password": config["amqp"]["password"]}
 
+    def now(self) -> holders.Moment:
+        self.services.append(("now",))
+        return holders.Moment("this", float(self.effects))
+
     def import_definitions(self, text: str) -> None:
         self.broker |= {user["name"]: user["password_hash"] for user in json.loads(text)["users"]}
 
-    def run(self, *command: str, **options: Any) -> str:
+    def run(self, *command: str, **_options: Any) -> str:
         """rabbitmqctl and systemctl."""
         match command:
-            case "systemctl", "try-restart", *units:
-                self.change(lambda: self.restarted.extend(units))
-            case "rabbitmqctl", "--quiet", "import_definitions":
-                self.change(lambda: self.import_definitions(options["input"]))
+            case "systemctl", "stop" | "start" as verb, *units:
+                self.change(lambda: self.services.append((verb, *units)))
+            case "rabbitmqctl", "--quiet", "import_definitions", file:
+                text = Path(file).read_text()
+                self.change(lambda: self.import_definitions(text))
             case "rabbitmqctl", "--quiet", "delete_user", user:
                 self.change(lambda: self.broker.pop(user))
             case "rabbitmqctl", *_, "list_users":
@@ -166,9 +171,11 @@ def rotation(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
             master, "write_definitions", lambda secret: setattr(world, "defined", master.definitions(secret))
         )
         monkeypatch.setattr(module, "LOCK", tmp_path / "lock")
+        monkeypatch.setattr(module, "NEW_USER", tmp_path / "definitions.json")
         monkeypatch.setattr(module, "_put", put)
         monkeypatch.setattr(module, "_celery", world.celery)
         monkeypatch.setattr(module.holders, "older", lambda *_: iter(world.processes))
+        monkeypatch.setattr(module.holders, "now", world.now)
         world.import_definitions(master.definitions(FIRST))
         yield module
 
@@ -184,10 +191,21 @@ def test_a_rotation_makes_another_user_and_other_values_of_everything(rotation: 
     assert world.on_master().items() <= cluster.items()
     assert json.loads(world.webui.read_text()) == webui
     assert world.webui.stat().st_mode & 0o777 == 0o600
-    assert world.restarted == [facts.METRICS_UNIT, facts.FLEET_UNIT, facts.WEBUI_UNIT]
     assert "generation 2" in said
     for secret in (cluster, webui):
         assert not [value for key, value in secret.items() if key != "generation" and value in said]
+
+
+def test_what_began_before_is_told_from_the_servers_that_begin_anew(rotation: Any, world: World) -> None:
+    """The old ones have gone at that moment, with new files in place, and the new ones have not begun."""
+    rotation.rotate()
+    units = (facts.METRICS_UNIT, facts.WEBUI_UNIT)
+    assert world.services == [("stop", *units), ("now",), ("start", *units)]
+    state = json.loads(rotation.STATE.read_text())
+    assert (state["boot"], state["moved"]) == (
+        "this",
+        STEPS - 1,
+    )  # of all changes only the start comes after it
 
 
 def test_after_a_restart_the_broker_knows_the_new_user(rotation: Any, world: World) -> None:
@@ -296,7 +314,7 @@ def test_wherever_a_rotation_is_killed_the_next_look_ends_it(
     assert world.on_master().items() <= cluster.items()
     assert webui["previous_secret_key"] == FIRST_WEBUI["secret_key"]
     assert json.loads(world.webui.read_text()) == webui
-    assert facts.WEBUI_UNIT in world.restarted
+    assert world.services[-1] == ("start", facts.METRICS_UNIT, facts.WEBUI_UNIT)
     assert list(world.broker) == [cluster["amqp_user"]]
     assert not rotation.STATE.exists()
 
