@@ -85,6 +85,16 @@ def _forward(paths: Paths, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _secret(paths: Paths, arguments: argparse.Namespace) -> int:
+    lab = cluster.load(paths)
+    try:
+        value = arguments.file.read_text()
+    except (OSError, ValueError) as error:
+        raise LabError(f"{arguments.file} cannot be read: {error}") from error
+    build.give_secret(lab, arguments.arn, value)
+    return 0
+
+
 def _logs(paths: Paths, arguments: argparse.Namespace) -> int:
     machine = cluster.load(paths).machine(arguments.node)
     if machine.init() is None:
@@ -254,6 +264,13 @@ def _parser() -> argparse.ArgumentParser:
     node(one)
     one.add_argument("port", type=int, metavar="PORT", help="of the node, such as 8800")
     one.add_argument("local_port", type=int, metavar="LOCAL_PORT", help="of this machine")
+    one = command(
+        "secret",
+        _secret,
+        "give a secret that a setting names (webuiCertificate) its value, as its owner does",
+    )
+    one.add_argument("arn", metavar="ARN", help="of the secret")
+    one.add_argument("file", type=Path, metavar="FILE", help="with the value")
     one = command("logs", _logs, "print a node's journal, or its console when it is off")
     node(one)
     one.add_argument("--follow", action="store_true", help="go on as it is written")

@@ -82,7 +82,7 @@ class TrustsIt(HTTPAdapter):
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         """Give the pool its TLS."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
+        context.check_hostname = False  # as assert_hostname alone says it to urllib3 from version 2 on
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # though an authority has signed it
         super().init_poolmanager(*arguments, ssl_context=context, assert_hostname=False, **options)
 

@@ -139,6 +139,11 @@ def _configure_api(lab: Lab) -> None:
     new.replace(file)
 
 
+def give_secret(lab: Lab, arn: str, value: str) -> None:
+    """Give one of the account's own secrets a value, in place of the one that it has."""
+    aws_api.give_secret(_api_configuration(lab.paths).parent, arn, value)
+
+
 def _api_configuration(paths: Paths) -> Path:
     return paths.state / "aws_api.json"
 

@@ -36,6 +36,8 @@ CBOR_OPERATION = "/service/GraniteServiceVersion20100801/operation/"
 """What CloudWatch's requests are sent to in the protocol that boto3 uses for it (Smithy RPC v2 CBOR)."""
 RELOAD_SECONDS = 0.2
 """Between two looks at the configuration."""
+OWN_SECRETS = "own_secrets.json"
+"""Beside the configuration: the values of secrets that people of the account have made, by ARN."""
 METRICS = "metrics.jsonl"
 GROUP = "group.json"
 COMPLETED = "completed"
@@ -73,6 +75,20 @@ def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: b
         "endpoints": {endpoint.name: list(endpoint.policy) for endpoint in plan.endpoints},
         "mount_targets": [str(target.address) for target in plan.mount_targets if mount_targets],
     }
+
+
+def give_secret(directory: Path, arn: str, value: str) -> None:
+    """Do what somebody of the account does with ``aws secretsmanager create-secret`` or ``put-secret-value``.
+
+    :param directory: that of the configuration
+    """
+    file = directory / OWN_SECRETS
+    values = json.loads(file.read_text()) if file.exists() else {}
+    new = file.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(values | {arn: value}))
+    new.replace(file)
 
 
 def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str]) -> tuple[str, str, str]:
@@ -361,11 +377,7 @@ class Region:
         for secret in _only_in(before["secrets"], settings["secrets"]):
             self.secrets.secrets.pop(secret["name"])
         for secret in _only_in(settings["secrets"], before["secrets"]):
-            self.secrets.create_secret(
-                name=secret["name"], secret_string=None, secret_binary=None, description=None, tags=[],
-                kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
-            )  # fmt: skip
-            self.secrets.secrets[secret["name"]].arn = secret["arn"]
+            self._make(secret["name"], secret["arn"], None)
         for item in _only_in(before["objects"], settings["objects"]):
             self.s3.delete_object(item["bucket"], item["key"])
         for item in _only_in(settings["objects"], before["objects"]):
@@ -375,6 +387,21 @@ class Region:
         for address in _only_in(settings["mount_targets"], self.served):
             self.served.append(address)
             threading.Thread(target=_accept, args=(address,), daemon=True).start()
+
+    def give(self, values: Mapping[str, str]) -> None:
+        """Make the account's own secrets those of these ARNs, with these values."""
+        for arn, value in values.items():
+            # AWS puts six more characters behind a secret's name.
+            name = arn.rpartition(":secret:")[2].rpartition("-")[0]
+            self.secrets.secrets.pop(name)
+            self._make(name, arn, value)
+
+    def _make(self, name: str, arn: str, value: str | None) -> None:
+        self.secrets.create_secret(
+            name=name, secret_string=value, secret_binary=None, description=None, tags=[],
+            kms_key_id=None, client_request_token=None, replica_regions=[], force_overwrite=False,
+        )  # fmt: skip
+        self.secrets.secrets[name].arn = arn
 
 
 def _only_in(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
@@ -409,13 +436,20 @@ def serve(file: Path) -> None:
 
 
 def _follow(file: Path, region: Region, guard: Guard) -> None:
-    """Read the configuration again whenever it is another file: whoever changes it renames the new one over it."""
-    seen = 0  # whoever read it first may have read an older one
+    """Read the configuration, and the account's own secrets, again whenever that is another file: whoever changes one
+    renames the new one over it.
+    """
+
+    def configure(settings: Mapping[str, Any]) -> None:
+        region.become(settings)
+        guard.settings = settings
+
+    seen: dict[Path, int] = {}  # whoever read them first may have read older ones
     while True:
-        if (now := file.stat().st_mtime_ns) != seen:
-            seen, settings = now, json.loads(file.read_text())
-            region.become(settings)
-            guard.settings = settings
+        for path, use in ((file, configure), (file.with_name(OWN_SECRETS), region.give)):
+            if path.exists() and (now := path.stat().st_mtime_ns) != seen.get(path):
+                seen[path] = now
+                use(json.loads(path.read_text()))
         time.sleep(RELOAD_SECONDS)
 
 

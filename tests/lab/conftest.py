@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -76,9 +76,15 @@ def nfs_cluster(paths: Paths) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def diskless_cluster(paths: Paths) -> Iterator[Lab]:
     """A master and two diskless workers; nothing gets out of the VPC, so their image has everything baked in. The WebUI
-    asks nobody for a password.
+    asks nobody for a password, and speaks HTTPS with a certificate of its own.
     """
-    settings = {"workerStorage": "diskless", "egress": "endpoints", "amiId": OWN_IMAGE, "webuiLogin": "false"}
+    settings = {
+        "workerStorage": "diskless",
+        "egress": "endpoints",
+        "amiId": OWN_IMAGE,
+        "webuiLogin": "false",
+        "webuiCertificate": "self",
+    }
     if not cache.kept_engine(paths, make_plan(record(configuration(**settings)))).exists():
         with booted(paths):  # which has a way to PyPI and leaves its engine in the cache
             pass
@@ -91,10 +97,14 @@ def configuration(**settings: object) -> dict[str, str]:
 
 
 @contextmanager
-def booted(paths: Paths, **settings: object) -> Iterator[Lab]:
+def booted(
+    paths: Paths, powered_on: Callable[[Lab], object] = lambda _lab: None, /, **settings: object
+) -> Iterator[Lab]:
+    """A lab that is ready; `powered_on` is called while its nodes boot."""
     teardown.remove(paths)  # what a test run that was killed has left
     try:
         lab = build.up(paths, make_plan(record(configuration(**settings))), print)
+        powered_on(lab)
         cluster.wait_until_ready(lab, print)
         yield lab
     finally:

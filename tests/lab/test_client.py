@@ -10,25 +10,35 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from components import facts
 from lab.base import REPOSITORY
-from lab.cluster import fleet
+from lab.cluster import build, cluster, fleet
 from lab.cluster.cluster import Lab
-from lab.linux.host import wait_until
+from lab.linux.host import Paths, wait_until
+from lab.linux.network import enter
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user
+from tests.certificates import certificate, key, private
 from tests.lab.computer import Computer, person
-from tests.lab.support import on
+from tests.lab.conftest import booted
+from tests.lab.support import listening, on
 
 pytestmark = pytest.mark.lab
 
+ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:seismology/webui-AbC123"
+AUTHORITY = key()
+CA = certificate(AUTHORITY, AUTHORITY, "an authority", ca=True)
 TREE = DemoJob("tree", "demos/hazard/LogicTreeCase2ClassicalPSHA")
 
 
@@ -57,6 +67,19 @@ def forwards(process: subprocess.Popen[str]) -> list[int]:
     """The processes of a command's port forward."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in children if b"forward" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.fixture(scope="module")
+def nfs_cluster(paths: Paths) -> Iterator[Lab]:
+    """A master and two workers; the WebUI speaks HTTPS, with a certificate that the users have."""
+    with booted(paths, lambda lab: build.give_secret(lab, ARN, pair()), webuiCertificate=ARN) as lab:
+        yield lab
+
+
+def pair(**differently: Any) -> str:
+    """A certificate of an authority, and its key, as users put them into the secret."""
+    own = key()
+    return certificate(own, AUTHORITY, **differently) + private(own)
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +370,8 @@ def test_a_bug_reports_archive_has_the_journal_and_no_secret(
     cfg = on(ann.lab, "master", f"grep -E '^(password|authkey|.*key) *=' {facts.OPENQUAKE_CFG}")
     (session,) = json.loads((ann.home / "config/oq-cluster/sessions.json").read_text()).values()
     secrets = [*webui.values(), *re.findall(r"= *(\S{8,})", cfg), session["cookie"]]
-    assert len(secrets) > 3
+    secrets += on(ann.lab, "master", f"grep -v -- ----- {facts.WEBUI_PAIR}").splitlines()[-3:]
+    assert len(secrets) > 6
     assert [secret for secret in secrets if str(secret) in "".join(texts.values())] == []
 
 
@@ -356,5 +380,77 @@ def test_the_lab_is_found_by_its_outputs_as_a_cluster_on_aws_is(ann: Computer) -
     environment = os.environ | {"OQLAB_NAME": ann.lab.paths.name}
     printed = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, check=True).stdout
     outputs = json.loads(printed)
-    assert outputs["webUiUrl"] == f"http://{ann.lab.master().address}:{facts.WEBUI_PORT}"
+    assert outputs["webUiUrl"] == f"https://{ann.lab.master().address}:{facts.WEBUI_PORT}"
     assert outputs["masterInstanceId"] == ann.lab.master().id
+
+
+def asked_by_name(lab: Lab, authority: str, name: str) -> str:
+    """The status line of the WebUI's answer to a client who trusts an authority, and has the name in their own DNS."""
+
+    def ask() -> str:
+        context = ssl.create_default_context(cadata=authority)
+        connection = socket.create_connection((str(lab.master().address), facts.WEBUI_PORT), 30)
+        with context.wrap_socket(connection, server_hostname=name) as tls:
+            host = f"{name}:{facts.WEBUI_PORT}"
+            tls.sendall(f"GET /v1/engine_version HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            return tls.makefile().readline()
+
+    namespace = Path("/run/netns", lab.paths.netns("client"))
+    with ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,)) as thread:
+        return thread.submit(ask).result()
+
+
+def test_the_webui_is_believed_by_the_names_of_the_users_certificate_alone(ann: Computer) -> None:
+    answer = asked_by_name(ann.lab, CA, "openquake.example.org")
+    assert " 403 " in answer  # which wants a login
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for 'other\.example\.org'"):
+        asked_by_name(ann.lab, CA, "other.example.org")
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        asked_by_name(ann.lab, certificate(key(), key(), ca=True), "openquake.example.org")
+
+
+def test_the_users_key_is_roots_and_on_no_volume_that_has_snapshots(ann: Computer) -> None:
+    assert on(ann.lab, "master", f"stat --format '%a %U' {facts.WEBUI_PAIR}") == "600 root\n"
+    on(ann.lab, "master", f"test ! -e {facts.WEBUI_KEPT_PAIR}")
+    assert listening(ann.lab, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
+
+
+RENEW = f"systemctl restart {facts.CERTIFICATE_UNIT}"
+
+
+def problems(lab: Lab) -> tuple[str, ...]:
+    return cluster.state(lab, lab.master()).problems
+
+
+def renewed(lab: Lab) -> str:
+    """What a renewal has left: what is wrong, if anything is, and the certificate that is shown."""
+    shown = f"cat {facts.WEBUI_TLS_DIR}/problem {facts.WEBUI_CERTIFICATE} 2>/dev/null || true"
+    return on(lab, "master", f"{RENEW}; {shown}", 120)
+
+
+def test_a_bad_certificate_is_said_and_the_former_one_is_shown_until_there_is_a_good_one(
+    ann: Computer,
+) -> None:
+    build.give_secret(ann.lab, ARN, pair(begins=-9, days=8))
+    wait_until("the secret to be refused", lambda: "certificate has expired" in renewed(ann.lab), 60)
+    wait_until("the services", lambda: len(problems(ann.lab)) == 1, 120)
+    assert f"put-secret-value --secret-id {ARN}" in problems(ann.lab)[0]
+    ann.oq("list")
+    good = pair()
+    build.give_secret(ann.lab, ARN, good)
+    shown = good.partition("-----BEGIN PRIVATE KEY")[0]
+    wait_until("the secret to be taken", lambda: shown in renewed(ann.lab), 60)
+    wait_until("the services", lambda: not problems(ann.lab), 120)
+    ann.oq("list")  # asks the master for the new one
+
+
+def test_without_any_good_certificate_nothing_is_served_until_there_is_one(ann: Computer) -> None:
+    former = on(ann.lab, "master", f"mv {facts.WEBUI_TLS_DIR} /root/tls && cat /root/tls/pair.pem")
+    build.give_secret(ann.lab, ARN, "no PEM")
+    on(ann.lab, "master", f"{RENEW} --no-block")
+    wait_until("the problem", lambda: "holds 0 certificates" in "".join(problems(ann.lab)), 60)
+    assert facts.WEBUI_PORT not in listening(ann.lab, "master")
+    build.give_secret(ann.lab, ARN, former)
+    # Without anybody on the master.
+    wait_until("the WebUI", lambda: not problems(ann.lab), 120)
+    ann.oq("list")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import requests
 
 from components import facts
 from lab.aws.cloud import S3
@@ -71,7 +72,8 @@ def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cl
 def test_without_login_anybody_computes_and_still_nobody_sees_djangos_debug_page(
     diskless_cluster: Lab,
 ) -> None:
-    anybody, somebody = Client(diskless_cluster), Client(diskless_cluster)
+    """All of it as the QGIS plugin asks, by HTTPS."""
+    anybody, somebody = (Client(diskless_cluster, https=True) for _ in range(2))
     number = int(anybody.run(fetch_job(diskless_cluster, CLASSICAL)).json()["job_id"])
     assert somebody.wait(number) == "complete"
     assert number in somebody.listed()
@@ -80,6 +82,40 @@ def test_without_login_anybody_computes_and_still_nobody_sees_djangos_debug_page
     wrong = somebody.get("/nothing")
     assert (wrong.status_code, "URLconf" in wrong.text) == (404, False)
     assert somebody.get("/v1/calc/list", headers={"Host": "rebound.example"}).status_code == 400
+
+
+def test_plain_http_is_shown_the_way_to_https_and_gets_nothing_else(diskless_cluster: Lab) -> None:
+    plain = Client(diskless_cluster)
+    looked, sent = plain.get("/engine/?a=b"), plain.post("/v1/calc/run", data={"a": "b"})
+    assert (looked.status_code, looked.headers["Location"]) == (307, f"https{plain.url[4:]}/engine/?a=b")
+    assert (sent.status_code, "speaks HTTPS" in sent.text) == (400, True)
+
+
+def test_who_does_not_know_the_certificate_does_not_believe_it(diskless_cluster: Lab) -> None:
+    stranger = Client(diskless_cluster, https=True)
+    stranger.session.verify = True
+    with pytest.raises(requests.exceptions.SSLError, match="self-signed certificate"):
+        stranger.get("/engine/")
+
+
+def test_a_certificate_of_the_masters_own_is_on_a_data_volume_and_its_key_is_roots(
+    diskless_cluster: Lab,
+) -> None:
+    def shown() -> str:
+        return on(diskless_cluster, "master", f"cat {facts.WEBUI_CERTIFICATE}")
+
+    kept, before = f"{facts.WEBUI_KEPT_PAIR} {facts.WEBUI_PAIR}", shown()
+    assert on(diskless_cluster, "master", f"stat --format '%a %U' {kept}") == "600 root\n" * 2
+    for user in (facts.OPENQUAKE_USER, "www-data"):
+        read = f"runuser --user {user} -- cat {kept} 2>&1 || true"
+        assert on(diskless_cluster, "master", read).count("Permission denied") == 2, user
+    devices = f"stat --format %d {facts.WEBUI_KEPT_PAIR} {facts.VAR_MOUNT} /var/lib"
+    volume, var, image = on(diskless_cluster, "master", devices).split()
+    assert volume == var != image
+    # As on the next master, which has the volume and nothing else.
+    renew = f"rm -r {facts.WEBUI_TLS_DIR} && systemctl restart {facts.CERTIFICATE_UNIT}"
+    on(diskless_cluster, "master", renew, 120)
+    assert shown() == before
 
 
 def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:

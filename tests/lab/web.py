@@ -1,4 +1,4 @@
-"""The WebUI and its API as somebody's computer reaches them: from a client's address of the lab, by HTTP."""
+"""The WebUI and its API as somebody's computer reaches them: from a client's address of the lab, by HTTP or HTTPS."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ def account(lab: Lab, *words: str) -> str:
 class Client:
     """A computer of a client's network, with the session of its own that a browser or the QGIS plugin has."""
 
-    def __init__(self, lab: Lab, user: str = "", password: str = "") -> None:
-        self.url = f"http://{lab.master().address}:{facts.WEBUI_PORT}"
+    def __init__(self, lab: Lab, user: str = "", password: str = "", https: bool = False) -> None:
+        """With `https` the master's certificate has been handed over, and is verified as any other one."""
+        self.url = f"{'https' if https else 'http'}://{lab.master().address}:{facts.WEBUI_PORT}"
         self.session = requests.Session()
+        if https:
+            trusted = lab.paths.state / "webui.pem"
+            trusted.write_text(on(lab, "master", f"cat {facts.WEBUI_CERTIFICATE}"))
+            self.session.verify = str(trusted)
+            self.session.trust_env = False  # this machine's REQUESTS_CA_BUNDLE would come before it
         # A thread of its own is in the client's namespace, and the test is not.
         namespace = Path("/run/netns", lab.paths.netns("client"))
         self._thread = ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,))

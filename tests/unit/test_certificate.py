@@ -149,6 +149,7 @@ def test_a_bad_certificate_is_said_with_the_remedy_and_the_former_one_stays(
     monkeypatch.setattr(module, "_from_secret", lambda _arn: GOOD)
     module.renew(ARN, NAMES, directory, kept)
     assert (directory / "pair.pem").read_text() == GOOD
+    assert words not in module.problems(directory, "localhost", 1)[0]  # where nothing listens
     monkeypatch.setattr(module, "_from_secret", lambda _arn: pem)
     module.renew(ARN, NAMES, directory, kept)
     assert (directory / "pair.pem").read_text() == GOOD
