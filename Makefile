@@ -70,7 +70,7 @@ lab-changes lab-people lab-others: $(VENV)/.done host-packages browser
 pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, by the tests of the WebUI's pages: needs root
 	OQLAB_PICTURES=docs/pictures $(VENV)/bin/python -m pytest --verbose -k browser tests/lab/test_webui.py
 
-vm: $(VENV)/.done host-packages ## the master with Debian's own kernel, emulated: ten minutes, needs root
+vm: $(VENV)/.done host-packages ## nodes with Debian's own kernel, emulated: half an hour, needs root
 	$(VENV)/bin/python -m pytest tests/vm
 
 vm-short: $(VENV)/.done host-packages

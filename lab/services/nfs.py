@@ -1,6 +1,7 @@
 """An NFS server for nodes with a kernel of their own: NFS-Ganesha on the mount targets' addresses, as EFS speaks it.
 
-Version 4.1, numeric owners, root is root, one export at `/`.
+Version 4.1, numeric owners, root is root, one export at `/`. It keeps no attributes, since a master in a container
+changes files behind its back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NFS_CORE_PARAM { Protocols = 4; NFS_Port = %(port)d; Enable_NLM = false; Enable_
 NFSv4 { Minor_Versions = 1; Only_Numeric_Owners = true; RecoveryBackend = fs; Graceless = true; }
 EXPORT {
   Export_Id = 1; Path = %(directory)s; Pseudo = /; Access_Type = RW; Squash = No_Root_Squash; SecType = sys;
-  Protocols = 4; Transports = TCP; FSAL { Name = VFS; }
+  Protocols = 4; Transports = TCP; Attr_Expiration_Time = 0; FSAL { Name = VFS; }
 }
 LOG { Default_Log_Level = EVENT; }
 """

@@ -1,1 +1,1 @@
-"""A node with a kernel of its own: Debian's, in QEMU's software emulation, in the lab's network."""
+"""Nodes with a kernel of their own: Debian's, in QEMU's software emulation, in the lab's network."""

@@ -72,14 +72,14 @@ class VirtualMachine:
             (file,) = (image / "boot").glob(f"{name}-*")
             shutil.copy(file, self.directory / name)
 
-    def power_on(self, address: IPv4Address, instance_id: str) -> None:
+    def power_on(self, address: IPv4Address, instance_id: str, instance_type: str) -> None:
         """Start it on the tap of its namespace; it is booting when this returns."""
         firmware = f"{instance_id[2:10]:0<8}"
         uuid = f"ec2{firmware[3:8]}-0000-0000-0000-{secrets.token_hex(6)}"
         command = [
             QEMU, *_MACHINE, "-m", str(self.memory_mb), "-nodefaults", "-display", "none",
             # By these words cloud-init knows where it is.
-            "-smbios", f"type=1,manufacturer=Amazon EC2,product=m7i.large,uuid={uuid},serial={uuid}",
+            "-smbios", f"type=1,manufacturer=Amazon EC2,product={instance_type},uuid={uuid},serial={uuid}",
             "-kernel", str(self.directory / "vmlinuz"),
             "-initrd", str(self.directory / "initrd.img"),
             "-append", f"root=LABEL={ROOT_LABEL} ro {_CONSOLE} net.ifnames=0",

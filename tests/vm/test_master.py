@@ -6,53 +6,41 @@ is not shown: AWS's hardware (EBS, ENA; a rule gives QEMU's disks EBS's names) a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from components import facts
 from lab.aws.plan import make_plan
-from lab.base import LabError
-from lab.cluster import build, cache
+from lab.cluster import cache
 from lab.cluster.program import SMALL_VOLUMES, record, small_config
-from lab.linux import host, volumes
-from lab.linux.host import Paths, run, wait_until
-from lab.vm.node import Master, boot_master, missing
-from tests.lab.conftest import OWN_IMAGE, own_name
+from lab.linux import volumes
+from lab.linux.host import run
+from lab.vm.node import Master, boot_master
+from tests.lab.conftest import OWN_IMAGE
+from tests.vm.support import (
+    BOOT_SECONDS,
+    assert_a_clean_boot,
+    assert_it_reads_the_shared_file_system_far_ahead,
+    assert_nfs_by_the_kernels_own_client,
+    assert_the_kernel_is_told_what_a_node_wants,
+    eventually,
+    is_ready,
+    own_lab,
+    panic,
+    rebooting,
+)
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
-
-BOOT_SECONDS = 1200
-"""A boot takes one minute, and twenty times that on a machine whose cores have ten other things to do."""
 
 
 @pytest.fixture(scope="module")
 def master() -> Iterator[Master]:
-    paths = Paths("oqlab", host.lab_paths().cache)
-    if lacks := [*host.missing(paths), *missing()]:
-        pytest.skip(f"missing here: {', '.join(lacks)}")
-    with own_name() as name:
-        paths = Paths(name, paths.cache)
-        # All packages are in its image: unpacking them would take the emulation minutes.
-        plan = make_plan(record(small_config("dev", {"amiId": OWN_IMAGE, "egress": "endpoints"})))
-        try:
-            yield boot_master(paths, plan, print)
-        finally:
-            build.down(paths)
-
-
-def eventually(what: str, true: Callable[[], object]) -> None:
-    """Wait until something is so; while the machine boots, its shell does not answer."""
-
-    def so() -> object:
-        try:
-            return true()
-        except LabError:
-            return False
-
-    wait_until(what, so, BOOT_SECONDS)
+    # All packages are in its image: unpacking them would take the emulation minutes.
+    plan = make_plan(record(small_config("dev", {"amiId": OWN_IMAGE, "egress": "endpoints"})))
+    with own_lab() as paths:
+        yield boot_master(paths, plan, print)
 
 
 def mounted(master: Master) -> bool:
@@ -81,19 +69,12 @@ def test_the_first_boot_is_clean_and_has_the_shared_file_system_by_the_kernels_o
     master: Master,
 ) -> None:
     eventually("NFS", lambda: master.machine.execute(f"mountpoint -q {facts.NFS_DIR}")[0] == 0)
-    options = master.machine.succeed(f"findmnt --noheadings --output FSTYPE,OPTIONS {facts.NFS_DIR}")
-    assert options.startswith("nfs4")
-    assert {"vers=4.1", "lookupcache=pos", "hard"} <= {*options.split()[1].split(",")}
-    said = json.loads(master.machine.succeed("cloud-init status --wait --format json", BOOT_SECONDS))
-    assert (said["status"], said["errors"], said["recoverable_errors"]) == ("done", [], {})
-    assert said["datasource"] == "ec2local"  # which has asked before the network was configured
-    assert "Valid schema user-data" in master.machine.succeed("cloud-init schema --system 2>&1")
+    assert_nfs_by_the_kernels_own_client(master.machine)
+    assert_a_clean_boot(master.machine)
 
 
 def test_kernel_resolver_and_logins_are_told_what_a_node_wants(master: Master) -> None:
-    assert master.machine.succeed("sysctl --values kernel.panic").strip() == "10"
-    huge_pages = master.machine.succeed("cat /sys/kernel/mm/transparent_hugepage/enabled")
-    assert "[madvise]" in huge_pages
+    assert_the_kernel_is_told_what_a_node_wants(master.machine)
     listening = master.machine.succeed("ss --listening --tcp --udp --numeric --no-header")
     assert ":5355" not in listening
     logind = "org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager"
@@ -112,10 +93,8 @@ def test_a_file_system_that_is_smaller_than_its_volume_grows_while_it_is_mounted
 def test_after_a_kernel_panic_it_boots_by_itself_and_has_its_data(master: Master) -> None:
     master.machine.succeed("echo kept > /home/file; echo kept > /var/lib/openquake/file; sync")
     formatted = master.machine.succeed("blkid --output value --match-tag UUID $(findmnt -no SOURCE /home)")
-    boots = master.machine.boots()
-    with pytest.raises(LabError):  # nobody answers any more
-        master.machine.execute("echo c > /proc/sysrq-trigger", timeout=5)
-    wait_until("another boot", lambda: master.machine.boots() == boots + 1, BOOT_SECONDS)
+    with rebooting(master.machine):
+        panic(master.machine)
     eventually("the volumes", lambda: mounted(master))
     assert master.machine.succeed("cat /home/file /var/lib/openquake/file") == "kept\nkept\n"
     again = master.machine.succeed("blkid --output value --match-tag UUID $(findmnt -no SOURCE /home)")
@@ -126,9 +105,8 @@ def test_after_a_kernel_panic_it_boots_by_itself_and_has_its_data(master: Master
 
 @pytest.mark.whole
 def test_after_a_power_cut_the_volumes_are_checked_and_mounted(master: Master) -> None:
-    boots = master.machine.boots()
-    master.machine.reset()
-    wait_until("another boot", lambda: master.machine.boots() == boots + 1, BOOT_SECONDS)
+    with rebooting(master.machine):
+        master.machine.reset()
     eventually("the volumes", lambda: mounted(master))
     assert master.machine.succeed("cat /home/file") == "kept\n"
     assert master.machine.execute("journalctl --boot --unit 'openquake-volume@*' | grep -i error")[0] == 1
@@ -138,6 +116,5 @@ def test_after_a_power_cut_the_volumes_are_checked_and_mounted(master: Master) -
 def test_with_an_engine_it_is_ready_and_reads_the_shared_file_system_far_ahead(master: Master) -> None:
     if not list((master.lab.file_system() / cache.ENGINES).glob("*.squashfs")):
         pytest.skip("no lab has built this engine yet: python -m lab up")
-    eventually("a ready master", lambda: master.machine.execute(f"{facts.NODE_PROGRAM} status")[0] == 0)
-    read_ahead = master.machine.succeed(f"cat /sys/class/bdi/$(mountpoint -d {facts.NFS_DIR})/read_ahead_kb")
-    assert int(read_ahead) == 15360
+    eventually("a ready master", lambda: is_ready(master.machine))
+    assert_it_reads_the_shared_file_system_far_ahead(master.machine)
