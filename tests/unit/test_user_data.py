@@ -23,8 +23,9 @@ from lab.aws.recorder import Recording
 from tests.unit.conftest import ENDPOINTS, ENDPOINTS_DISKLESS, MODES, NAT, NAT_DISKLESS, Record
 from tests.unit.test_program import INSTANCE, MOUNT_TARGET, SECRET, SIZES, TEMPLATE, VOLUME
 
-# A tenth of the limit stays free for what comes next.
-ROOM = 0.9
+# Some of the limit stays free for what comes next, and for longer names. What is larger is for the engine bundle: see
+# "What a node publishes is in the engine's bundle" in docs/decisions.md.
+ROOM = 0.92
 
 
 def encoded(recording: Recording) -> dict[str, str]:
