@@ -340,6 +340,37 @@ def test_a_new_master_takes_the_users_of_earlier_secrets_away(rotation: Any, wor
     assert list(world.broker) == [facts.AMQP_USER, "monitoring"]
 
 
+@pytest.mark.parametrize(
+    ("ready", "command", "status"),
+    [(True, "rotate", ""), (False, "settle", ""), (False, "rotate", "not the master yet")],
+)
+def test_only_a_machine_that_has_become_the_master_rotates_anything(
+    rotation: Any,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ready: bool,
+    command: str,
+    status: str,
+) -> None:
+    done = tmp_path / "bootstrap-done"
+    monkeypatch.setitem(rotation.FACTS, "bootstrap_done", str(done))
+    if ready:
+        done.touch()
+    cli = importlib.import_module("oq_keys.cli")
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("sys.argv", ["oq-keys", command])
+    monkeypatch.setenv("OQ_DISTRIBUTE", "no")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "")
+    rotation.STATE.write_text("{}")
+    if status:
+        with pytest.raises(SystemExit, match=status):
+            cli.main()
+    else:
+        cli.main()
+    assert bool(world.effects) == ready
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
