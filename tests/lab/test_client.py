@@ -33,6 +33,7 @@ from tests.certificates import certificate, key, private
 from tests.lab.computer import Computer, person
 from tests.lab.conftest import booted
 from tests.lab.support import listening, on
+from tests.lab.web import Client
 
 pytestmark = pytest.mark.lab
 
@@ -407,6 +408,24 @@ def test_the_webui_is_believed_by_the_names_of_the_users_certificate_alone(ann: 
         asked_by_name(ann.lab, CA, "other.example.org")
     with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
         asked_by_name(ann.lab, certificate(key(), key(), ca=True), "openquake.example.org")
+
+
+def test_a_browser_logs_in_by_https_with_cookies_that_go_no_other_way(ann: Computer) -> None:
+    password = ann.json("users", "add", "eve")["password"]
+    browser = Client(ann.lab, trusted=CA)
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', browser.get("/accounts/login/").text)
+    assert token
+    form = {"username": "eve", "password": password, "csrfmiddlewaretoken": token[1]}
+
+    def submitted(origin: str) -> requests.Response:
+        return browser.post("/accounts/login/", data=form, headers={"Origin": origin})
+
+    assert submitted(browser.url.replace("https", "http")).status_code == 403
+    assert submitted(browser.url).headers["Location"] == "/engine/"
+    assert "eve" in browser.get("/engine/").text
+    secure = {cookie.name: cookie.secure for cookie in browser.session.cookies}
+    assert (secure["sessionid"], secure["csrftoken"]) == (True, True)
+    ann.oq("users", "remove", "eve")
 
 
 def test_the_users_key_is_roots_and_on_no_volume_that_has_snapshots(ann: Computer) -> None:

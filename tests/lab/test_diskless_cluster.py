@@ -69,11 +69,16 @@ def test_nothing_that_is_baked_into_the_image_listens_to_the_network(diskless_cl
         assert listening(diskless_cluster, node.name) == set(), node.name
 
 
+def shown(lab: Lab) -> str:
+    """The certificate that the master has made, as it hands it over."""
+    return on(lab, "master", f"cat {facts.WEBUI_CERTIFICATE}")
+
+
 def test_without_login_anybody_computes_and_still_nobody_sees_djangos_debug_page(
     diskless_cluster: Lab,
 ) -> None:
     """All of it as the QGIS plugin asks, by HTTPS."""
-    anybody, somebody = (Client(diskless_cluster, https=True) for _ in range(2))
+    anybody, somebody = (Client(diskless_cluster, trusted=shown(diskless_cluster)) for _ in range(2))
     number = int(anybody.run(fetch_job(diskless_cluster, CLASSICAL)).json()["job_id"])
     assert somebody.wait(number) == "complete"
     assert number in somebody.listed()
@@ -92,7 +97,7 @@ def test_plain_http_is_shown_the_way_to_https_and_gets_nothing_else(diskless_clu
 
 
 def test_who_does_not_know_the_certificate_does_not_believe_it(diskless_cluster: Lab) -> None:
-    stranger = Client(diskless_cluster, https=True)
+    stranger = Client(diskless_cluster, trusted=shown(diskless_cluster))
     stranger.session.verify = True
     with pytest.raises(requests.exceptions.SSLError, match="self-signed certificate"):
         stranger.get("/engine/")
@@ -101,10 +106,7 @@ def test_who_does_not_know_the_certificate_does_not_believe_it(diskless_cluster:
 def test_a_certificate_of_the_masters_own_is_on_a_data_volume_and_its_key_is_roots(
     diskless_cluster: Lab,
 ) -> None:
-    def shown() -> str:
-        return on(diskless_cluster, "master", f"cat {facts.WEBUI_CERTIFICATE}")
-
-    kept, before = f"{facts.WEBUI_KEPT_PAIR} {facts.WEBUI_PAIR}", shown()
+    kept, before = f"{facts.WEBUI_KEPT_PAIR} {facts.WEBUI_PAIR}", shown(diskless_cluster)
     assert on(diskless_cluster, "master", f"stat --format '%a %U' {kept}") == "600 root\n" * 2
     for user in (facts.OPENQUAKE_USER, "www-data"):
         read = f"runuser --user {user} -- cat {kept} 2>&1 || true"
@@ -115,7 +117,7 @@ def test_a_certificate_of_the_masters_own_is_on_a_data_volume_and_its_key_is_roo
     # As on the next master, which has the volume and nothing else.
     renew = f"rm -r {facts.WEBUI_TLS_DIR} && systemctl restart {facts.CERTIFICATE_UNIT}"
     on(diskless_cluster, "master", renew, 120)
-    assert shown() == before
+    assert shown(diskless_cluster) == before
 
 
 def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:

@@ -36,14 +36,14 @@ def account(lab: Lab, *words: str) -> str:
 class Client:
     """A computer of a client's network, with the session of its own that a browser or the QGIS plugin has."""
 
-    def __init__(self, lab: Lab, user: str = "", password: str = "", https: bool = False) -> None:
-        """With `https` the master's certificate has been handed over, and is verified as any other one."""
-        self.url = f"{'https' if https else 'http'}://{lab.master().address}:{facts.WEBUI_PORT}"
+    def __init__(self, lab: Lab, user: str = "", password: str = "", trusted: str = "") -> None:
+        """With `trusted`, certificates as PEM, it speaks HTTPS, and to nobody whom those do not vouch for."""
+        self.url = f"{'https' if trusted else 'http'}://{lab.master().address}:{facts.WEBUI_PORT}"
         self.session = requests.Session()
-        if https:
-            trusted = lab.paths.state / "webui.pem"
-            trusted.write_text(on(lab, "master", f"cat {facts.WEBUI_CERTIFICATE}"))
-            self.session.verify = str(trusted)
+        if trusted:
+            file = lab.paths.state / "trusted.pem"
+            file.write_text(trusted)
+            self.session.verify = str(file)
             self.session.trust_env = False  # this machine's REQUESTS_CA_BUNDLE would come before it
         # A thread of its own is in the client's namespace, and the test is not.
         namespace = Path("/run/netns", lab.paths.netns("client"))
