@@ -397,7 +397,8 @@ def test_a_rotation_ends_no_calculation_and_no_session_and_the_old_password_goes
     assert administrators_password(nfs_cluster) != administrators
     assert administrator(nfs_cluster).get("/v1/calc/list").status_code == 200
     second = run_job(nfs_cluster, job_ini, None, show=False)
-    assert compare(nfs_cluster, first, second).absolute == 0
+    # The engine splits tasks by the time that they take, so sums of float32 have other parts each time.
+    assert compare(nfs_cluster, first, second).relative <= 32 * FLOAT32_ROUNDING
 
 
 def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster: Lab) -> None:
