@@ -70,9 +70,10 @@ class Certificate:
         found = _PEM.search(text)
         if found is None:
             raise UsageError(f"{source} holds no certificate (-----BEGIN CERTIFICATE-----)")
-        if self._kept.exists() and self._kept.read_text() == found[0]:
+        pem = found[0].replace("\r", "")  # Windows' ends of lines, which would come back as others
+        if self._kept.exists() and self._kept.read_text() == pem:
             return False
-        config.replace(self._kept, found[0])
+        config.replace(self._kept, pem)
         return True
 
 

@@ -93,10 +93,13 @@ def test_another_certificate_is_refused_before_anything_is_sent(https: Https, kn
     assert https.world.webui.asked == []
 
 
-def test_a_certificate_that_has_expired_is_refused_though_it_is_the_masters(https: Https) -> None:
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_certificate_that_has_expired_is_refused_though_it_is_the_masters(
+    https: Https, line_end: str
+) -> None:
     leaf = certificate(KEY, AUTHORITY, begins=-9, days=8)
     https.show(leaf + private(KEY))
-    https.world.aws.answers[CAT] = (0, leaf)
+    https.world.aws.answers[CAT] = (0, leaf.replace("\n", line_end))
     https.world.oq("list", status=1)
     assert "certificate has expired" in https.world.errors
     assert "oq-node status" in https.world.errors
