@@ -77,7 +77,7 @@ def assert_a_clean_boot(machine: VirtualMachine) -> None:
     said = json.loads(machine.succeed("cloud-init status --wait --format json", BOOT_SECONDS))
     assert (said["status"], said["errors"], said["recoverable_errors"]) == ("done", [], {})
     assert said["datasource"] == "ec2local"
-    assert "Valid schema user-data" in machine.succeed("cloud-init schema --system 2>&1")
+    assert "Valid schema user-data" in machine.succeed("cloud-init schema --system 2>&1", BOOT_SECONDS)
 
 
 def assert_nfs_by_the_kernels_own_client(machine: VirtualMachine) -> None:
