@@ -188,7 +188,7 @@ def _https(node: MasterNode) -> dict[str, str]:
 
 
 def node_facts(node: Node, *modules: str) -> dict[str, Any]:
-    """The values that these modules of the node's program ask for, as ``FACTS["name"]``.
+    """The values that these modules of the node's program ask for, as `FACTS["name"]`.
 
     No others: each is a part of the user data, and a master with other user data is another master. Raises KeyError
     where a module asks for what there is not.

@@ -1,4 +1,4 @@
-"""``python -m lab``: the command line of the lab."""
+"""`python -m lab`: the command line of the lab."""
 
 import sys
 

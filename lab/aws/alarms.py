@@ -1,6 +1,6 @@
 """Which mails the alarms send over what the nodes have published: no clock, no input.
 
-An alarm is on at the end of a period when its last ``periods`` whole periods all breach; a period without data breaches
+An alarm is on at the end of a period when its last `periods` whole periods all breach; a period without data breaches
 where the alarm says so. When it goes on, its topics send a mail to each subscriber; while it stays on they send no
 other one. (Where data are missing AWS also looks a few periods further back: left out.)
 """

@@ -93,8 +93,9 @@ def network_answers(
 ) -> Invokes:
     """AWS's answers about the network of a cluster that exists.
 
-    :param subnets: by their ids, with `availabilityZone` and `tags`
-    :param tags: of the VPC
+    Args:
+        subnets: by their ids, with `availabilityZone` and `tags`
+        tags: of the VPC
     """
     return {
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},

@@ -2,7 +2,7 @@
 
 What AWS documents and the model keeps:
 
-- An alarm looks at the last ``periods`` whole periods and is on when the largest value of each breaches; a period
+- An alarm looks at the last `periods` whole periods and is on when the largest value of each breaches; a period
   without data does not breach. (Where data are missing AWS also looks a few periods further back: left out.)
   https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarm-evaluation.html
 - An alarm calls its policies when it goes on, and once a minute while it stays on.
@@ -112,7 +112,8 @@ def called(policy: Policy, alarm: Alarm, value: float, fleet: Fleet) -> int:
 class Scaler:
     """The alarms and policies of one group, followed over time.
 
-    :ivar calls: when each alarm that is on last called, by its name
+    Attributes:
+        calls: when each alarm that is on last called, by its name
     """
 
     group: Group

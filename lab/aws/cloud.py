@@ -21,8 +21,9 @@ S3 = IPv4Address("198.19.0.30")
 class Subnet:
     """A subnet and what its route table lets out of the VPC.
 
-    :ivar nat: whether it has a default route to a NAT gateway
-    :ivar s3: whether it has the route of an S3 gateway endpoint
+    Attributes:
+        nat: whether it has a default route to a NAT gateway
+        s3: whether it has the route of an S3 gateway endpoint
     """
 
     id: str
@@ -36,10 +37,11 @@ class Subnet:
 class Rule:
     """One rule of a security group.
 
-    :ivar direction: ``ingress`` or ``egress``
-    :ivar protocol: ``tcp``, ``udp``, ``icmp`` or ``-1`` for all
-    :ivar ports: first and last port, None for all
-    :ivar peer: a CIDR, a security group's id or a prefix list's id
+    Attributes:
+        direction: `ingress` or `egress`
+        protocol: `tcp`, `udp`, `icmp` or `-1` for all
+        ports: first and last port, None for all
+        peer: a CIDR, a security group's id or a prefix list's id
     """
 
     group: str
@@ -70,7 +72,8 @@ class Endpoint:
 class Volume:
     """An EBS volume; size in GiB.
 
-    :ivar snapshot: the id of the snapshot that it was made from, empty for none
+    Attributes:
+        snapshot: the id of the snapshot that it was made from, empty for none
     """
 
     id: str
@@ -99,9 +102,10 @@ class S3Object:
 class Template:
     """What an instance is made from, alone or in a group.
 
-    :ivar role: the name of the role that its instance profile gives it
-    :ivar user_data: what IMDS serves, raw bytes
-    :ivar metadata_tags: the instance's tags that IMDS serves, none where the program has not enabled it
+    Attributes:
+        role: the name of the role that its instance profile gives it
+        user_data: what IMDS serves, raw bytes
+        metadata_tags: the instance's tags that IMDS serves, none where the program has not enabled it
     """
 
     image_id: str
@@ -128,7 +132,8 @@ class Instance:
 class Hook:
     """A lifecycle hook of terminating instances.
 
-    :ivar seconds: how long the group waits for CompleteLifecycleAction
+    Attributes:
+        seconds: how long the group waits for CompleteLifecycleAction
     """
 
     name: str
@@ -137,7 +142,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a scaling policy: from ``lower`` to ``upper`` beyond the alarm's threshold, None for no end."""
+    """One step of a scaling policy: from `lower` to `upper` beyond the alarm's threshold, None for no end."""
 
     lower: float | None
     upper: float | None
@@ -148,8 +153,9 @@ class Step:
 class Policy:
     """A step scaling policy.
 
-    :ivar kind: ``ChangeInCapacity`` or ``ExactCapacity``
-    :ivar warmup: seconds in which a new instance counts as being added
+    Attributes:
+        kind: `ChangeInCapacity` or `ExactCapacity`
+        warmup: seconds in which a new instance counts as being added
     """
 
     arn: str
@@ -162,12 +168,13 @@ class Policy:
 class Alarm:
     """A CloudWatch alarm over the largest value of a metric in each period.
 
-    :ivar at_least: whether values from the threshold up breach, rather than those down from it
-    :ivar period: seconds
-    :ivar periods: how many periods are looked at, all of which must breach
-    :ivar actions: the ARNs of what it calls
-    :ivar missing: whether a period without data breaches
-    :ivar text: what it says to people
+    Attributes:
+        at_least: whether values from the threshold up breach, rather than those down from it
+        period: seconds
+        periods: how many periods are looked at, all of which must breach
+        actions: the ARNs of what it calls
+        missing: whether a period without data breaches
+        text: what it says to people
     """
 
     name: str
@@ -185,14 +192,15 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Group:
-    """An autoscaling group; its instances are named ``name-1`` and so on.
+    """An autoscaling group; its instances are named `name-1` and so on.
 
-    :ivar arn: its ARN, which ends in ``autoScalingGroupName/`` and the name that AWS knows it by
-    :ivar release: what new instances are made from, as one text: a change of it replaces those that run
-    :ivar healthy: how much of the group stays in service while its instances are replaced, in percent
-    :ivar warmup: seconds after which a new instance counts as being in service
-    :ivar spot: whether its instances are spot capacity, but for a base of them
-    :ivar tags: its own
+    Attributes:
+        arn: its ARN, which ends in `autoScalingGroupName/` and the name that AWS knows it by
+        release: what new instances are made from, as one text: a change of it replaces those that run
+        healthy: how much of the group stays in service while its instances are replaced, in percent
+        warmup: seconds after which a new instance counts as being in service
+        spot: whether its instances are spot capacity, but for a base of them
+        tags: its own
     """
 
     name: str
@@ -221,17 +229,18 @@ class Group:
 class Plan:
     """All that exists and the lab builds.
 
-    :ivar rules: of all security groups
-    :ivar prefix_lists: the networks behind a prefix list's id
-    :ivar file_system: the id of the one with mount targets, empty without
-    :ivar volumes: all EBS volumes, attached or not, by their ids
-    :ivar roles: the IAM statements of each role, by its name
-    :ivar alarms: those that call other things than a group's scaling policies
-    :ivar subscribers: the addresses to which a topic sends mails, by its ARN
-    :ivar s3_policy: the statements of the S3 gateway endpoint's policy
-    :ivar bucket_policies: the statements of each bucket's own policy, by its name
-    :ivar ready_seconds: how long the program waits for the master; 0 where it does not
-    :ivar exports: the program's outputs; none of a plan of Pulumi's resources, whose stack has them
+    Attributes:
+        rules: of all security groups
+        prefix_lists: the networks behind a prefix list's id
+        file_system: the id of the one with mount targets, empty without
+        volumes: all EBS volumes, attached or not, by their ids
+        roles: the IAM statements of each role, by its name
+        alarms: those that call other things than a group's scaling policies
+        subscribers: the addresses to which a topic sends mails, by its ARN
+        s3_policy: the statements of the S3 gateway endpoint's policy
+        bucket_policies: the statements of each bucket's own policy, by its name
+        ready_seconds: how long the program waits for the master; 0 where it does not
+        exports: the program's outputs; none of a plan of Pulumi's resources, whose stack has them
     """
 
     region: str

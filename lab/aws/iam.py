@@ -30,7 +30,8 @@ def allowed(
 ) -> bool:
     """Whether statements allow an action on a resource: an Allow, and no Deny.
 
-    :param keys: what the request has of KEYS; a condition on a key that it lacks does not hold
+    Args:
+        keys: what the request has of KEYS; a condition on a key that it lacks does not hold
     """
 
     def matches(statement: Mapping[str, Any]) -> bool:

@@ -42,7 +42,8 @@ GROUP_TAG = "aws:autoscaling:groupName"
 def make_plan(recording: Recording, snapshots: Collection[str] = ()) -> Plan:
     """What the lab builds of a recording; LabError that lists everything in it that the lab does not know.
 
-    :param snapshots: the ids of those that exist
+    Args:
+        snapshots: the ids of those that exist
     """
     problems = _unknown(recording, snapshots)
     if problems:

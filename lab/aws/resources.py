@@ -22,8 +22,10 @@ Values = Mapping[str, Any]
 class Resource:
     """A resource that is being made: what it is made from, and names of its own.
 
-    :ivar name: in the program
-    :ivar hex: 64 hexadecimal digits of this resource alone, from which made-up parts of ids and outputs are taken
+    Attributes:
+        name: in the program
+        hex: 64 hexadecimal digits of this resource alone, from which made-up parts of ids and outputs are
+            taken
     """
 
     type: str
@@ -50,13 +52,14 @@ def _named(resource: Resource) -> str:
 class ResourceType:
     """A type of resource, with arguments as words in one text.
 
-    :ivar acts_on: the arguments that make a difference in the lab
-    :ivar ignores: those that make none on one machine
-    :ivar forces_new: those whose change forces a new resource
-    :ivar demands: the values that the lab has in any case, so that a program which says otherwise must not pass
-    :ivar counts_up: the outputs that each change counts up by one
-    :ivar id_of: what its id is
-    :ivar outputs: the outputs that are not inputs, from the resource and its id
+    Attributes:
+        acts_on: the arguments that make a difference in the lab
+        ignores: those that make none on one machine
+        forces_new: those whose change forces a new resource
+        demands: the values that the lab has in any case, so that a program which says otherwise must not pass
+        counts_up: the outputs that each change counts up by one
+        id_of: what its id is
+        outputs: the outputs that are not inputs, from the resource and its id
     """
 
     acts_on: str = ""

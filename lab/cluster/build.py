@@ -26,7 +26,8 @@ def refuse_second(paths: Paths) -> None:
 def up(paths: Paths, plan: Plan, say: Say, cold: bool = False) -> Lab:
     """Build what the plan says and power the nodes on; they are booting when this returns.
 
-    :param cold: start with an empty shared file system, without the engine that the cache keeps
+    Args:
+        cold: start with an empty shared file system, without the engine that the cache keeps
     """
     refuse_second(paths)
     prepare(paths)
@@ -50,7 +51,8 @@ def prepare(paths: Paths) -> None:
 def open_vpc(paths: Paths, plan: Plan, worker_cores: int, cold: bool = False) -> Lab:
     """Make the plan's VPC, in which nothing is yet, and what the nodes in it ask.
 
-    :param cold: the nodes start without the engine that the cache keeps
+    Args:
+        cold: the nodes start without the engine that the cache keeps
     """
     logs, certificates = paths.state / "logs", paths.state / "tls"
     empty = Plan(plan.region, plan.account, plan.vpc)
@@ -79,7 +81,7 @@ def close_vpc(paths: Paths) -> None:
 def converge(lab: Lab, plan: Plan, say: Say) -> None:
     """Make the lab what a plan says, from what the plan before said; machines that are new are booting afterwards.
 
-    The instances of a group stay when only what they are made from has changed: see :func:`lab.cluster.fleet.refresh`.
+    The instances of a group stay when only what they are made from has changed: see `lab.cluster.fleet.refresh`.
     """
     before, lab.plan = lab.plan, plan
     if plan.file_system:
@@ -171,7 +173,8 @@ def replace_master(lab: Lab, say: Say, attach: bool = True) -> None:
 
     AWS does this when the master's user data change. The new one has another id and a blank disk.
 
-    :param attach: whether the volumes are attached now; else :func:`attach_volumes` does it
+    Args:
+        attach: whether the volumes are attached now; else `attach_volumes` does it
     """
     old = lab.master()
     cluster.terminate(lab, old)

@@ -30,11 +30,12 @@ APT = "/run/oqlab/apt"
 class Node:
     """One instance of the lab.
 
-    :ivar group: the autoscaling group that it belongs to, None for an instance of the program's own
-    :ivar release: of its group, by which it was made
-    :ivar powered_on: when, in seconds since the epoch
-    :ivar ready_after: seconds from then until it was ready, None before
-    :ivar leaves_by: when the group ends it at the latest, in seconds since the epoch; None while it stays
+    Attributes:
+        group: the autoscaling group that it belongs to, None for an instance of the program's own
+        release: of its group, by which it was made
+        powered_on: when, in seconds since the epoch
+        ready_after: seconds from then until it was ready, None before
+        leaves_by: when the group ends it at the latest, in seconds since the epoch; None while it stays
     """
 
     name: str
@@ -54,14 +55,15 @@ class Node:
 class Lab:
     """A lab that is up: what it is built from and its nodes. Saved after every change.
 
-    :ivar plan: what exists in it
-    :ivar authority: PEM certificate by which its AWS API is signed
-    :ivar worker_cores: of this machine's cores, those that a worker has
-    :ivar capacity: how many instances each group is to have, by the name that AWS knows it by
-    :ivar numbers: how many instances each group has had, by its name
-    :ivar nfs: whether an NFS server answers at the mount targets, for nodes with a kernel that has a client
-    :ivar cold: whether its nodes start without the engine that the cache keeps
-    :ivar layers: the directories that make up the nodes' image, the uppermost first; none before the first node
+    Attributes:
+        plan: what exists in it
+        authority: PEM certificate by which its AWS API is signed
+        worker_cores: of this machine's cores, those that a worker has
+        capacity: how many instances each group is to have, by the name that AWS knows it by
+        numbers: how many instances each group has had, by its name
+        nfs: whether an NFS server answers at the mount targets, for nodes with a kernel that has a client
+        cold: whether its nodes start without the engine that the cache keeps
+        layers: the directories that make up the nodes' image, the uppermost first; none before the first node
     """
 
     paths: Paths
@@ -272,9 +274,10 @@ def wait_until_ready(
 ) -> None:
     """Wait until every node says that it is ready; LabError with its problems for one that is off, or not in time.
 
-    :param say: told when a node is ready, and why its bootstrap fails: it is tried again
-    :param timeout: in seconds; as the program waits for the master, if None
-    :param nodes: only these
+    Args:
+        say: told when a node is ready, and why its bootstrap fails: it is tried again
+        timeout: in seconds; as the program waits for the master, if None
+        nodes: only these
     """
     begin = time.monotonic()
     limit = (lab.plan.ready_seconds or READY_SECONDS) if timeout is None else timeout

@@ -20,7 +20,7 @@ LEAVING_POLL_SECONDS = 0.5
 
 
 def scale(lab: Lab, number: int) -> None:
-    """Make the group this large, and wait for those that leave; see :func:`set_capacity`."""
+    """Make the group this large, and wait for those that leave; see `set_capacity`."""
     set_capacity(lab, number)
     _await_leaving(lab)
 
@@ -150,7 +150,7 @@ def set_capacity(lab: Lab, number: int, say: Say = print) -> None:
     """Make the group this large: replace the dead, start what lacks, let the newest of too many leave.
 
     What AWS has no room for is not started, and noted as an activity that has failed.
-    Those that leave are told by their metadata, and end in :func:`end_drained`: the group's lifecycle hook.
+    Those that leave are told by their metadata, and end in `end_drained`: the group's lifecycle hook.
     """
     group = lab.group()
     if not 0 <= number <= group.maximum:

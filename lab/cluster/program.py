@@ -22,9 +22,10 @@ SMALL_VOLUMES = {"homeVolumeGb": 1, "varVolumeGb": 6, "rabbitmqVolumeGb": 4}
 
 
 def read_config(stack: str, settings: Iterable[str]) -> dict[str, str]:
-    """The configuration of a stack's file, ``key=value`` settings over it, as Pulumi hands it to the program.
+    """The configuration of a stack's file, `key=value` settings over it, as Pulumi hands it to the program.
 
-    :param stack: a stack whose ``Pulumi.<stack>.yaml`` exists
+    Args:
+        stack: a stack whose `Pulumi.<stack>.yaml` exists
     """
     path = REPOSITORY / f"Pulumi.{stack}.yaml"
     if not path.is_file():

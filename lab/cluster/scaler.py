@@ -51,7 +51,8 @@ def samples(lab: Lab, since: float) -> list[Sample]:
 def mails(lab: Lab, hurry: int = 1) -> list[Mail]:
     """The mails that the program's alarms would have sent since the nodes first published anything.
 
-    :param hurry: alarms look at this many times fewer periods, at one at least
+    Args:
+        hurry: alarms look at this many times fewer periods, at one at least
     """
     published = samples(lab, 0)
     if not published:
@@ -66,9 +67,10 @@ def mails(lab: Lab, hurry: int = 1) -> list[Mail]:
 
 
 def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
-    """Scale the group by its alarms until ``stop`` is set; the history of its size.
+    """Scale the group by its alarms until `stop` is set; the history of its size.
 
-    :param hurry: alarms look at this many times fewer periods, at one at least: a demonstration's idle minutes
+    Args:
+        hurry: alarms look at this many times fewer periods, at one at least: a demonstration's idle minutes
     """
     group = lab.group()
     if hurry > 1:

@@ -19,7 +19,8 @@ _BLOCK = 256 * 1024
 def serve(namespace: Path, remote_port: int, local_port: int) -> None:
     """Forward until the process is ended. It stays in the node's namespace; the socket that it listens on does not.
 
-    :param namespace: the node's network namespace, a file
+    Args:
+        namespace: the node's network namespace, a file
     """
     try:
         listener = socket.create_server((LOCALHOST, local_port))

@@ -30,8 +30,9 @@ MARKER = "OQLAB_PROCESS"
 class Paths:
     """Where a lab keeps its things.
 
-    :ivar name: the lab's name, the prefix of all it makes: ``oqlab`` or ``oqlab`` and a few letters or digits
-    :ivar cache: what is worth keeping between labs (base images, engine images, apt archives)
+    Attributes:
+        name: the lab's name, the prefix of all it makes: `oqlab` or `oqlab` and a few letters or digits
+        cache: what is worth keeping between labs (base images, engine images, apt archives)
     """
 
     name: str
@@ -39,7 +40,7 @@ class Paths:
 
     @property
     def state(self) -> Path:
-        """The lab's own directory: disks, keys, state; removed by ``down``."""
+        """The lab's own directory: disks, keys, state; removed by `down`."""
         return Path("/var/lib") / self.name
 
     def netns(self, short: str) -> str:
@@ -67,7 +68,7 @@ def run(command: Sequence[str | Path], *, check: bool = True, stdin: str | None 
 
 
 def in_netns(namespace: str, command: Sequence[str]) -> list[str]:
-    """The command line that runs ``command`` in a network namespace."""
+    """The command line that runs `command` in a network namespace."""
     return ["nsenter", f"--net=/run/netns/{namespace}", "--", *command]
 
 
@@ -169,7 +170,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until(what: str, ready: Callable[[], object], timeout: float) -> None:
-    """Call ``ready()`` until it is true; LabError naming ``what`` after ``timeout`` seconds."""
+    """Call `ready()` until it is true; LabError naming `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not ready():
         if time.monotonic() > deadline:

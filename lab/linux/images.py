@@ -43,10 +43,11 @@ HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def base_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -> Path:
-    """The directory of an image with ``extra`` packages on top of the base's, built if the cache lacks it.
+    """The directory of an image with `extra` packages on top of the base's, built if the cache lacks it.
 
-    :param extra: none for what AWS's Debian image has; packages for an image with everything baked in
-    :param say: told what takes time
+    Args:
+        extra: none for what AWS's Debian image has; packages for an image with everything baked in
+        say: told what takes time
     """
     packages = sorted({*PACKAGES, *extra})
     return _cached(paths, _key(packages), packages, "minbase", _finish_node, say)
@@ -55,8 +56,9 @@ def base_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -
 def machine_image(paths: Paths, extra: Sequence[str], say: Callable[[str], None]) -> Path:
     """The directory of an image with a kernel, for a virtual machine: it has more of Debian's cloud image.
 
-    :param extra: packages on top of it
-    :param say: told what takes time
+    Args:
+        extra: packages on top of it
+        say: told what takes time
     """
     packages = sorted({*PACKAGES, *MACHINE_PACKAGES, *extra})
     return _cached(paths, f"machine-{_key(packages)}", packages, "minbase", _finish_machine, say)
@@ -67,7 +69,8 @@ def broker_image(paths: Paths, say: Callable[[str], None]) -> Path:
 
     It has no init system: what is in it is run in a chroot.
 
-    :param say: told what takes time
+    Args:
+        say: told what takes time
     """
     packages = ["rabbitmq-server"]
     key = hashlib.sha256(" ".join((SUITE, *packages)).encode() + Path(__file__).read_bytes()).hexdigest()[:16]
@@ -82,7 +85,7 @@ def _cached(
     finish: Callable[[Path], None],
     say: Callable[[str], None],
 ) -> Path:
-    """The image of this key; built by mmdebstrap's variant, completed by ``finish``, if the cache lacks it."""
+    """The image of this key; built by mmdebstrap's variant, completed by `finish`, if the cache lacks it."""
     image = paths.cache / "images" / f"{SUITE}-{key}"
     image.parent.mkdir(parents=True, exist_ok=True)
     with image.with_suffix(".lock").open("w") as lock:

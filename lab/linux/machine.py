@@ -31,8 +31,9 @@ ENVIRONMENT = {
 class Machine:
     """One instance of the lab.
 
-    :ivar name: ``master``, ``worker-1`` …; also its network namespace's name
-    :ivar cpus: the cores of this machine that it may use: its vCPUs
+    Attributes:
+        name: `master`, `worker-1` …; also its network namespace's name
+        cpus: the cores of this machine that it may use: its vCPUs
     """
 
     paths: Paths
@@ -59,8 +60,9 @@ class Machine:
     def create(self, layers: Sequence[Path], resolver: IPv4Address, authority: str) -> None:
         """Make its disk: an overlay of the image, and what DHCP and the lab's own API need in it.
 
-        :param layers: the directories that make up the image, the uppermost first
-        :param authority: PEM certificate that the lab's AWS API is signed with
+        Args:
+            layers: the directories that make up the image, the uppermost first
+            authority: PEM certificate that the lab's AWS API is signed with
         """
         for name in ("root", "upper", "work", "by-id"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,7 @@ class Machine:
         return Path(f"/proc/{self.init()}/root{path}")
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """The command line that runs ``words`` inside it, as root, on its cores; LabError when it is off."""
+        """The command line that runs `words` inside it, as root, on its cores; LabError when it is off."""
         pid = self.init()
         if pid is None:
             raise LabError(f"{self.name} is off")

@@ -1,6 +1,6 @@
 """The VPC: network namespaces, their links, the security groups, and the resolver.
 
-Namespaces of a lab (``oqlab-…``)::
+Namespaces of a lab (`oqlab-…`)::
 
     master, worker-1 …   instances, each with one interface
     client               an address of the VPC that belongs to no security group
@@ -8,7 +8,7 @@ Namespaces of a lab (``oqlab-…``)::
     world                the internet: an address that answers, and this machine's way out by slirp4netns
     vpc                  the router between them all
 
-Every link is point to point into ``vpc``, so each packet passes its forward chain, where the security groups
+Every link is point to point into `vpc`, so each packet passes its forward chain, where the security groups
 are. Nothing of this machine's own network is changed: slirp4netns carries what leaves through ordinary
 sockets.
 """
@@ -90,7 +90,7 @@ def create(paths: Paths, vpc_network: IPv4Network, logs: Path) -> None:
 def update(paths: Paths, before: Plan, after: Plan, logs: Path) -> None:
     """Change the subnets' gateways, AWS's addresses and the names in the VPC from those of one plan to another's.
 
-    The security groups are :func:`apply_rules`'s.
+    The security groups are `apply_rules`'s.
     """
     vpc, aws = paths.netns("vpc"), paths.netns("aws")
     _change_addresses(vpc, "lo", _gateways(before), _gateways(after))

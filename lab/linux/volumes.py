@@ -17,7 +17,7 @@ LOOP_MAJOR = 7
 """The kernel's number for loop devices, Documentation/admin-guide/devices.txt."""
 
 LOOP_NODES = 32
-"""Loop devices that an instance can use: its volumes' and those that ``mount -o loop`` takes in it."""
+"""Loop devices that an instance can use: its volumes' and those that `mount -o loop` takes in it."""
 
 
 def loop_nodes(paths: Paths) -> list[Path]:

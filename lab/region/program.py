@@ -27,8 +27,9 @@ TOLD_THE_USER = 32
 def run(directory: str, config: dict[str, str], secret_keys: list[str], settings: dict[str, Any]) -> None:
     """Run the program in a directory, and exit.
 
-    :param config: the stack's configuration, values as text
-    :param settings: arguments of pulumi.runtime.Settings
+    Args:
+        config: the stack's configuration, values as text
+        settings: arguments of pulumi.runtime.Settings
     """
     # Ctrl-C ends it without a word: the engine, which hears it, too, says what is to be said.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

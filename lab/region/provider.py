@@ -27,7 +27,8 @@ class Failure(Exception):
 class Provider(provider_pb2_grpc.ResourceProviderServicer):
     """Serves all packages that the program uses. Its log of what it was asked to do is `asked`.
 
-    :ivar asked: pairs of a verb (make, change, remove) and a resource's label, in order
+    Attributes:
+        asked: pairs of a verb (make, change, remove) and a resource's label, in order
     """
 
     def __init__(self, invokes: answers.Invokes = answers.INVOKES) -> None:

@@ -84,11 +84,12 @@ def surroundings(directory: Path) -> dict[str, str]:
 class Step:
     """What Pulumi does with one resource.
 
-    :ivar label: of the resource, as lab.region.provider.label
-    :ivar op: ``create``, ``update``, ``replace``, ``delete``, …: the engine's word
-    :ivar changed: the arguments that differ
-    :ivar old: the inputs before
-    :ivar new: the inputs after
+    Attributes:
+        label: of the resource, as lab.region.provider.label
+        op: `create`, `update`, `replace`, `delete`, …: the engine's word
+        changed: the arguments that differ
+        old: the inputs before
+        new: the inputs after
     """
 
     op: str
@@ -103,9 +104,10 @@ class Step:
 class Stack:
     """A stack of the program, in a directory of its own.
 
-    :ivar directory: holds a project with this repository's program, the stack's settings and its state; a copy of it
-        is another stack at the same point
-    :ivar environment: by which Pulumi finds the provider and the host
+    Attributes:
+        directory: holds a project with this repository's program, the stack's settings and its state; a copy
+            of it is another stack at the same point
+        environment: by which Pulumi finds the provider and the host
     """
 
     pulumi: Path

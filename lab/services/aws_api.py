@@ -1,8 +1,8 @@
 """AWS's API for the nodes: moto over TLS, asked only what the caller's role allows.
 
-It runs in the ``aws`` namespace, on the addresses of the endpoints; the VPC's rules decide who gets there. It also
+It runs in the `aws` namespace, on the addresses of the endpoints; the VPC's rules decide who gets there. It also
 answers on the port of the EFS mount targets, at theirs.
-Run as ``python -m lab.services.aws_api CONFIGURATION``, a JSON file that :func:`configuration` makes.
+Run as `python -m lab.services.aws_api CONFIGURATION`, a JSON file that `configuration` makes.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def host_names(region: str) -> list[str]:
 def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: bool = True) -> dict[str, Any]:
     """What the server needs of the plan, as JSON values.
 
-    :param mount_targets: whether it answers on their ports; not where an NFS server does
-    :param events: the directory where it writes down what the lab wants to know, see :class:`Events`
+    Args:
+        mount_targets: whether it answers on their ports; not where an NFS server does
+        events: the directory where it writes down what the lab wants to know, see `Events`
     """
     return {
         "region": plan.region,
@@ -78,9 +79,10 @@ def configuration(plan: Plan, certificates: Path, events: Path, mount_targets: b
 
 
 def give_secret(directory: Path, arn: str, value: str) -> None:
-    """Do what somebody of the account does with ``aws secretsmanager create-secret`` or ``put-secret-value``.
+    """Do what somebody of the account does with `aws secretsmanager create-secret` or `put-secret-value`.
 
-    :param directory: that of the configuration
+    Args:
+        directory: that of the configuration
     """
     file = directory / OWN_SECRETS
     values = json.loads(file.read_text()) if file.exists() else {}
@@ -92,9 +94,10 @@ def give_secret(directory: Path, arn: str, value: str) -> None:
 
 
 def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str]) -> tuple[str, str, str]:
-    """Who asks for what: the access key's id, the IAM action, the resource's ARN (``*`` where none is known).
+    """Who asks for what: the access key's id, the IAM action, the resource's ARN (`*` where none is known).
 
-    :param arns: the ARN of a secret or an autoscaling group by its name
+    Args:
+        arns: the ARN of a secret or an autoscaling group by its name
     """
     authorization = environ.get("HTTP_AUTHORIZATION", "")
     _, _, scope = authorization.partition("Credential=")
@@ -131,7 +134,8 @@ def condition_keys(
 ) -> dict[str, str]:
     """What a request has of `lab.aws.iam.KEYS`.
 
-    :param account: of whoever asks; None for nobody in particular
+    Args:
+        account: of whoever asks; None for nobody in particular
     """
     keys = {"aws:SecureTransport": "true"}  # nothing else is served
     if account is not None:
@@ -158,7 +162,7 @@ class Events:
     """
 
     def __init__(self, application: Wsgi, directory: Path, metrics: list[Any]) -> None:
-        """``metrics`` is the list that moto's CloudWatch appends to, a MetricDatum each; emptied here."""
+        """`metrics` is the list that moto's CloudWatch appends to, a MetricDatum each; emptied here."""
         self.application = application
         self.directory = directory
         self.metrics = metrics
@@ -201,9 +205,12 @@ def description(
 ) -> dict[str, Any]:
     """The answer to DescribeAutoScalingGroups, by tags, or DescribeScalingActivities, of one group.
 
-    :param form: the request
-    :param groups: as :func:`lab.cluster.fleet.described` has them, with name and tags
-    :raises ValueError: for a filter that it does not know
+    Args:
+        form: the request
+        groups: as `lab.cluster.fleet.described` has them, with name and tags
+
+    Raises:
+        ValueError: for a filter that it does not know
     """
     if action == "DescribeScalingActivities":
         (name,) = form["AutoScalingGroupName"]
@@ -271,7 +278,8 @@ def as_xml(value: Any) -> str:
 class Guard:
     """WSGI middleware that refuses what the IAM policies do not allow.
 
-    :ivar settings: those of :func:`configuration`; whoever changes them gives it others
+    Attributes:
+        settings: those of `configuration`; whoever changes them gives it others
     """
 
     def __init__(self, application: Wsgi, settings: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 One server in the router's namespace answers them all and knows them by their addresses. What it serves is a
 file per instance, read anew for each request, so that metadata can change while an instance runs. Run as
-``python -m lab.services.imds DIRECTORY``.
+`python -m lab.services.imds DIRECTORY`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def metadata(
 ) -> dict[str, Any]:
     """The tree below a version of the metadata service, in AWS's names, for one instance.
 
-    What comes and goes while it runs is not there yet: see :func:`announce`.
+    What comes and goes while it runs is not there yet: see `announce`.
 
-    :param subnet: its id and its CIDR
+    Args:
+        subnet: its id and its CIDR
     """
     region = zone[:-1]
     hostname = f"ip-{str(address).replace('.', '-')}.{region}.compute.internal"
@@ -103,7 +104,7 @@ def metadata(
 
 
 def publish(directory: Path, address: IPv4Address, tree: Mapping[str, Any]) -> None:
-    """Let the server answer the instance at ``address`` with this tree."""
+    """Let the server answer the instance at `address` with this tree."""
     directory.mkdir(parents=True, exist_ok=True)
     written = directory / f"{address}.new"
     written.write_text(json.dumps(tree))
@@ -111,7 +112,7 @@ def publish(directory: Path, address: IPv4Address, tree: Mapping[str, Any]) -> N
 
 
 def announce(directory: Path, address: IPv4Address, path: str, value: str) -> None:
-    """Let the instance at ``address`` find a value at a path below its meta-data from now on."""
+    """Let the instance at `address` find a value at a path below its meta-data from now on."""
     tree = json.loads((directory / f"{address}.json").read_text())
     *above, name = path.split("/")
     place = tree["meta-data"]
@@ -122,7 +123,7 @@ def announce(directory: Path, address: IPv4Address, path: str, value: str) -> No
 
 
 def lookup(tree: Mapping[str, Any], path: str) -> bytes | None:
-    """What AWS answers for a path such as ``latest/meta-data/placement/``; None if there is nothing.
+    """What AWS answers for a path such as `latest/meta-data/placement/`; None if there is nothing.
 
     A node of the tree is answered with the names below it, those that have more below them ending in a slash.
     """

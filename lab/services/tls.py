@@ -15,7 +15,7 @@ LIFETIME = timedelta(days=365)
 
 
 def make_certificates(directory: Path, names: Sequence[str]) -> str:
-    """Write ``api.pem`` and ``api.key`` for these DNS names; returns the authority's certificate as PEM.
+    """Write `api.pem` and `api.key` for these DNS names; returns the authority's certificate as PEM.
 
     The authority's key is thrown away: a new lab has a new one.
     """

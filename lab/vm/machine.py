@@ -38,8 +38,9 @@ _CONSOLE: Final = "console=ttyS0 systemd.debug_shell=ttyS1"
 class VirtualMachine:
     """A virtual machine in one of the lab's namespaces, with the address and the metadata that belong there.
 
-    :ivar name: also its namespace's
-    :ivar memory_mb: of the machine
+    Attributes:
+        name: also its namespace's
+        memory_mb: of the machine
     """
 
     paths: Paths
@@ -59,7 +60,8 @@ class VirtualMachine:
     def create(self, image: Path, authority: str) -> None:
         """Make its root disk of an image's directory.
 
-        :param authority: PEM certificate that the lab's AWS API is signed with
+        Args:
+            authority: PEM certificate that the lab's AWS API is signed with
         """
         self.directory.mkdir(parents=True)
         disk = self.directory / "root.ext4"

@@ -27,9 +27,10 @@ SETTINGS: dict[str, object] = {"amiId": AMI, "alarmEmail": "seismology@example.o
 class Region(Provider):
     """A provider whose resources can be refused, held up and lost.
 
-    :ivar refuses: says of a verb and a resource's label whether AWS refuses it, and why
-    :ivar holds: the name of a resource whose making never comes to an end; `held` is set when it has begun
-    :ivar gone: the ids of resources that somebody has removed by hand
+    Attributes:
+        refuses: says of a verb and a resource's label whether AWS refuses it, and why
+        holds: the name of a resource whose making never comes to an end; `held` is set when it has begun
+        gone: the ids of resources that somebody has removed by hand
     """
 
     def __init__(self) -> None:

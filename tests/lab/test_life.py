@@ -51,7 +51,8 @@ PROGRAM = ("__main__.py", "Pulumi.yaml", "components", "cloud-init", "engine")
 class Region(LabRegion):
     """A region in which something can be made without Pulumi's getting to know of it.
 
-    :ivar holds: the type of a resource that is made and never answered for; `held` is set then
+    Attributes:
+        holds: the type of a resource that is made and never answered for; `held` is set then
     """
 
     def __init__(self, paths: Paths) -> None:
@@ -70,8 +71,9 @@ class Region(LabRegion):
 class Life:
     """A cluster through its changes.
 
-    :ivar first: the first calculation, of which the later ones are repetitions
-    :ivar known: what those who compute see of the cluster
+    Attributes:
+        first: the first calculation, of which the later ones are repetitions
+        known: what those who compute see of the cluster
     """
 
     region: Region

@@ -16,9 +16,10 @@ SPLITTERS = {"apply"}
 class _Source:
     """What the modules of the engine say.
 
-    :ivar functions: names that some module defines as a function at its top level
-    :ivar core_tasks: what classes have as `core_task`, which a calculator hands over as `self.core_task`
-    :ivar handed: by the module (`event_based`) and the name of a function, its calls' positional arguments
+    Attributes:
+        functions: names that some module defines as a function at its top level
+        core_tasks: what classes have as `core_task`, which a calculator hands over as `self.core_task`
+        handed: by the module (`event_based`) and the name of a function, its calls' positional arguments
     """
 
     trees: dict[Path, ast.Module]

@@ -81,3 +81,27 @@ def test_security_md_promises_no_address_to_write_to_but_the_repositorys_advisor
     text = (PROJECT / "SECURITY.md").read_text()
     assert "private security advisory" in text
     assert not re.search(r"\w@\w", text)
+
+
+def test_docstrings_are_of_one_dialect() -> None:
+    """Sections of Google's style, and Markdown's code quotes; nothing of reStructuredText."""
+    of_another = re.compile(r"^ +:(?:param|ivar|raises|return)\b|``|:(?:class|func|meth):`", re.MULTILINE)
+    found = [
+        f"{path.relative_to(PROJECT)}: {match.group()}"
+        for top in (
+            "benchmarks",
+            "client",
+            "cloud-init",
+            "components",
+            "docs",
+            "engine",
+            "explorer",
+            "lab",
+            "policy",
+            "tests",
+        )
+        for path in (PROJECT / top).rglob("*.py")
+        if ".venv" not in path.parts and path != Path(__file__)
+        for match in of_another.finditer(path.read_text())
+    ]
+    assert found == []
