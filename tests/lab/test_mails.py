@@ -1,11 +1,14 @@
 """Mails to people in the lab: the model of the alarms, which needs no root, and the alarms over what a real master
-publishes when its disk fills, its broker is blocked, a calculation fails, and when it falls silent.
+publishes when its disks and its memory are full, tasks wait without workers, its broker is blocked, a calculation
+fails, and when it falls silent.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -120,8 +123,46 @@ def _wait(come: Callable[[], bool], words: Callable[[], str]) -> None:
         time.sleep(2)
 
 
+def fill_disks(lab: Lab) -> str:
+    """Fill nine tenths of what is free of each of the master's disks; what is to be removed afterwards."""
+    for mount in facts.VOLUME_MOUNTS:
+        free = on(lab, "master", f"stat --file-system --format='%a * %S / 1024 / 1024' {mount} | xargs expr")
+        on(lab, "master", f"fallocate --length {int(free) * 9 // 10}M {mount}/full")
+    return " ".join(f"{mount}/full" for mount in facts.VOLUME_MOUNTS)
+
+
+@contextmanager
+def full_memory(lab: Lab) -> Iterator[None]:
+    """The master's kernel says that 8 % of the memory are left: to fill it would fill this machine's."""
+    total = "$(sed -n 's/^MemTotal: *//p' /proc/meminfo | cut -d' ' -f1)"
+    told = f'sed "s/^MemAvailable:.*/MemAvailable: $(({total} * 8 / 100)) kB/" /proc/meminfo > /run/meminfo'
+    on(lab, "master", f"{told} && mount --bind /run/meminfo /proc/meminfo")
+    try:
+        yield
+    finally:
+        on(lab, "master", "umount /proc/meminfo")
+
+
+@contextmanager
+def waiting_job(lab: Lab) -> Iterator[None]:
+    """A calculation, the lab's first one, whose tasks wait, since there are no workers."""
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(run_job, lab, fetch_job(lab, CLASSICAL), None, show=False)
+        try:
+            _wait(
+                lambda: any(one.value for one in scaler.samples(lab, 0) if one.name == "TasksWithoutWorker"),
+                lambda: "no task waits",
+            )
+            yield
+        finally:
+            on(lab, "master", "oq abort 1", 120)
+            assert job.exception() is not None
+
+
 @pytest.mark.lab
-def test_people_are_told_of_a_full_disk_a_blocked_broker_a_failed_calculation_and_silence(lab: Lab) -> None:
+def test_people_are_told_of_what_is_full_blocked_failed_and_silent_and_of_tasks_without_workers(
+    lab: Lab,
+) -> None:
     metrics = {facts.DISK_METRIC, *facts.METRICS}
     _wait(
         lambda: {one.name for one in scaler.samples(lab, 0)} >= metrics,
@@ -129,15 +170,18 @@ def test_people_are_told_of_a_full_disk_a_blocked_broker_a_failed_calculation_an
     )
     assert scaler.mails(lab, HURRY) == []
 
-    free = int(on(lab, "master", "stat --file-system --format='%a * %S / 1024 / 1024' /home | xargs expr"))
-    on(lab, "master", f"fallocate --length {free * 9 // 10}M /home/full")
     limit = "rabbitmqctl --quiet set_disk_free_limit"
-    on(lab, "master", f"{limit} 1000GB")
-    with pytest.raises(LabError):
-        job = DemoJob("failing", CLASSICAL.folder, {"area_source_discretization": "-1"})
-        run_job(lab, fetch_job(lab, job), None, processpool=True, show=False)
-    wait_for_mail(lab, "disk-home", "broker", "failed")
+    with waiting_job(lab):
+        with pytest.raises(LabError):
+            job = DemoJob("failing", CLASSICAL.folder, {"area_source_discretization": "-1"})
+            run_job(lab, fetch_job(lab, job), None, processpool=True, show=False)
+        full = fill_disks(lab)
+        on(lab, "master", f"{limit} 1000GB")
+        disks = [f"disk-{name}" for name in ("home", "var", "rabbitmq")]
+        with full_memory(lab):  # in which the engine starts no process
+            wait_for_mail(lab, *disks, "memory", "no-worker", "broker", "failed")
+        on(lab, "master", f"rm {full}; {limit} 50MB")
 
-    on(lab, "master", f"rm /home/full; {limit} 50MB; systemctl stop {facts.METRICS_UNIT}")
+    on(lab, "master", f"systemctl stop {facts.METRICS_UNIT}")
     wait_for_mail(lab, "silence")
     on(lab, "master", f"systemctl start {facts.METRICS_UNIT}")
