@@ -22,7 +22,6 @@ from lab.base import LabError
 from lab.cluster import cluster
 from lab.cluster.cluster import Lab
 from lab.cluster.program import record, small_config
-from lab.linux import network
 from lab.trials.job import DemoJob, Run, compare, fetch_job, run_job
 from lab.vm.machine import VirtualMachine
 from lab.vm.node import Worker, boot_worker
@@ -43,8 +42,6 @@ pytestmark = [pytest.mark.vm, pytest.mark.whole, pytest.mark.timeout(3600)]
 
 # A twentieth of the demo's sites: what a core computes in a second takes the emulation most of a minute.
 JOB = DemoJob("small", "demos/hazard/AreaSourceClassicalPSHA", {"region_grid_spacing": "50.0"})
-AWAY_SECONDS = 40
-"""For which the file server does not answer: longer than a file server on AWS takes to come back."""
 
 each_storage = pytest.mark.parametrize("rig", ["diskless", "nfs"], indirect=True, scope="module")
 diskless = pytest.mark.parametrize("rig", ["diskless"], indirect=True, scope="module")
@@ -138,19 +135,6 @@ def test_a_diskless_worker_leaves_nothing_of_the_cluster_on_its_disk(rig: Rig) -
     hidden = "etc/openquake etc/written root/written var/log/written"
     assert rig.machine.succeed(f"cd /run/disk && find {hidden} 2>&1 || true").count("No such file") == 4
     rig.machine.succeed("umount /run/disk")
-
-
-@diskless
-def test_while_the_file_server_is_away_its_tasks_wait_and_then_go_on(rig: Rig) -> None:
-    with ThreadPoolExecutor() as pool:
-        with network.silent(rig.lab.paths, "aws"):
-            began = time.monotonic()
-            job = pool.submit(rig.run_job)
-            look = f"timeout --signal=KILL 10 ls {facts.SHARED_DIR}/nothing-there"
-            assert rig.machine.execute(look)[0] == 137
-            time.sleep(AWAY_SECONDS - (time.monotonic() - began))
-            assert not job.done()
-        job.result()
 
 
 @each_storage
