@@ -76,7 +76,7 @@ vm: $(VENV)/.done host-packages ## nodes with Debian's own kernel, emulated: hal
 vm-short: $(VENV)/.done host-packages
 	@exec $(VENV)/bin/python -m pytest --verbose -m "not whole" tests/vm &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
 
-bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: half an hour, on a quiet machine
+bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: forty minutes, on a quiet machine
 	$(VENV)/bin/python -m benchmarks
 
 # RUNS of the explorer, LAB_RUNS on the lab; or again the run of a SEED, perhaps with some of its FAULTS (0,2) alone.
