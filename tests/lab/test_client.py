@@ -38,6 +38,7 @@ from tests.lab.web import Client
 pytestmark = pytest.mark.lab
 
 ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:seismology/webui-AbC123"
+NAME = "openquake.example.org"
 AUTHORITY = key()
 CA = certificate(AUTHORITY, AUTHORITY, "an authority", ca=True)
 TREE = DemoJob("tree", "demos/hazard/LogicTreeCase2ClassicalPSHA")
@@ -80,7 +81,7 @@ def nfs_cluster(paths: Paths) -> Iterator[Lab]:
 def pair(**differently: Any) -> str:
     """A certificate of an authority, and its key, as users put them into the secret."""
     own = key()
-    return certificate(own, AUTHORITY, **differently) + private(own)
+    return certificate(own, AUTHORITY, NAME, **differently) + private(own)
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +166,10 @@ def test_the_webui_is_opened_on_this_computer_until_ctrl_c(ann: Computer) -> Non
     with ann.running("webui", "--no-browser", "--port", str(port)) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line == f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n"
-        page = requests.get(line.split()[0], timeout=60)
-        assert (page.status_code, "Log in" in page.text) == (200, True), page.text[:2000]
+        assert line == f"https://127.0.0.1:{port}  (Ctrl-C ends it)\n"
+        connection = socket.create_connection(("127.0.0.1", port), 60)
+        page = answer(connection, CA, NAME, f"127.0.0.1:{port}", "/accounts/login/")
+        assert (page.splitlines()[0].split()[1], "Log in" in page) == ("200", True), page[:2000]
         children = forwards(process)
         assert children
         process.send_signal(signal.SIGINT)
@@ -385,16 +387,21 @@ def test_the_lab_is_found_by_its_outputs_as_a_cluster_on_aws_is(ann: Computer) -
     assert outputs["masterInstanceId"] == ann.lab.master().id
 
 
+def answer(connection: socket.socket, authority: str, name: str, host: str, path: str) -> str:
+    """The WebUI's answer to a client who trusts an authority's certificates of a name, and calls the WebUI `host`."""
+    context = ssl.create_default_context(cadata=authority)
+    with context.wrap_socket(connection, server_hostname=name) as tls:
+        tls.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        return tls.makefile().read()
+
+
 def asked_by_name(lab: Lab, authority: str, name: str) -> str:
     """The status line of the WebUI's answer to a client who trusts an authority, and has the name in their own DNS."""
 
     def ask() -> str:
-        context = ssl.create_default_context(cadata=authority)
         connection = socket.create_connection((str(lab.master().address), facts.WEBUI_PORT), 30)
-        with context.wrap_socket(connection, server_hostname=name) as tls:
-            host = f"{name}:{facts.WEBUI_PORT}"
-            tls.sendall(f"GET /v1/engine_version HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
-            return tls.makefile().readline()
+        host = f"{name}:{facts.WEBUI_PORT}"
+        return answer(connection, authority, name, host, "/v1/engine_version").splitlines()[0]
 
     namespace = Path("/run/netns", lab.paths.netns("client"))
     with ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,)) as thread:
@@ -402,12 +409,11 @@ def asked_by_name(lab: Lab, authority: str, name: str) -> str:
 
 
 def test_the_webui_is_believed_by_the_names_of_the_users_certificate_alone(ann: Computer) -> None:
-    answer = asked_by_name(ann.lab, CA, "openquake.example.org")
-    assert " 403 " in answer  # which wants a login
+    assert " 403 " in asked_by_name(ann.lab, CA, NAME)  # which wants a login
     with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for 'other\.example\.org'"):
         asked_by_name(ann.lab, CA, "other.example.org")
     with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
-        asked_by_name(ann.lab, certificate(key(), key(), ca=True), "openquake.example.org")
+        asked_by_name(ann.lab, certificate(key(), key(), ca=True), NAME)
 
 
 def test_a_browser_logs_in_by_https_with_cookies_that_go_no_other_way(ann: Computer) -> None:
