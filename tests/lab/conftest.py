@@ -26,8 +26,15 @@ def _paths(name: str) -> Paths:
     return Paths(name, host.lab_paths().cache)
 
 
+TIMEOUT = 1800
+"""Seconds for a test with what it needs, against hanging: the first one builds an image and an engine."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("lab")]
+    for item in marked:
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TIMEOUT))
     if marked and (lacks := host.missing(_paths(NAMES[0]))):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"missing here: {', '.join(lacks)}"))
@@ -85,9 +92,6 @@ def diskless_cluster(paths: Paths) -> Iterator[Lab]:
         "webuiLogin": "false",
         "webuiCertificate": "self",
     }
-    if not cache.kept_engine(paths, make_plan(record(configuration(**settings)))).exists():
-        with booted(paths):  # which has a way to PyPI and leaves its engine in the cache
-            pass
     with booted(paths, **settings) as lab:
         yield lab
 
@@ -102,6 +106,7 @@ def booted(
 ) -> Iterator[Lab]:
     """A lab that is ready; `powered_on` is called while its nodes boot."""
     teardown.remove(paths)  # what a test run that was killed has left
+    have_engine(paths)
     try:
         lab = build.up(paths, make_plan(record(configuration(**settings))), print)
         powered_on(lab)
@@ -110,6 +115,24 @@ def booted(
     finally:
         build.down(paths)
     assert left_over(paths) == []
+
+
+def have_engine(paths: Paths) -> None:
+    """Have the engine of this bundle in the cache.
+
+    Of several runs that begin with a new one, the first builds it, with a master that has a way to PyPI; the others
+    wait, where each would otherwise compile the same on the same cores.
+    """
+    plan = make_plan(record(configuration(workerDesired=0)))
+    paths.cache.mkdir(parents=True, exist_ok=True)
+    with (paths.cache / "engine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cache.kept_engine(paths, plan).exists():
+            return
+        try:
+            cluster.wait_until_ready(build.up(paths, plan, print), print)
+        finally:
+            build.down(paths)
 
 
 def left_over(paths: Paths) -> list[str]:
