@@ -323,7 +323,9 @@ def refresh() -> None:
     minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
     if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):
         say(said)
-    if Path(FACTS["rotation"]).exists() and (said := run(f"{FACTS['engine_dir']}/bin/oq-keys", "settle")):
+    # Until this machine is the master there may be no engine.
+    due = Path(FACTS["rotation"]).exists() and Path(FACTS["bootstrap_done"]).exists()
+    if due and (said := run(f"{FACTS['engine_dir']}/bin/oq-keys", "settle")):
         say(said)
 
 

@@ -286,6 +286,12 @@ def test_while_a_rotation_is_not_over_the_timer_goes_on_with_it(
     monkeypatch.setattr(master.module, "run", run)
     state = tmp_path / "rotation.json"
     monkeypatch.setitem(master.module.FACTS, "rotation", str(state))
+    done = tmp_path / "bootstrap-done"
+    monkeypatch.setitem(master.module.FACTS, "bootstrap_done", str(done))
+    state.write_text("{}")
+    master.module.refresh()
+    state.unlink()
+    done.touch()
     master.module.refresh()
     assert commands == []
     state.write_text("{}")
