@@ -126,8 +126,7 @@ def _bring(state: State) -> str:
     if FACTS["webui"]:
         _bring_webuis(generation)
     # Of a calculation it ends nothing: those of the WebUI are processes of their own.
-    reports = [FACTS["metrics_unit"], FACTS["fleet_unit"]]
-    units = [*reports, *([FACTS["webui_unit"]] if FACTS["webui"] else [])]
+    units = [unit for unit in master.background() if unit.endswith(".service")]
     common.run("systemctl", "stop", *units)
     moment = holders.now()  # nothing that begins from now on has read the old files
     common.run("systemctl", "start", *units)

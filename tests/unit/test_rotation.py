@@ -199,7 +199,7 @@ def test_a_rotation_makes_another_user_and_other_values_of_everything(rotation: 
 def test_what_began_before_is_told_from_the_servers_that_begin_anew(rotation: Any, world: World) -> None:
     """The old ones have gone at that moment, with new files in place, and the new ones have not begun."""
     rotation.rotate()
-    units = (facts.METRICS_UNIT, facts.FLEET_UNIT, facts.WEBUI_UNIT)
+    units = (facts.WEBUI_UNIT, facts.METRICS_UNIT, facts.FLEET_UNIT)
     assert world.services == [("stop", *units), ("now",), ("start", *units)]
     state = json.loads(rotation.STATE.read_text())
     assert (state["boot"], state["moved"]) == (
@@ -314,7 +314,7 @@ def test_wherever_a_rotation_is_killed_the_next_look_ends_it(
     assert world.on_master().items() <= cluster.items()
     assert webui["previous_secret_key"] == FIRST_WEBUI["secret_key"]
     assert json.loads(world.webui.read_text()) == webui
-    assert world.services[-1] == ("start", facts.METRICS_UNIT, facts.FLEET_UNIT, facts.WEBUI_UNIT)
+    assert world.services[-1] == ("start", facts.WEBUI_UNIT, facts.METRICS_UNIT, facts.FLEET_UNIT)
     assert list(world.broker) == [cluster["amqp_user"]]
     assert not rotation.STATE.exists()
 
