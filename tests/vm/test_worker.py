@@ -9,7 +9,7 @@ and EFS; the NFS server is Ganesha, on a directory that the master does not reac
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,27 +152,24 @@ def test_after_a_reboot_it_is_ready_again(rig: Rig) -> None:
     rig.run_job()
 
 
-@diskless
-def test_after_a_kernel_panic_in_a_task_it_boots_and_its_calculation_ends_well(rig: Rig) -> None:
+def assert_a_calculation_ends_well_though(rig: Rig, die: Callable[[VirtualMachine], None]) -> None:
+    """The worker dies in the middle of a task, and boots by itself."""
     with ThreadPoolExecutor() as pool:
         since = time.time()
         job = pool.submit(rig.run_job)
         rig.wait_for_a_task(since, job)
         with rebooting(rig.machine):
-            panic(rig.machine)
+            die(rig.machine)
         assert not job.done()
         job.result()
     eventually("a ready worker", lambda: is_ready(rig.machine))
+
+
+@diskless
+def test_after_a_kernel_panic_in_a_task_it_boots_and_its_calculation_ends_well(rig: Rig) -> None:
+    assert_a_calculation_ends_well_though(rig, panic)
 
 
 @with_root_disk
 def test_after_a_power_cut_in_a_task_it_boots_and_its_calculation_ends_well(rig: Rig) -> None:
-    with ThreadPoolExecutor() as pool:
-        since = time.time()
-        job = pool.submit(rig.run_job)
-        rig.wait_for_a_task(since, job)
-        with rebooting(rig.machine):
-            rig.machine.reset()
-        assert not job.done()
-        job.result()
-    eventually("a ready worker", lambda: is_ready(rig.machine))
+    assert_a_calculation_ends_well_though(rig, VirtualMachine.reset)
