@@ -33,16 +33,20 @@ DATABASE = Path(config.dbserver.file).expanduser().with_name("webui.sqlite3")
 while the DbServer writes a job's log."""
 
 
+def _values() -> dict[str, str]:
+    path = os.environ.get(SECRETS)
+    return json.loads(Path(path).read_text()) if path else {}
+
+
 def secret(name: str) -> str | None:
     """A value of the server's secrets; None for a process that has none, such as a command about accounts."""
-    path = os.environ.get(SECRETS)
-    return json.loads(Path(path).read_text()).get(name) if path else None
+    return values[name] if (values := _values()) else None
 
 
 DEBUG = False
 SECRET_KEY = secret("secret_key") or secrets.token_hex(32)
 # A rotation of the secret ends nobody's session; the next one ends those that are older than both.
-SECRET_KEY_FALLBACKS = [previous] if (previous := secret("previous_secret_key")) else []
+SECRET_KEY_FALLBACKS = [key for name, key in _values().items() if name == "previous_secret_key"]
 # A page elsewhere whose name is made to point here (DNS rebinding) must not get through people's browsers to the API.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", socket.gethostname(), socket.getfqdn()]
 ALLOWED_HOSTS += os.environ.get(HOSTS, "").split()

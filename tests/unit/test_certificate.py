@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from components import facts
+from components.settings import OWN_CERTIFICATE
 from tests.certificates import certificate, key, private
 
 ENGINE = Path(__file__).parent.parent.parent / "engine"
@@ -243,3 +244,9 @@ def test_the_command_of_the_unit_prepares_what_nginx_and_the_webui_are_given(
     for kind, name in (("hostname", "localhost"), ("ip", "127.0.0.1"), ("ip", "10.20.0.10")):
         verify = ["openssl", "verify", "-x509_strict", "-CAfile", shown, f"-verify_{kind}", name, shown]
         subprocess.run(verify, check=True)
+
+
+def test_the_program_and_the_engines_package_mean_the_same_by_their_words(module: ModuleType) -> None:
+    """Neither may import the other."""
+    assert module.OWN == OWN_CERTIFICATE
+    assert f"{module.UNIT}.service" == facts.CERTIFICATE_UNIT
