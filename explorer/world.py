@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -56,6 +57,7 @@ HURRY: Final = {
 SWEEP_SECONDS: Final = 60.0  # for a look at directories that is due, on a busy machine
 READY_SECONDS: Final = 120.0  # for a worker to start and to consume, on a busy machine
 DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped; a worker may pause for 60 s
+ANSWER_SECONDS: Final = 60.0  # for RabbitMQ to evaluate an expression, on a busy machine
 
 
 def environment(config: Path, values: Config, temporary: Path) -> dict[str, str]:
@@ -292,6 +294,8 @@ class World:
         # Directories of lost masters, which the workers have to remove when they have been left alone for a while.
         self.later: list[Path] = []
         self._starts = 0
+        # erl_call's last answer, for the words of a failure.
+        self._answer = ""
         try:
             self._start()
         except BaseException:
@@ -375,20 +379,29 @@ class World:
         return subprocess.run([*target, *command], check=False, capture_output=True).returncode == 0
 
     def erlang(self, expression: str) -> str:
-        """Evaluate an expression in RabbitMQ, in milliseconds (rabbitmqctl: seconds); its value, or nothing."""
+        """Evaluate an expression in RabbitMQ, in milliseconds (rabbitmqctl: seconds); its value, or nothing.
+
+        Nothing when RabbitMQ is away, and when it answers with an error, which it does while it starts or loses a
+        queue; `settle` says what it answered.
+        """
         env = self.broker._env
         cookie = (self.directory / "broker/.erlang.cookie").read_text()
         command = ["erl_call", "-n", env["RABBITMQ_NODENAME"], "-c", cookie, "-e"]
-        done = subprocess.run(
-            command,
-            input=f"{expression}.\n",
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        return done.stdout.removeprefix("{ok, ").removesuffix("}")
+        try:
+            done = subprocess.run(
+                command,
+                input=f"{expression}.\n",
+                env=env,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=ANSWER_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:  # of a node that it reaches before it has booted: for ever
+            self._answer = str(error)
+            return ""
+        self._answer = done.stdout or done.stderr
+        return value_of(done.stdout)
 
     def queues(self) -> dict[str, tuple[int, int]]:
         """Of each queue of RabbitMQ's: its messages, waiting or with a worker, and its consumers."""
@@ -397,8 +410,7 @@ class World:
             "proplists:get_value(messages, Q), proplists:get_value(consumers, Q)]) || "
             f'Q <- rabbit_amqqueue:info_all(<<"{harness.VHOST}">>, [name, messages, consumers])])'
         )
-        listed = [line.split() for line in found.strip('"[]').split(";") if line]
-        return {name: (int(messages), int(consumers)) for name, messages, consumers in listed}
+        return queues_of(found)
 
     def forget_queue(self, name: str) -> None:
         """Delete a queue that a run has left."""
@@ -415,7 +427,10 @@ class World:
                     trouble.append(f"worker: {number} ended by itself with exit code {worker.status}: {last}")
                 self.restart_worker(number)
         if not _soon(lambda: self.queues().get(self.queue, (0, 0))[1] == WORKERS, READY_SECONDS):
-            trouble.append(f"worker: {self.queues().get(self.queue, (0, 0))[1]} of {WORKERS} consume")
+            consumers = self.queues().get(self.queue, (0, 0))[1]
+            trouble.append(
+                f"worker: {consumers} of {WORKERS} consume; RabbitMQ answered {self._answer.strip()!r}"
+            )
         return trouble
 
     def drained(self) -> bool:
@@ -444,6 +459,18 @@ class World:
         self.close()
         World._open.discard(self)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def value_of(answer: str) -> str:
+    """The value in an answer of erl_call's, `{ok, value}`; nothing of `{error, ...}` and all else."""
+    found = re.fullmatch(r"\{ok, (.*)\}\s*", answer, re.DOTALL)
+    return found[1] if found else ""
+
+
+def queues_of(value: str) -> dict[str, tuple[int, int]]:
+    """Of each queue in the value `"name messages consumers;..."` the two numbers; a queue that is down has none."""
+    listed = re.findall(r"([^\s;\"]+) (\d+) (\d+);", value)
+    return {name: (int(messages), int(consumers)) for name, messages, consumers in listed}
 
 
 def _soon(condition: Any, seconds: float) -> bool:

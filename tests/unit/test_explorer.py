@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import checker, ledger, nursery, schedule, workload
+from explorer import checker, ledger, nursery, schedule, workload, world
 from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
@@ -313,3 +313,26 @@ def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
     for seed, _, test in ledger.FOUND:
         assert f"| {seed} |" in page
         assert (REPOSITORY / ledger.TESTS / test).exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "queues"),
+    [
+        ('{ok, "celery 3 2;oq.one 0 1;"}', {"celery": (3, 2), "oq.one": (0, 1)}),
+        ("{ok, []}", {}),
+        # A queue whose process is down has neither number.
+        ("{ok, \"celery 3 2;oq.one '' '';\"}", {"celery": (3, 2)}),
+        ("{error, {badarg, [{erlang, element, [4, undefined], []}]}}", {}),
+        ("", {}),
+    ],
+)
+def test_queues_are_read_of_what_rabbitmq_answers_and_of_no_error(
+    answer: str, queues: dict[str, tuple[int, int]]
+) -> None:
+    assert world.queues_of(world.value_of(answer)) == queues
+
+
+def test_an_error_of_rabbitmqs_is_no_value() -> None:
+    assert world.value_of("{ok, ok}") == "ok"
+    assert world.value_of("{ok, {a, b}}\n") == "{a, b}"
+    assert world.value_of("{error, {undef, []}}") == ""
