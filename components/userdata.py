@@ -50,6 +50,12 @@ MASTER_PACKAGES: Final = (
 )
 WEBUI_PACKAGES: Final = ("nginx",)  # and with a WebUI
 
+CERTIFICATE_UNITS: Final = (
+    facts.CERTIFICATE_UNIT,
+    facts.CERTIFICATE_RENEWAL_SERVICE,
+    facts.CERTIFICATE_RENEWAL_TIMER,
+)  # and where it speaks HTTPS
+
 # Between two attempts of a bootstrap that fails, in seconds, and how often a worker tries: 10 minutes at least, for
 # somebody to look. Then it powers off and its autoscaling group replaces it, to which a machine that runs is healthy.
 BOOTSTRAP_RETRY_SECONDS: Final = 30
@@ -181,6 +187,9 @@ def _https(node: MasterNode) -> dict[str, str]:
         "certificate_check": f"{facts.ENGINE_DIR}/bin/oq-webui check-certificate --directory {facts.WEBUI_TLS_DIR} "
         f"{node.master_address} {facts.WEBUI_PORT}",
         "certificate_unit": facts.CERTIFICATE_UNIT,
+        "certificate_timer": facts.CERTIFICATE_RENEWAL_TIMER,
+        "renew_certificate": f"{facts.ENGINE_DIR}/bin/oq-webui renew-certificate --source {node.webui_certificate} "
+        f"--directory {facts.WEBUI_TLS_DIR} --kept {facts.WEBUI_KEPT_PAIR} {node.master_address}",
         "certificate_shown": facts.WEBUI_CERTIFICATE,
         "nginx_credential": f"LoadCredential=tls:{facts.WEBUI_PAIR}",
         "nginx_pair": " --pair %d/tls",
@@ -306,7 +315,7 @@ def _role(node: Node) -> _Role:
                 facts.REAP_SERVICE,
                 facts.REAP_TIMER,
                 *([facts.WEBUI_UNIT, facts.NGINX_UNIT] if node.webui else []),
-                *([facts.CERTIFICATE_UNIT] if node.webui_certificate else []),
+                *(CERTIFICATE_UNITS if node.webui_certificate else []),
             ),
             templates={
                 f"/etc/systemd/system/{facts.RABBITMQ_UNIT}.d/openquake.conf": "units/rabbitmq-server.conf",

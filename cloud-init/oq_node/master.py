@@ -367,7 +367,8 @@ def background() -> list[str]:
     """The units that nobody talks to from elsewhere."""
     behind_nginx = [FACTS["webui_unit"]] if FACTS["webui"] else []
     reports = [FACTS["metrics_unit"], FACTS["fleet_unit"]]
-    return [*behind_nginx, *reports, FACTS["refresh_timer"], FACTS["reap_timer"]]
+    renewal = [FACTS["certificate_timer"]] if FACTS["certificate_timer"] else []
+    return [*behind_nginx, *reports, *renewal, FACTS["refresh_timer"], FACTS["reap_timer"]]
 
 
 def problems() -> list[str]:

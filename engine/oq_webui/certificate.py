@@ -65,6 +65,12 @@ def renew(source: str, names: Sequence[str], directory: Path, kept: Path) -> Non
     problem.unlink(missing_ok=True)
 
 
+def prepared(directory: Path) -> str:
+    """The certificates and the key that nginx is handed when it starts; nothing where there are none yet."""
+    pair = directory / PAIR
+    return pair.read_text() if pair.exists() else ""
+
+
 def problems(directory: Path, host: str, port: int) -> list[str]:
     """Why nobody can be sure, or soon cannot, that what answers on a port is the WebUI; empty when all is well."""
     problem = directory / PROBLEM

@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import resources
@@ -59,6 +60,9 @@ def main() -> None:
     renew.add_argument(
         "--kept", required=True, type=Path, help="the file that keeps a certificate of our own"
     )
+    renew.add_argument(
+        "--restart", action="store_true", help="let those begin anew that have it, when it is another one"
+    )
     renew.add_argument("address", help="of this machine, by which people reach it")
     renew.set_defaults(run=_renew)
     check = commands.add_parser(
@@ -101,10 +105,14 @@ def _filled(name: str, values: Mapping[str, str]) -> str:
 
 def _renew(given: argparse.Namespace) -> None:
     names = ["localhost", "127.0.0.1", "::1", given.address, socket.gethostname(), socket.getfqdn()]
+    before = certificate.prepared(given.directory)
     try:
         certificate.renew(given.source, list(dict.fromkeys(names)), given.directory, given.kept)
     except certificate.CertificateError as error:
         sys.exit(f"oq-webui renew-certificate: {error}")
+    if given.restart and certificate.prepared(given.directory) != before:
+        print("the WebUI has a new certificate: it and nginx are restarted")
+        subprocess.run(["systemctl", "restart", certificate.UNIT], check=True)
 
 
 def _serve(socket: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,32 @@ def test_a_certificate_of_the_masters_own_is_on_a_data_volume_and_its_key_is_roo
     renew = f"rm -r {facts.WEBUI_TLS_DIR} && systemctl restart {facts.CERTIFICATE_UNIT}"
     on(diskless_cluster, "master", renew, 120)
     assert shown(diskless_cluster) == before
+
+
+def test_by_night_another_certificate_reaches_people_and_the_same_one_interrupts_nobody(
+    diskless_cluster: Lab,
+) -> None:
+    timers = json.loads(on(diskless_cluster, "master", "systemctl list-timers --output=json"))
+    assert {timer["unit"]: timer["activates"] for timer in timers}[
+        facts.CERTIFICATE_RENEWAL_TIMER
+    ] == facts.CERTIFICATE_RENEWAL_SERVICE
+
+    def night() -> str:
+        """What the timer starts, and when nginx began."""
+        on(diskless_cluster, "master", f"systemctl start {facts.CERTIFICATE_RENEWAL_SERVICE}", 120)
+        # The restart of the others has begun then; this waits for its end.
+        on(diskless_cluster, "master", f"systemctl start {facts.NGINX_UNIT} {facts.WEBUI_UNIT}", 120)
+        began = f"systemctl show --property ExecMainStartTimestampMonotonic {facts.NGINX_UNIT}"
+        return on(diskless_cluster, "master", began)
+
+    before, began = shown(diskless_cluster), night()
+    assert (shown(diskless_cluster), night()) == (before, began)
+    on(
+        diskless_cluster, "master", f"rm {facts.WEBUI_KEPT_PAIR}"
+    )  # it is made anew then, as it is before its end
+    assert night() != began
+    assert shown(diskless_cluster) != before
+    Client(diskless_cluster, trusted=shown(diskless_cluster)).listed()
 
 
 def test_without_nat_not_even_the_master_gets_out(diskless_cluster: Lab) -> None:

@@ -44,6 +44,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 KEY, AUTHORITY = key(), key()
 INTERMEDIATE = certificate(AUTHORITY, key(), "an authority", ca=True)
 GOOD = certificate(KEY, AUTHORITY) + INTERMEDIATE + private(KEY)
+OTHER = certificate(KEY, AUTHORITY) + INTERMEDIATE + private(KEY)  # as an authority gives it in its place
 
 
 def mode(file: Path) -> int:
@@ -244,6 +245,26 @@ def test_the_command_of_the_unit_prepares_what_nginx_and_the_webui_are_given(
     for kind, name in (("hostname", "localhost"), ("ip", "127.0.0.1"), ("ip", "10.20.0.10")):
         verify = ["openssl", "verify", "-x509_strict", "-CAfile", shown, f"-verify_{kind}", name, shown]
         subprocess.run(verify, check=True)
+
+
+def test_a_timer_restarts_the_webui_for_another_certificate_and_for_no_other_reason(
+    module: ModuleType, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, kept = places
+    words = ["renew-certificate", "--source", ARN, "--directory", str(directory), "--kept", str(kept)]
+    monkeypatch.setattr(sys, "argv", ["oq-webui", *words, "--restart", "10.20.0.10"])
+    cli = importlib.import_module("oq_webui.cli")
+    restarted: list[list[str]] = []
+    # openssl, which subprocess runs too, is not asked about a user's own.
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: restarted.append(command))
+    restart = [["systemctl", "restart", module.UNIT]]
+    for secret, restarts in ((GOOD, restart), (GOOD, []), (OTHER, restart), ("no PEM", []), (OTHER, [])):
+        monkeypatch.setattr(module, "_from_secret", lambda _, secret=secret: secret)
+        cli.main()
+        assert restarted == restarts, secret[:40]
+        restarted.clear()
+        assert (directory / "problem").exists() == (secret == "no PEM")
+    assert module.prepared(directory) == module.checked(OTHER)
 
 
 def test_the_program_and_the_engines_package_mean_the_same_by_their_words(module: ModuleType) -> None:

@@ -227,6 +227,12 @@ def test_a_master_with_a_bad_certificate_is_not_ready(
     assert asked == ([(*check, "10.20.0.10", str(facts.WEBUI_PORT))] if mounted else [])
 
 
+@pytest.mark.parametrize("certificate", ["self", ""])
+def test_the_timer_of_the_certificate_is_enabled_where_there_is_one(record: Record, certificate: str) -> None:
+    with node_module("master", node_facts(record(webuiCertificate=certificate), "master")) as module:
+        assert (facts.CERTIFICATE_RENEWAL_TIMER in module.background()) == bool(certificate)
+
+
 # As `rabbitmq-diagnostics --formatter json alarms` of RabbitMQ 4.0.5 prints it.
 NO_ALARM = '{"alarms":[],"node":"rabbit@localhost","result":"ok"}'
 ALARM = '{"global":[],"local":["Free disk space alarm on node rabbit@localhost"],"message":"…","result":"ok"}'

@@ -200,8 +200,12 @@ def test_with_a_certificate_nginx_and_the_webui_wait_for_it_and_nginx_alone_is_h
     assert handed == [facts.NGINX_UNIT]
     assert " --pair %d/tls " in units[facts.NGINX_UNIT]
     assert f" OQ_WEBUI_CERTIFICATE={facts.WEBUI_CERTIFICATE}\n" in units[facts.WEBUI_UNIT]
-    (command,) = re.findall(r"^ExecStart=(.*)", units[facts.CERTIFICATE_UNIT], re.MULTILINE)
-    assert f" --source {certificate} --directory {facts.WEBUI_TLS_DIR} " in command
+    command, renewal = (
+        re.findall(r"^ExecStart=(.*)", units[unit], re.MULTILINE)
+        for unit in (facts.CERTIFICATE_UNIT, facts.CERTIFICATE_RENEWAL_SERVICE)
+    )
+    assert f" --source {certificate} --directory {facts.WEBUI_TLS_DIR} " in command[0]
+    assert renewal == [f"{command[0]} --restart"]
 
 
 def test_a_certificate_of_the_masters_own_is_kept_on_a_data_volume_that_only_root_writes() -> None:
@@ -214,7 +218,7 @@ def test_a_certificate_of_the_masters_own_is_kept_on_a_data_volume_that_only_roo
 def test_without_a_certificate_no_node_knows_of_one(each_mode: Recording) -> None:
     for role, config in configs(each_mode).items():
         written = files(config)
-        assert f"/etc/systemd/system/{facts.CERTIFICATE_UNIT}" not in written
+        assert not [path for path in written if path.startswith("/etc/systemd/system/openquake-certificate")]
         units = "".join(text for path, text in written.items() if path.endswith(".service"))
         assert not re.search(facts.CERTIFICATE_UNIT + "|--pair|tls:|OQ_WEBUI_CERTIFICATE=[^\n]", units), role
 
