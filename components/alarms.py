@@ -82,7 +82,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             1,
             2,
             "RabbitMQ takes no messages, so calculations wait. `sudo oq-node status` on the master says why: make room "
-            f"in {facts.RABBITMQ_DIR}, or a larger rabbitmqVolumeGb, or masterInstanceType where memory is short",
+            f"in {facts.RABBITMQ_DIR}, or a larger rabbitmqVolumeGb; where memory is short fewer calculations at once, "
+            "or a larger masterInstanceType when nothing runs",
             own,
         ),
         Watch(
@@ -110,8 +111,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             "CalculationsFailed",
             1,
             1,
-            "A calculation has failed. `oq engine --list-hazard-calculations` and --list-risk-calculations on the "
-            "master say which, `oq engine --show-log ID` why; no other mail comes before a minute without a failure",
+            "A calculation has failed. `sudo oq-celery cost` on the master lists everybody's last ones with their "
+            "status, `sudo oq-celery follow ID` says why; no other mail comes before a minute without a failure",
             own,
         ),
     ]

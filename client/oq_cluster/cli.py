@@ -156,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
         "completion",
         lambda _context, given: Shown(None, completion.script(parser(), given.shell)),
         "print a script by which a shell completes commands and options",
-        'bash and zsh: eval "$(oq-cluster completion bash)" in the shell\'s startup file.',
+        'In the shell\'s startup file: eval "$(oq-cluster completion bash)", or zsh in place of bash.',
     )
     sub.add_argument("shell", choices=completion.SHELLS, help="which shell")
     return top

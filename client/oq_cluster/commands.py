@@ -321,7 +321,8 @@ def show_certificate(context: Context, given: argparse.Namespace) -> Shown:
     del given
     if not context.outputs.webui[0].startswith("https:"):
         raise ClientError(
-            "this cluster's WebUI speaks plain HTTP: pulumi config set webuiCertificate self && pulumi up"
+            "this cluster's WebUI speaks plain HTTP: pulumi config set webuiCertificate self && pulumi up, which "
+            "replaces the master (what runs ends)"
         )
     context.certificate.renew()
     text = context.certificate.file().read_text()
