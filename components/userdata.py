@@ -23,6 +23,7 @@ import deflate
 import yaml
 
 from components import facts
+from components.tags import of_stack
 
 CLOUD_INIT_DIR: Final = Path(__file__).resolve().parent.parent / "cloud-init"
 LIBRARY_PARENT: Final = "/usr/local/lib"
@@ -168,6 +169,9 @@ def values(node: Node) -> dict[str, Any]:
     if isinstance(node, MasterNode):
         extra["packages"] = MASTER_PACKAGES + (WEBUI_PACKAGES if node.webui else ())
         extra["application_mode"] = "RESTRICTED" if node.webui_login else "PUBLIC"  # upstream's words
+        # By which the group of workers is found.
+        found_by = (f" --tag {key}={value}" for key, value in of_stack(node.stack).items())
+        extra["group_options"] = f"--region {node.region}{''.join(found_by)}"
         https = _https(node)
         extra |= https if node.webui_certificate else dict.fromkeys(https, "")
         extra["home_unit"], extra["var_unit"], extra["rabbitmq_volume_unit"] = map(

@@ -268,10 +268,7 @@ def get(context: Context, given: argparse.Namespace) -> Shown:
         return Shown(found, table(("id", "output", "types"), rows))
     files = submit.download(context.webui, given.id, given.out, given.type, context.terminal)
     if given.datastore:
-        target = given.out / f"calc_{given.id}.hdf5"
-        context.terminal.status("downloading the datastore …")
-        context.webui.download(f"/v1/calc/{given.id}/datastore", target)
-        files.append(target)
+        files.append(submit.download_datastore(context.webui, given.id, given.out, context.terminal))
     return Shown({"id": given.id, "files": list(map(str, files))}, "\n".join(map(str, files)))
 
 

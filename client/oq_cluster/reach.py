@@ -86,7 +86,7 @@ class Forward(Door):
     def url(self) -> str:
         """The forwarded address; waits until something answers there."""
         if self._log is None:
-            port = self.wanted or _free_port()
+            port = self.wanted or _free_port(self._port)  # a browser has the former one
             log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
             self._log = log
             process = self.start(port, log)
@@ -106,9 +106,15 @@ class Forward(Door):
             self.end()
 
 
-def _free_port() -> int:
+def _free_port(wanted: int = 0) -> int:
+    """A port that nobody has; the wanted one, if it is such a one."""
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        # As the plugin does it, whose last connections may not be forgotten yet.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(("127.0.0.1", wanted))
+        except OSError:
+            found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
@@ -343,10 +349,10 @@ class LabMaster(Master):
         return stack.lab_command(self.source, "exec", "master", *words)
 
     def run(self, line: str, timeout: float = 60) -> Answer:
-        """By the lab's exec."""
+        """By the lab's exec, with no more of an environment than Run Command's agent gives."""
         try:
             done = subprocess.run(
-                self._exec("--", "sh", "-c", line),
+                self._exec("--", "env", "--unset=HOME", "--unset=TERM", "sh", "-c", line),
                 env=stack.lab_environment(self.source),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

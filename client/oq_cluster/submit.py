@@ -8,6 +8,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -262,13 +263,31 @@ def download(webui: WebUI, number: int, directory: Path, kinds: list[str], termi
     written = []
     for output, kind in downloads(outputs, kinds):
         terminal.status(f"downloading {output['name']} as {kind} …")
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=".", suffix=".part", delete=False) as part:
-            partial = Path(part.name)
-        try:
+        with _part(directory) as partial:
             name = webui.download(f"/v1/calc/result/{output['id']}?export_type={kind}", partial)
-            partial.chmod(0o644)
             written += unpack(partial, name, output, kind, directory)
-        finally:
-            partial.unlink(missing_ok=True)
     terminal.status("")
     return written
+
+
+def download_datastore(webui: WebUI, number: int, directory: Path, terminal: Terminal) -> Path:
+    """Download the engine's own file of a calculation into a directory; the file."""
+    target = directory / f"calc_{number}.hdf5"
+    terminal.status("downloading the datastore …")
+    with _part(directory) as partial:
+        webui.download(f"/v1/calc/{number}/datastore", partial)
+        partial.replace(target)
+    terminal.status("")
+    return target
+
+
+@contextmanager
+def _part(directory: Path) -> Iterator[Path]:
+    """A file beside the wanted ones, for what may break off; what is not moved away goes."""
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".", suffix=".part", delete=False) as part:
+        partial = Path(part.name)
+    try:
+        partial.chmod(0o644)
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)

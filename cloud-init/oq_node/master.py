@@ -321,7 +321,7 @@ def refresh() -> None:
     tell_price()
     growth.grow()
     minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
-    if minutes != "0" and (said := run(f"{FACTS['engine_dir']}/bin/oq-idle", minutes)):
+    if minutes != "0" and (said := run(*idle(minutes))):
         say(said)
     # Until this machine is the master there may be no engine.
     due = Path(FACTS["rotation"]).exists() and Path(FACTS["bootstrap_done"]).exists()
@@ -335,10 +335,15 @@ def logs() -> None:
     os.execv(program, [program, FACTS["logs_dir"], FACTS["region"], *sys.argv[2:]])  # noqa: S606
 
 
+def idle(when: str) -> list[str]:
+    """The engine's program that powers the master off: after so many minutes, or "now", if nothing computes."""
+    return [f"{FACTS['engine_dir']}/bin/oq-idle", when, *FACTS["group_options"].split()]
+
+
 def sleep() -> None:
-    """Become the engine's program that powers the master off, if nothing computes."""
-    program = f"{FACTS['engine_dir']}/bin/oq-idle"
-    os.execv(program, [program, "now"])  # noqa: S606
+    """Become that program."""
+    command = idle("now")
+    os.execv(command[0], command)  # noqa: S606
 
 
 def rotate() -> None:

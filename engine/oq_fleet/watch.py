@@ -118,6 +118,21 @@ def read(client: Any, tags: Mapping[str, str], now: datetime) -> Fleet:
     return Fleet(wanted, present, failure)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How a command line names the group of workers."""
+    parser.add_argument("--region", required=True, help="of AWS")
+    parser.add_argument("--tag", action="append", required=True, help="KEY=VALUE, of the group of workers")
+
+
+def asked(arguments: argparse.Namespace) -> Callable[[], Fleet]:
+    """What asks AWS for the group that those options name."""
+    import boto3
+
+    client = boto3.client("autoscaling", region_name=arguments.region)
+    tags = dict(tag.split("=", 1) for tag in arguments.tag)
+    return lambda: read(client, tags, datetime.now(UTC))
+
+
 def _failure(activities: list[dict[str, Any]], now: datetime) -> Reason | None:
     """The reason of the newest failed launch; AWS lists the newest activities first."""
     for activity in activities:
@@ -166,11 +181,9 @@ def watch(
 def main() -> None:
     """The command line, which the master's unit has."""
     parser = argparse.ArgumentParser(prog="python -m oq_fleet.watch")
-    parser.add_argument("--region", required=True)
-    parser.add_argument("--tag", action="append", required=True, help="KEY=VALUE, of the group of workers")
+    add_options(parser)
     arguments = parser.parse_args()
 
-    import boto3
     from openquake.baselib import config, zeromq
     from oq_celery import database, settings, status
 
@@ -182,10 +195,8 @@ def main() -> None:
             if answer is not None:  # of a request that the DbServer had done before its answer was lost
                 answer.get()
 
-    client = boto3.client("autoscaling", region_name=arguments.region)
-    tags = dict(tag.split("=", 1) for tag in arguments.tag)
     celery = settings.load(config)
-    watch(lambda: status.read(celery), lambda: read(client, tags, datetime.now(UTC)), write)
+    watch(lambda: status.read(celery), asked(arguments), write)
 
 
 if __name__ == "__main__":

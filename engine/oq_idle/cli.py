@@ -1,12 +1,13 @@
 """The command `oq-idle`: power the master off when it is of no use to anybody.
 
-A timer of the master runs `oq-idle MINUTES` once a minute (`oq-node refresh`), as root; `oq-idle now` is what people
-run (`oq-node sleep`, `oq-cluster sleep`). EC2 stops an instance that powers itself off: volumes and address stay with
-it, and `aws ec2 start-instances` brings it back.
+A timer of the master runs `oq-idle MINUTES …` once a minute (`oq-node refresh`), as root; `oq-idle now …` is what
+people run (`oq-node sleep`, `oq-cluster sleep`). EC2 stops an instance that powers itself off: volumes and address stay
+with it, and `aws ec2 start-instances` brings it back.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -57,16 +58,23 @@ def of_calculations(numbers: Iterable[int]) -> Iterator[str]:
 
 
 def of_cluster(status: Any) -> Iterator[str]:
-    """What there is of workers and tasks, in words. `status` is an oq_celery.status.Status.
-
-    A worker keeps the master: without it nothing would take the worker away any more.
-    """
+    """What there is of workers and tasks, in words. `status` is an oq_celery.status.Status."""
     if status.outstanding:
         yield f"{status.outstanding} tasks wait or run"
     if status.consumers:
         yield f"{status.consumers} workers are there"
     if status.alarm is not None:
         yield f"RabbitMQ takes no messages ({status.alarm})"
+
+
+def of_group(fleet: Any) -> Iterator[str]:
+    """The instances that AWS has or starts for the group of workers, in words. `fleet` is an oq_fleet.watch.Fleet.
+
+    They keep the master: without it no alarm would take them away any more. Those that boot, or that AWS has no
+    capacity for yet, are not among the workers that RabbitMQ knows.
+    """
+    if number := max(fleet.wanted, fleet.present):
+        yield f"the group of workers has or starts {number} instances, which leave some minutes after the last task"
 
 
 def idle_seconds(now: float, gate: Gate, seen: Path) -> float:
@@ -89,16 +97,26 @@ def needed(now: float, seen: Path) -> None:
 
 
 def main() -> None:
-    """Look once: `oq-idle MINUTES` powers off after so many minutes without anybody, `oq-idle now` if nothing computes.
+    """Look once: with minutes, power off after so many without anybody; with `now`, if nothing computes.
 
-    `oq-idle now` says in a line on standard error what computes, and has the status 1 then.
+    With `now`, say in a line on standard error what computes, with the status 1 then.
     """
-    now = sys.argv[1] == "now"
-    minutes = 0 if now else int(sys.argv[1])
+    from oq_fleet import watch
+
+    parser = argparse.ArgumentParser(prog="oq-idle")
+    parser.add_argument("when", help="minutes, or now")
+    watch.add_options(parser)
+    given = parser.parse_args()
+    now = given.when == "now"
+    minutes = 0 if now else int(given.when)
+
+    def group() -> Iterator[str]:
+        return of_group(watch.asked(given)())
+
     os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
     gate = Gate(WEBUI)
     gate.unbar(time.time())
-    busy = _looked(people=not now)
+    busy = _looked(group, people=not now)
     if not now:
         if busy:
             needed(time.time(), BUSY)
@@ -107,7 +125,7 @@ def main() -> None:
     if not busy:
         # Who has come since then is inside by now, or waits and is refused.
         with gate.closed() as empty:
-            busy = _looked(people=not now) if empty else REQUEST
+            busy = _looked(group, people=not now) if empty else REQUEST
             if not busy and (now or idle_seconds(time.time(), gate, BUSY) >= 60 * minutes):
                 _power_off()
                 gate.bar()
@@ -123,14 +141,14 @@ def _power_off() -> None:
     subprocess.run(["systemd-run", "--quiet", "--collect", "sh", "-c", line], check=True)
 
 
-def _looked(people: bool) -> str:
+def _looked(group: Look, people: bool) -> str:
     """Who needs the master, in words; empty for nobody."""
-    looks: tuple[Look, ...] = (lambda: _processes(people), _calculations, _cluster)
+    looks: tuple[Look, ...] = (lambda: _processes(people), _calculations, _cluster, group)
     for look in looks:
         try:
             for found in look():
                 return found
-        except Exception as error:  # neither the broker's errors nor the database's have a common base
+        except Exception as error:  # those of the broker, the database and AWS have no common base
             return f"it is not known what computes: {error}"  # so it goes on
     return ""
 

@@ -1,8 +1,8 @@
 """What upstream leaves open between people who have logged in.
 
 Upstream lists each one's calculations and guards their results, but hands out anybody's log and traceback, lets
-anybody share or tag anybody's calculation, and takes the owner of a new one from the request. An administrator
-may abort everybody's, but remove only those of the administrator's own name.
+anybody share or tag anybody's calculation, and remove everybody's tags, and takes the owner of a new one from the
+request. An administrator may abort everybody's, but remove only those of the administrator's own name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from openquake.server import utils
 
 # What is done to a calculation, in upstream's addresses; everything else only looks at it.
 _CHANGES = ("abort", "remove", "share", "unshare", "add_tag", "remove_tag", "set_preferred_job_for_tag")
+# Tags are everybody's.
+_TAGS = re.compile(r"/v1/calc/(delete_tag|unset_preferred_job_for_tag)\b")
 _CALCULATION = re.compile(r"/(?:v1/calc|engine)/(\d+)(?:/(\w+))?")
 
 
@@ -52,7 +54,9 @@ def _may(request: Any) -> bool:
     if found := _CALCULATION.match(request.path_info):
         number, action = found.groups()
         return _sees(request, number, changes=action in _CHANGES)
-    if request.method == "POST" and re.match(r"/v1/calc/run(_ini)?$", request.path_info):
+    if _TAGS.match(request.path_info):
+        return False
+    if request.method == "POST":  # there are several ways to start one
         owner, parent = request.POST.get("job_owner"), request.POST.get("hazard_job_id")
         return owner in (None, "", request.user.username) and (not parent or _sees(request, parent))
     return True

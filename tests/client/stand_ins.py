@@ -37,6 +37,9 @@ class Calculation:
     coming: list[list[str]] = field(default_factory=list)
 
 
+DATASTORE = b"\x89HDF\r\n\x1a\n"
+
+
 @dataclass
 class FakeWebUI:
     """openquake.server, as far as the client uses it (its answers as engine 3.26.2 gives them).
@@ -123,6 +126,8 @@ class FakeWebUI:
                 return self._json({"error": f"Job {one.id} is not running"})
             one.status = "aborted"
             return self._json({"success": f"Killing job {one.id}"})
+        if what == "datastore":
+            return 200, DATASTORE, {}
         if what == "remove":
             del self.calculations[one.id]
         return self._json({"success": f"{what} {one.id}"})

@@ -9,15 +9,18 @@ import re
 import stat
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from oq_cluster import cli, completion, config, diag, submit
 from oq_cluster.inputs import gather
 from oq_cluster.terminal import Terminal
 
 from tests.client.conftest import World
-from tests.client.stand_ins import COOKIE, CSV, PASSWORD
+from tests.client.stand_ins import COOKIE, CSV, DATASTORE, PASSWORD
 
 
 @pytest.fixture
@@ -223,6 +226,12 @@ def test_a_connection_lost_while_following_is_opened_again_and_no_line_is_lost_o
         for percent in (25, 50, 100)
     ]
     assert len(forwarded.plugins()) == plugins + 3
+    # A browser, which `webui` has opened, still has the first address.
+    (port,) = {
+        json.loads(given["arguments"][4])["Parameters"]["localPortNumber"][0]
+        for given in forwarded.plugins()[plugins:]
+    }
+    assert port != "0"
 
 
 def test_a_plugin_that_dies_while_a_log_is_followed_is_replaced(forwarded: World) -> None:
@@ -289,6 +298,29 @@ def test_a_download_that_breaks_off_leaves_no_half_file(ann: World) -> None:
         patch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0.1)
         ann.oq("get", "1", "--out", ann.path / "broken", status=1)
     assert list((ann.path / "broken").iterdir()) == []
+
+
+def test_a_datastore_is_replaced_by_a_complete_one_only(ann: World) -> None:
+    ann.oq("run", ann.job())
+    out = ann.path / "out"
+    ann.oq("get", "1", "--datastore", "--out", out)
+    (datastore,) = out.glob("calc_1.hdf5")
+    assert datastore.read_bytes() == DATASTORE
+    files = set(out.iterdir())
+    datastore.write_bytes(b"yesterday's")
+    # It breaks off when there is an answer already.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("requests.Response.iter_content", broken_off)
+        patch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0.1)
+        patch.setattr("oq_cluster.submit.download", lambda *_: [])
+        ann.oq("get", "1", "--datastore", "--out", out, status=1)
+    assert datastore.read_bytes() == b"yesterday's"
+    assert set(out.iterdir()) == files
+
+
+def broken_off(*_: Any) -> Iterator[bytes]:
+    yield DATASTORE[:4]
+    raise requests.ConnectionError("broken off")
 
 
 def test_abort_waits_for_the_end_and_says_no_to_one_that_has_ended(ann: World) -> None:

@@ -1,4 +1,4 @@
-"""Who may remove a calculation in the WebUI with login: Django's own client against upstream's views, without a server.
+"""Who may do what in the WebUI with login: Django's own client against upstream's views, without a server.
 
 That nginx and gunicorn hand requests on to these views is shown in the lab.
 """
@@ -36,10 +36,10 @@ OFFICE = """
         number = logs.dbcmd("create_job", sys.argv[2], "classical", "a job", "ann", None, None)
         logs.dbcmd("UPDATE job SET status=?x WHERE id=?x", status, number)
 
-    def ask(name, number, action="remove"):
+    def ask(name, what, method="post", **fields):
         client = Client(SERVER_NAME="localhost")
         client.force_login(get_user_model().objects.get(username=name))
-        answer = client.post(f"/v1/calc/{number}/{action}")
+        answer = getattr(client, method)(f"/v1/calc/{what}", fields)
         print(json.dumps([name, answer.status_code, answer.content.decode()]))
 
 """
@@ -62,13 +62,13 @@ def test_an_administrator_aborts_and_removes_everybodys_calculations_and_others_
 ) -> None:
     bob, chief, again, ann, of_bob, aborted, removed, left, chiefs = office(
         tmp_path,
-        "ask('bob', 1)",
-        "ask('chief', 1)",
-        "ask('chief', 1)",
-        "ask('ann', 2)",
-        "ask('bob', 3, 'abort')",
-        "ask('chief', 3, 'abort')",
-        "ask('chief', 3)",
+        "ask('bob', '1/remove')",
+        "ask('chief', '1/remove')",
+        "ask('chief', '1/remove')",
+        "ask('ann', '2/remove')",
+        "ask('bob', '3/abort')",
+        "ask('chief', '3/abort')",
+        "ask('chief', '3/remove')",
         "print(json.dumps([job.id for job in logs.dbcmd('SELECT id FROM job')]))",
         "print(json.dumps(get_user_model().objects.filter(username='chief').count()))",
     )
@@ -82,3 +82,24 @@ def test_an_administrator_aborts_and_removes_everybodys_calculations_and_others_
     assert removed[1] == 200, removed
     assert left == []
     assert chiefs == 1  # who has kept the name
+
+
+def test_nobody_computes_in_anothers_name_or_takes_away_everybodys_tags(tmp_path: Path) -> None:
+    run, before, after, made, unset, deleted, there, chiefs = office(
+        tmp_path,
+        "ask('bob', 'run_scenario_calc_from_ses_rupture/1', job_owner='ann')",
+        "jobs = 'SELECT count(*) AS n FROM job'",
+        "print(3)",
+        "print(logs.dbcmd(jobs)[0].n)",
+        "ask('ann', 'create_tag/national', 'get')",
+        "ask('bob', 'unset_preferred_job_for_tag/national', 'get')",
+        "ask('bob', 'delete_tag/national', 'get')",
+        "print(json.dumps([tag.name for tag in logs.dbcmd('SELECT name FROM tag')]))",
+        "ask('chief', 'delete_tag/national', 'get')",
+    )
+    assert run[1] == 403, run
+    assert before == after
+    assert made[1] == 200, made
+    assert (unset[1], deleted[1]) == (403, 403), (unset, deleted)
+    assert there == ["national"]
+    assert chiefs[1] == 200, chiefs

@@ -12,6 +12,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from oq_fleet import watch
+from oq_fleet.watch import Fleet
 from oq_idle import cli, gate
 from oq_idle.gate import Gate
 from oq_webui.activity import Activity
@@ -21,6 +23,8 @@ from tests.unit.conftest import Record
 from tests.unit.node import node_files
 
 NOW = 1_790_000_000.0
+GROUP = ["--region", "eu-central-1", "--tag", "Project=openquake-cluster", "--tag", "Stack=test"]
+NO_WORKERS = Fleet(wanted=0, present=0, failure=None)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +130,15 @@ Look = Callable[..., list[list[str]]]
 def look(monkeypatch: pytest.MonkeyPatch, webui: Gate, tmp_path: Path) -> Look:
     """Looks with the command, and returns what it has run."""
 
-    def looked(word: str, idle: float, **reasons: Callable[..., Iterator[str]]) -> list[list[str]]:
+    def looked(
+        word: str, idle: float, group: Fleet = NO_WORKERS, **reasons: Callable[..., Iterator[str]]
+    ) -> list[list[str]]:
         run: list[list[str]] = []
         for name in ("_processes", "_calculations", "_cluster"):
             monkeypatch.setattr(cli, name, reasons.get(name, lambda *_: iter(())))
+        monkeypatch.setattr(watch, "asked", lambda _: lambda: group)
         cli.needed(NOW - idle, tmp_path / "busy")
-        monkeypatch.setattr("sys.argv", ["oq-idle", word])
+        monkeypatch.setattr("sys.argv", ["oq-idle", word, *GROUP])
         monkeypatch.setattr("oq_idle.cli.subprocess.run", lambda command, **_options: run.append(command))
         monkeypatch.setattr("oq_idle.cli.time.time", lambda: NOW)
         monkeypatch.setattr(gate, "TRY_SECONDS", 0.0)
@@ -167,6 +174,21 @@ def test_who_sends_it_to_sleep_waits_for_no_minutes_and_hears_what_computes(look
     assert powers_off(look("now", 0))
     with pytest.raises(SystemExit, match="calculation 4 has not ended"):
         look("now", 10**6, _calculations=computes)
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        Fleet(2, 0, None),  # that boot, or that AWS has no capacity for: RabbitMQ knows of none of them
+        Fleet(0, 1, None),  # that leaves
+    ],
+)
+def test_instances_of_the_group_keep_the_master_on_before_rabbitmq_knows_them(
+    look: Look, group: Fleet
+) -> None:
+    assert look("30", 30 * 60, group) == []
+    with pytest.raises(SystemExit, match=f"starts {max(group.wanted, group.present)} instances"):
+        look("now", 30 * 60, group)
 
 
 def test_a_look_that_fails_leaves_the_master_on(look: Look) -> None:

@@ -18,6 +18,8 @@ from components import facts
 from tests.unit.conftest import Record
 from tests.unit.node import node_facts, node_module
 
+GROUP = ("--region", "eu-central-1", "--tag", "Project=openquake-cluster", "--tag", "Stack=test")
+
 
 @dataclass
 class Master:
@@ -85,7 +87,7 @@ def test_only_a_master_that_may_stop_itself_looks_whether_it_is_idle(
     assert commands == []
     master.idle_tag = "30"
     master.module.refresh()
-    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-idle", "30")]
+    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-idle", "30", *GROUP)]
     assert master.said == []  # of what says nothing there is no line
 
 
@@ -277,7 +279,7 @@ def test_sleep_becomes_the_program_that_looks_whether_anything_computes(
     monkeypatch.setattr(master.module.os, "execv", lambda _program, words: became.append(words))
     monkeypatch.setattr("sys.argv", ["oq-node", "sleep"])
     master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
-    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now"]]
+    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now", *GROUP]]
 
 
 def test_while_a_rotation_is_not_over_the_timer_goes_on_with_it(

@@ -10,6 +10,8 @@ import base64
 import configparser
 import hashlib
 import json
+import os
+import pwd
 import re
 import subprocess
 from pathlib import Path
@@ -338,6 +340,33 @@ def test_only_a_diskless_worker_gets_a_root_that_is_not_written(
 ) -> None:
     config = configs(record(**MODES[mode]))["worker"]
     assert ("openquake-readonly-root.service" in " ".join(files(config))) == diskless
+
+
+def test_the_engines_commands_work_without_a_home_as_run_commands_agent_calls_them(
+    record: Record, tmp_path: Path
+) -> None:
+    """The environment that it gives its scripts is in amazon-ssm-agent's issue 427."""
+    script = files(configs(record())["master"])["/usr/local/bin/oq-celery"]
+    for path, name in (
+        (facts.OPENQUAKE_CFG, "cfg"),
+        ("/etc/default/openquake", "default"),
+        (facts.ENGINE_DIR, "engine"),
+    ):
+        script = script.replace(path, str(tmp_path / name))
+    for name in ("cfg", "default", "engine/numba-cache/index", "engine/bin/oq-celery", "oq-celery"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    program = tmp_path / "engine/bin/oq-celery"
+    program.write_text('#!/bin/sh\necho "$HOME $*"\n')
+    program.chmod(0o755)
+    (tmp_path / "oq-celery").write_text(script)
+    done = subprocess.run(
+        ["sh", tmp_path / "oq-celery", "status", "--json"],
+        env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == (f"{pwd.getpwuid(os.getuid()).pw_dir} status --json\n", "")
 
 
 def test_every_program_and_script_in_it_parses(each_mode: Recording) -> None:
