@@ -321,7 +321,7 @@ def refresh() -> None:
     tell_price()
     growth.grow()
     minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
-    if minutes != "0" and (said := run(*idle(minutes))):
+    if minutes != "0" and (said := run(*idle(minutes), env=ENVIRONMENT)):
         say(said)
     # Until this machine is the master there may be no engine.
     due = Path(FACTS["rotation"]).exists() and Path(FACTS["bootstrap_done"]).exists()
@@ -343,7 +343,7 @@ def idle(when: str) -> list[str]:
 def sleep() -> None:
     """Become that program."""
     command = idle("now")
-    os.execv(command[0], command)  # noqa: S606
+    os.execve(command[0], command, ENVIRONMENT)  # noqa: S606
 
 
 def rotate() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from components import facts
+from components import facts, userdata
 from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
@@ -24,7 +24,12 @@ pytestmark = pytest.mark.lab
 MINUTES = 2
 BUSY = "/run/openquake/busy"
 # Whether the look finds that somebody needs the master: then it writes down when.
-LOOK = f"rm -f {BUSY}; touch --date '1 hour ago' {BUSY}; {facts.ENGINE_DIR}/bin/oq-idle 1000; stat --format %Y {BUSY}"
+# It looks as for its timer (`idle` in cloud-init/oq_node/master.py), but for the minutes.
+IDLE = "from oq_node import common, master; common.run(*master.idle('1000'), env=master.ENVIRONMENT)"
+LOOK = (
+    f"rm -f {BUSY}; touch --date '1 hour ago' {BUSY}; "
+    f'PYTHONPATH={userdata.LIBRARY_PARENT} python3 -c "{IDLE}"; stat --format %Y {BUSY}'
+)
 ASLEEP = "oq-cluster: the master sleeps: oq-cluster wake starts it\n"
 
 

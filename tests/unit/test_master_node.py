@@ -78,8 +78,9 @@ def test_only_a_master_that_may_stop_itself_looks_whether_it_is_idle(
 ) -> None:
     commands: list[tuple[str, ...]] = []
 
-    def run(*command: str) -> str:
+    def run(*command: str, env: dict[str, str]) -> str:
         commands.append(command)
+        assert env["AWS_CA_BUNDLE"]  # for what asks AWS; the timer's unit has none
         return ""
 
     monkeypatch.setattr(master.module, "run", run)
@@ -276,7 +277,12 @@ def test_sleep_becomes_the_program_that_looks_whether_anything_computes(
     master: Master, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     became: list[list[str]] = []
-    monkeypatch.setattr(master.module.os, "execv", lambda _program, words: became.append(words))
+
+    def become(_program: str, words: list[str], env: dict[str, str]) -> None:
+        became.append(words)
+        assert env["AWS_CA_BUNDLE"]
+
+    monkeypatch.setattr(master.module.os, "execve", become)
     monkeypatch.setattr("sys.argv", ["oq-node", "sleep"])
     master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
     assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now", *GROUP]]
