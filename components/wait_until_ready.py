@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from components import facts
 
@@ -33,6 +34,12 @@ _DELIVERY_SECONDS: Final = 30
 _FINAL: Final = frozenset({"Success", "Cancelled", "TimedOut", "Failed"})
 # What SSM says while the agent has not registered yet, and in the moment before an invocation exists.
 _NOT_YET: Final = frozenset({"InvalidInstanceId", "InvocationDoesNotExist"})
+# What AWS says when it is asked too often; https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
+_THROTTLED: Final = frozenset(
+    {"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded"}
+)
+# The connection of a laptop that moves, say.
+_UNREACHED: Final = (BotoConnectionError, HTTPClientError)
 
 
 class NotReady(Exception):
@@ -49,15 +56,20 @@ class Answer:
 
 @dataclass
 class Node:
-    """A node, asked through SSM. `client` is boto3's SSM client; clock and sleep count in seconds."""
+    """A node, asked through SSM. `client` is boto3's SSM client; clock and sleep count in seconds.
+
+    `trouble` is why AWS could not be asked last; nothing where it could.
+    """
 
     client: Any
     instance_id: str
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    trouble: str = ""
 
     def run(self, command: str) -> Answer | None:
-        """Run a shell command; None if the node's agent does not answer (yet)."""
+        """Run a shell command; None if the node's agent, or AWS, does not answer (yet)."""
+        self.trouble = ""
         try:
             sent = self.client.send_command(
                 InstanceIds=[self.instance_id],
@@ -65,8 +77,8 @@ class Node:
                 Parameters={"commands": [command]},
                 TimeoutSeconds=_DELIVERY_SECONDS,
             )
-        except ClientError as error:
-            _raise_unless_early(error)
+        except (ClientError, *_UNREACHED) as error:
+            self.trouble = _passing(error)
             return None
         deadline = self.clock() + 2 * _DELIVERY_SECONDS
         while self.clock() < deadline:
@@ -75,9 +87,10 @@ class Node:
                 result = self.client.get_command_invocation(
                     CommandId=sent["Command"]["CommandId"], InstanceId=self.instance_id
                 )
-            except ClientError as error:
-                _raise_unless_early(error)
+            except (ClientError, *_UNREACHED) as error:
+                self.trouble = _passing(error)
                 continue
+            self.trouble = ""
             if result["Status"] in _FINAL:
                 if result["ResponseCode"] < 0:  # the command never ran
                     return None
@@ -85,9 +98,16 @@ class Node:
         return None
 
 
-def _raise_unless_early(error: ClientError) -> None:
-    if error.response["Error"]["Code"] not in _NOT_YET:
-        raise error
+def _passing(error: Exception) -> str:
+    """Why AWS could not be asked, if the agent is not just late; raises what does not pass by itself."""
+    if not isinstance(error, ClientError):
+        return str(error)
+    code = error.response["Error"]["Code"]
+    if code in _NOT_YET:
+        return ""
+    if code in _THROTTLED or error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+        return str(error)
+    raise error
 
 
 def wait(node: Node, minutes: float, report: Callable[[str], None]) -> None:
@@ -96,7 +116,7 @@ def wait(node: Node, minutes: float, report: Callable[[str], None]) -> None:
     state = ""
     while True:
         answer = node.run(f"{facts.NODE_PROGRAM} status")
-        now = _state(answer)
+        now = f"AWS does not answer: {node.trouble}" if node.trouble else _state(answer)
         if answer is not None and answer.status == 0:
             report("ready")
             return

@@ -467,9 +467,28 @@ def wake(context: Context, given: argparse.Namespace) -> Shown:
     if state == reach.STOPPED:
         context.terminal.say("starting the master")
         master.start()
-    seconds = _until(context, "the master boots", lambda: _answers(context), _WAKE_SECONDS)
+    seen: set[str] = set()
+    seconds = _until(context, "the master boots", lambda: _boots(context, seen), _WAKE_SECONDS)
     data = {"state": reach.RUNNING, "seconds": round(seconds, 1)}
     return Shown(data, f"the master is awake and answers, after {seconds:.0f} s")
+
+
+def _boots(context: Context, seen: set[str]) -> bool:
+    """Whether a master that was started answers; `seen` are its states until now.
+
+    Raises:
+        ClientError: it has stopped again.
+    """
+    if _answers(context):
+        return True
+    state = context.master.state()
+    if state == reach.STOPPED and seen - {reach.STOPPED}:  # at first AWS may still show the state of before
+        raise ClientError(
+            f"the master has stopped again: {context.master.reason() or 'AWS does not say why'}. "
+            "Where its disks have a KMS key of your own (kmsKeyId), you need kms:CreateGrant and kms:Decrypt on it"
+        )
+    seen.add(state)
+    return False
 
 
 def _answers(context: Context) -> bool:

@@ -6,6 +6,7 @@ lab that do what Session Manager does.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -246,6 +247,10 @@ class Master(ABC):
         """Start the machine, which is stopped; returns before it is on."""
 
     @abstractmethod
+    def reason(self) -> str:
+        """Why it is in its state, as far as that is said."""
+
+    @abstractmethod
     def fleet(self) -> dict[str, Any]:
         """The group of workers: minimum, desired, maximum, instances, and the last activities with their reasons."""
 
@@ -264,18 +269,25 @@ class AwsMaster(Master):
     def reveal(self, words: Sequence[str]) -> str:
         """By a session, whose output only this terminal gets; Run Command would keep it in its history."""
         line = f'{shlex.join(["sudo", *words])}; echo "{_STATUS}$?"'
-        session = self.manager.start(
-            session_manager.INTERACTIVE_COMMAND,
-            {"command": [line]},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        # The plugin sends what it reads to the master as keystrokes, and gives up at an end: it gets neither.
+        nothing, end = os.pipe()
         try:
-            printed, _ = session.process.communicate(timeout=180)
-        except subprocess.TimeoutExpired:
-            raise ClientError("the master has not run the command in time; try again") from None
+            session = self.manager.start(
+                session_manager.INTERACTIVE_COMMAND,
+                {"command": [line]},
+                stdin=nothing,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                printed, _ = session.process.communicate(timeout=180)
+            except subprocess.TimeoutExpired:
+                raise ClientError("the master has not run the command in time; try again") from None
+            finally:
+                session.end()
         finally:
-            session.end()
+            os.close(nothing)
+            os.close(end)
         return revealed(printed)
 
     def shell(self) -> int:
@@ -288,14 +300,17 @@ class AwsMaster(Master):
 
     def state(self) -> str:
         """As EC2 has it; for an hour or so it knows those, too, that are gone."""
+        return str(self._described().get("State", {}).get("Name", "terminated"))
+
+    def reason(self) -> str:
+        """As EC2 has it."""
+        return str(self._described().get("StateReason", {}).get("Message", ""))
+
+    def _described(self) -> dict[str, Any]:
         with session_manager.explained(self.manager.instance_id):
             found = self.manager.service("ec2").describe_instances(InstanceIds=[self.manager.instance_id])
-        states = [
-            instance["State"]["Name"]
-            for reservation in found["Reservations"]
-            for instance in reservation["Instances"]
-        ]
-        return str(states[0]) if states else "terminated"
+        instances = [one for reservation in found["Reservations"] for one in reservation["Instances"]]
+        return dict(instances[0]) if instances else {}
 
     def start(self) -> None:
         """By EC2."""
@@ -382,6 +397,10 @@ class LabMaster(Master):
     def state(self) -> str:
         """As the lab has it now."""
         return str(stack.read(self.source).values[stack.LAB]["master"])
+
+    def reason(self) -> str:
+        """The lab says none."""
+        return ""
 
     def start(self) -> None:
         """By the lab's start."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -31,8 +32,12 @@ _VARIABLE: Final = "AWS_SSM_START_SESSION_RESPONSE"
 PORT_FORWARDING: Final = "AWS-StartPortForwardingSession"
 INTERACTIVE_COMMAND: Final = "AWS-StartInteractiveCommand"
 
-OUTPUT_CHARACTERS: Final = 24_000
-"""All that GetCommandInvocation returns of a command's output."""
+OUTPUT_BYTES: Final = 24_000
+"""All that Run Command's agent keeps of a command's output, in UTF-8, with the word behind it that says so."""
+# As StringPrefix in agent/plugins/pluginutil of amazon-ssm-agent writes it.
+_CUT: Final = "--output truncated--"
+# What the agent puts behind the errors of every command that fails (agent/plugins/runscript).
+_AGENTS_OWN: Final = re.compile(r"^failed to run commands: .*\n?", re.MULTILINE)
 _POLL_SECONDS: Final = 1.0
 # SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
 _DELIVERY_SECONDS: Final = 30
@@ -171,7 +176,7 @@ class SessionManager:
     def run(self, line: str, timeout: float = 60) -> Answer:
         """Run a line of shell as root, and wait for it. AWS keeps line and output for 30 days: no secrets in it.
 
-        Output after OUTPUT_CHARACTERS is lost.
+        Output after OUTPUT_BYTES is lost.
 
         Args:
             line: for /bin/sh.
@@ -206,8 +211,8 @@ class SessionManager:
                     return Answer(
                         result["ResponseCode"],
                         output,
-                        result.get("StandardErrorContent", ""),
-                        cut=len(output) >= OUTPUT_CHARACTERS,
+                        _AGENTS_OWN.sub("", result.get("StandardErrorContent", "")),
+                        cut=output.rstrip().endswith(_CUT) or len(output.encode()) >= OUTPUT_BYTES,
                     )
         raise Unreachable(
             f"the master {self.instance_id} has not run the command in time: it is busy, booting or off; "

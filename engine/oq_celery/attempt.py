@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import pickle
+import re
 import time
 import traceback
 import uuid
@@ -24,6 +25,7 @@ LOOK_SECONDS: Final = 0.5  # between two looks for a master that is not there
 SEEN_SECONDS: Final = 2.0  # for which a master that was there is taken to be there still, as the watch does
 ASK_SECONDS: Final = 1.0  # between two questions what to do with a copy
 ANSWER_SECONDS: Final = 10.0  # in which an answer comes, or the question is asked again
+_ERRNO: Final = re.compile(r"(?:\[Errno |errno = )(\d+)")  # as h5py writes it
 # What a machine, not a task, is to blame for: stale or unreachable NFS, bad disks, full ones.
 MACHINE_ERRORS: Final = frozenset(
     {
@@ -240,4 +242,10 @@ class Attempt:
 
 def _is_of_the_machine(error: BaseException) -> bool:
     """Whether another machine need not meet an error that a task has met."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS)
+    if not isinstance(error, OSError):
+        return isinstance(error, MemoryError)
+    number = error.errno
+    if number is None and (said := _ERRNO.search(str(error))):
+        # Upstream's DataStore.open raises h5py's error anew, with its text alone.
+        number = int(said[1])
+    return number in MACHINE_ERRORS

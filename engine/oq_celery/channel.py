@@ -138,10 +138,13 @@ class Channel:
     ) -> None:
         """Send one task to the workers."""
         self._open_queue()
-        small = [self._store(place, arg) for place, arg in enumerate(args)]
-        # The files of a subtask's arguments have been retained since the subtask came.
+        small = []
+        for place, arg in enumerate(args):
+            small.append(new := self._store(place, arg))
+            # The files of a subtask's arguments have been retained since the subtask came.
+            if new is not arg and isinstance(new, StoredPickle):
+                self._files.retain([new.stored.path])
         files = [arg.stored.path for arg in small if isinstance(arg, StoredPickle)]
-        self._files.retain(new.stored.path for new, arg in zip(small, args, strict=True) if new is not arg)
         call = pickle.dumps((func, small, monitor), pickle.HIGHEST_PROTOCOL)
         body: bytes | Stored = call
         if len(call) > self._limit:

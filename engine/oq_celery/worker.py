@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import gc
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import uuid
 from typing import Any
 
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
+# Workers read calculations' files and never write them. Without this each reader has a lock, beside which the master
+# cannot open its file anew: a second attempt that still reads, or a machine that is gone, would fail the calculation. h5py
+# looks at it once, when it is imported.
+os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
 
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
 import psutil
@@ -30,12 +32,12 @@ from celery.exceptions import Reject, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 from openquake.baselib import config, zeromq
-from openquake.hazardlib.source import multi_fault
 
 from oq_celery import app as application
 from oq_celery import protocol, settings
 from oq_celery.attempt import Attempt, UnableError
 from oq_celery.broker import Publisher
+from oq_celery.memory import Memory
 from oq_celery.notify import notify
 from oq_celery.protocol import AGAIN, Reply, Stored, TaskHeader
 from oq_celery.valve import ValveStep, valve
@@ -46,8 +48,7 @@ SETTINGS = settings.load(config)
 app = application.make(SETTINGS)
 app.steps["consumer"].add(ValveStep)
 _publisher = Publisher(SETTINGS)
-_masters: dict[int, str] = {}  # of the calculations whose tasks this process did last
-JOBS = 3  # that a process remembers
+_memory = Memory()
 DONE_TASKS = 4096  # that a worker remembers
 # Their numbers, 64 bits of their ids, each at a place that follows from it: memory that all processes share without a
 # lock, which a process that is killed would keep.
@@ -118,7 +119,7 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
             _refuse(self.request, header, theirs)
             return
         parsed = TaskHeader.parse(header)
-        _forget_other_jobs(parsed)
+        _memory.turn_to(parsed.job, parsed.master)
         _doing[os.getpid() % DONE_TASKS] = number
         may_be_copy = self.request.delivery_info["redelivered"] or self.request.get(AGAIN)
         Attempt(SETTINGS, _publisher, parsed, self.request.hostname, self.request.id).run(
@@ -153,29 +154,9 @@ def _refuse(request: Any, header: dict[str, Any], theirs: str) -> None:
     log.info("Dropped a task of %s: nobody waits for it", header["channel"])
 
 
-def _forget_other_jobs(header: TaskHeader) -> None:
-    """Empty those of the engine's caches that know calculations by their files, when they may be wrong or too large.
-
-    Upstream's processes live for one job. These do not, and what they remember by the path of a calculation's
-    file would be wrong for another calculation under the same number, as there is one after a new database. Jobs that
-    take turns keep theirs.
-    """
-    known = _masters.get(header.job)
-    if known == header.master:
-        return
-    if known is not None or len(_masters) >= JOBS:
-        _masters.clear()
-        multi_fault.SECTIONS.clear()
-        for name, module in list(sys.modules.items()):
-            if name.startswith("openquake."):
-                for value in list(vars(module).values()):
-                    if isinstance(value, functools._lru_cache_wrapper):
-                        value.cache_clear()
-    _masters[header.job] = header.master
-
-
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _before_the_fork(**_: Any) -> None:
+    _memory.find()
     gc.collect()
     gc.freeze()  # what is here now stays shared: the collector would write into every page of it
     gc.enable()

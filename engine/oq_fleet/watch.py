@@ -100,12 +100,12 @@ def read(client: Any, tags: Mapping[str, str], now: datetime) -> Fleet:
         now: the time.
 
     Raises:
-        LookupError: there is no such group.
+        LookupError: there is no such group, or more than one: of another cluster of the same name.
     """
     filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
     groups = client.describe_auto_scaling_groups(Filters=filters)["AutoScalingGroups"]
-    if not groups:
-        raise LookupError(f"there is no autoscaling group with the tags {dict(tags)}")
+    if len(groups) != 1:
+        raise LookupError(f"there are {len(groups)} autoscaling groups with the tags {dict(tags)}, not one")
     group = groups[0]
     states = [instance["LifecycleState"] for instance in group["Instances"]]
     present = sum(not state.startswith(_LEAVES) for state in states)

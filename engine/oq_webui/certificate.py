@@ -36,10 +36,15 @@ class CertificateError(Exception):
     """What is wrong with a certificate or its key, and what to do about it."""
 
 
+class _LaterError(CertificateError):
+    """It is not known, since AWS does not answer now."""
+
+
 def renew(source: str, names: Sequence[str], directory: Path, kept: Path) -> None:
     """Put the certificate that a source has, and its key, into a directory.
 
-    What is wrong with them goes into the file `problem`. Then the former ones stay, if there are any.
+    What is wrong with them goes into the file `problem`. Then the former ones stay, if there are any. They also stay,
+    and nothing is wrong, while AWS does not answer: the next look is by night.
 
     Args:
         source: OWN, or the ARN of a secret.
@@ -55,6 +60,9 @@ def renew(source: str, names: Sequence[str], directory: Path, kept: Path) -> Non
     try:
         pair = own(names, kept) if source == OWN else checked(_from_secret(source))  # own makes no such error
     except CertificateError as error:
+        if isinstance(error, _LaterError) and (directory / PAIR).exists():
+            print(f"{source}: {error}: the former certificate stays")
+            return
         words = f"{source}: {error}{_REMEDY.format(source)}"
         problem.write_text(f"{words}\n")
         if not (directory / PAIR).exists():
@@ -150,8 +158,12 @@ def _from_secret(arn: str) -> str:
     try:
         client = boto3.client("secretsmanager", region_name=arn.split(":")[3])
         value = client.get_secret_value(SecretId=arn)
-    except (BotoCoreError, ClientError) as error:
-        raise CertificateError(f"it cannot be read: {error}") from error
+    except BotoCoreError as error:
+        raise _LaterError(f"it cannot be read: {error}") from error
+    except ClientError as error:
+        answered = error.response["ResponseMetadata"]["HTTPStatusCode"] < 500
+        kind = CertificateError if answered and "Throttling" not in str(error) else _LaterError
+        raise kind(f"it cannot be read: {error}") from error
     return str(value.get("SecretString", ""))
 
 

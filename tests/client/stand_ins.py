@@ -174,6 +174,13 @@ class FakeWebUI:
         return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
 
+def kept(output: str) -> str:
+    """What amazon-ssm-agent keeps of a command's output (StringPrefix in agent/plugins/pluginutil): bytes count."""
+    mark = b"--output truncated--"
+    found = output.encode()
+    return (found if len(found) < 24_000 else found[: 24_000 - len(mark)] + mark).decode(errors="replace")
+
+
 @dataclass
 class FakeAws:
     """AWS's API: SSM in its JSON protocol, EC2 in its own; of EC2 Auto Scaling nobody may see anything.
@@ -188,6 +195,7 @@ class FakeAws:
     ec2_error: str = ""
     state: str = "running"
     coming: list[str] = field(default_factory=list)
+    starts: tuple[str, ...] = ("pending", "running")
 
     def answer(
         self, method: str, path: str, query: Mapping[str, list[str]], headers: Any, body: bytes
@@ -216,7 +224,8 @@ class FakeAws:
             status, text = next((found for part, found in self.answers.items() if part in line), (0, ""))
             answer = {
                 "Status": "Failed" if status else "Success", "ResponseCode": status,
-                "StandardOutputContent": "" if status else text, "StandardErrorContent": text if status else "",
+                "StandardOutputContent": kept("" if status else text),
+                "StandardErrorContent": f"{text}\nfailed to run commands: exit status {status}" if status else "",
             }  # fmt: skip
             if "oq-node sleep" in line and not status:
                 self.coming = ["running", "stopping", "stopped"]
@@ -235,10 +244,11 @@ class FakeAws:
             text = f"<Response><Errors><Error><Code>{error}</Code><Message>no</Message></Error></Errors></Response>"
             return 400, text.encode(), kind
         if operation == "StartInstances":
-            self.coming = ["pending", "running"]
+            self.coming = list(self.starts)
         else:
             self._go_on()
-        instance = f"<item><instanceState><name>{self.state}</name></instanceState></item>"
+        reason = "<stateReason><message>Client error on launch</message></stateReason>"
+        instance = f"<item><instanceState><name>{self.state}</name></instanceState>{reason}</item>"
         found = f"<reservationSet><item><instancesSet>{instance}</instancesSet></item></reservationSet>"
         return 200, f"<{operation}Response>{found}</{operation}Response>".encode(), kind
 

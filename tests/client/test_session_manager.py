@@ -206,9 +206,19 @@ def test_workers_logs_and_costs_are_the_masters_own_words(world: World) -> None:
 def test_an_output_that_aws_has_cut_is_no_answer(world: World) -> None:
     world.aws.answers["oq-node logs i-1"] = 0, "x" * 23_999
     assert len(world.oq("logs", "i-1").strip()) == 23_999
-    world.aws.answers["oq-node logs i-1"] = 0, "x" * 24_000
-    assert world.oq("logs", "i-1", status=1) == ""
-    assert "oq-cluster shell, then sudo oq-node logs i-1 --lines 100" in world.errors
+    for much in ("x" * 24_000, "…" * 8_000, "…" * 30_000):  # three bytes each
+        world.aws.answers["oq-node logs i-1"] = 0, much
+        assert world.oq("logs", "i-1", status=1) == ""
+        assert "oq-cluster shell, then sudo oq-node logs i-1 --lines 100" in world.errors
+
+
+def test_what_a_command_says_is_not_hidden_by_the_agents_own_words(world: World) -> None:
+    world.aws.answers["oq-node rotate"] = 1, "rotate failed: /opt/openquake is not mounted"
+    world.oq("rotate", status=1)
+    assert world.errors == "oq-cluster: rotate failed: /opt/openquake is not mounted\n"
+    world.aws.answers["oq-node rotate"] = 1, ""
+    world.oq("rotate", status=1)
+    assert "exit status 1" in world.errors
 
 
 def fake_sudo(world: World, text: str) -> None:
@@ -224,6 +234,21 @@ def test_a_new_password_comes_by_a_session_and_never_by_run_command(world: World
     assert started["DocumentName"] == "AWS-StartInteractiveCommand"
     assert world.aws.requests("SendCommand") == []
     assert world.aws.requests("TerminateSession")
+
+
+@pytest.mark.parametrize("text", ["", "bob\ncarl\n"])
+def test_the_plugin_neither_takes_what_is_there_to_read_nor_finds_its_end(world: World, text: str) -> None:
+    fake_sudo(world, 'echo "$3: s3cret"')
+    (world.path / "names").write_text(text)
+    with (world.path / "names").open() as names:
+        before = os.dup(0)
+        os.dup2(names.fileno(), 0)
+        try:
+            assert "s3cret" in world.oq("users", "add", "bob")
+            assert os.read(0, 100) == text.encode()
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
 
 
 def test_an_account_that_cannot_be_made_says_why(world: World) -> None:

@@ -30,8 +30,7 @@ def test_sleep_asks_the_master_itself_and_waits_until_it_is_stopped(world: World
 
 
 def test_a_master_that_computes_stays_awake_and_the_reason_and_the_remedy_are_one_line(world: World) -> None:
-    said = "calculation 4 has not ended\nfailed to run commands: exit status 1"
-    world.aws.answers["oq-node sleep"] = 1, said
+    world.aws.answers["oq-node sleep"] = 1, "calculation 4 has not ended"
     world.oq("sleep", status=1)
     assert "the master stays awake: calculation 4 has not ended. Wait" in world.errors
     assert "oq-cluster abort ID" in world.errors
@@ -66,6 +65,14 @@ def test_wake_starts_the_master_and_waits_until_its_webui_answers(asleep: World)
     assert started["InstanceId.1"] == OUTPUTS["masterInstanceId"]
     assert refusals == []
     asleep.oq("list")
+
+
+def test_wake_says_why_a_master_has_stopped_again_and_does_not_wait(asleep: World) -> None:
+    asleep.webui.faults.append(lambda _method, _path: True)
+    asleep.aws.starts = ("stopped", "pending", "stopped")
+    asleep.oq("wake", status=1)
+    assert "the master has stopped again: Client error on launch. " in asleep.errors
+    assert "kms:CreateGrant" in asleep.errors
 
 
 def test_wake_waits_for_a_master_that_still_stops_and_then_starts_it(asleep: World) -> None:

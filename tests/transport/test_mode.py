@@ -280,6 +280,17 @@ def test_what_a_process_remembers_of_a_calculation_ends_with_its_master(cluster:
         assert found.count("calc_1.hdf5") <= 7  # but the first one of a process finds nothing
 
 
+def test_a_process_interpolates_for_a_calculation_as_if_there_had_been_none_before(cluster: Cluster) -> None:
+    """The rest of what a process forgets is in test_worker.py; this shows that a worker's processes do."""
+    code = """
+        from openquake.baselib import parallel
+        import tasks
+        print(min(sum(parallel.Starmap(tasks.interpolated, [(number,) for number in range(8)]), [])))
+        """
+    first, second = (cluster.python(code).split()[-1] for _ in range(2))
+    assert first == second
+
+
 def test_a_wrong_password_is_said_at_once(tmp_path: Path, broker: Broker) -> None:
     cluster = Cluster(tmp_path / "oqlab-password", broker, **{"amqp.password": "wrong"})
     found = cluster.python(

@@ -80,6 +80,19 @@ def test_an_argument_that_tasks_share_is_written_once(cluster: Cluster) -> None:
     assert found.splitlines()[-2:] == ["{'size': 6000015}", "1"]
 
 
+def test_a_task_may_have_the_same_large_argument_twice(cluster: Cluster) -> None:
+    found = cluster.python(
+        """
+        from openquake.baselib import parallel
+        import tasks
+        shared = bytes(1_000_000)
+        print(parallel.Starmap(tasks.size_of_both, [(shared, shared), (shared, shared)]).reduce())
+        """
+    )
+    assert found.splitlines()[-1] == "{'size': 4000000}"
+    assert list((cluster.shared / "oq_celery").iterdir()) == []
+
+
 def test_a_damaged_file_is_an_error_and_never_a_wrong_number(tmp_path: Path, broker: Broker) -> None:
     with harness.cluster(tmp_path / "oqlab-damaged", broker, **{"celery.max_attempts": "1"}) as cluster:
         cluster.worker("sound")

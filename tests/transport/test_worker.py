@@ -83,16 +83,86 @@ def test_a_process_keeps_what_it_has_read_while_jobs_take_turns(
     jobs: list[tuple[int, str]], kept: bool, config: Path
 ) -> None:
     code = f"""
-        from types import SimpleNamespace
         from openquake.hazardlib.source import multi_fault
         from oq_celery import worker
         for number, (job, master) in enumerate({jobs}):
-            worker._forget_other_jobs(SimpleNamespace(job=job, master=master))
+            worker._memory.turn_to(job, master)
             if number == 1:
                 multi_fault.SECTIONS["calc_1.hdf5"] = "sections"
         print(*multi_fault.SECTIONS)
         """
     assert python(code, config=config) == (["calc_1.hdf5"] if kept else [""])
+
+
+MASTER = """
+import sys, h5py
+file = h5py.File(sys.argv[1], "w", libver="latest")
+file["numbers"] = [1, 2]
+file.swmr_mode = True
+print("written", flush=True)
+input()
+file.close()
+h5py.File(sys.argv[1], "a", libver="latest").close()
+"""
+
+
+def test_a_worker_that_still_reads_a_calculations_file_is_in_nobodys_way(
+    tmp_path: Path, config: Path
+) -> None:
+    """As upstream's DataStore.swmr_on opens it anew before the next tasks; a second attempt may still read then."""
+    code = f"""
+        import subprocess, sys
+        process = subprocess.Popen(
+            [sys.executable, "-c", {MASTER!r}, sys.argv[1]],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        process.stdout.readline()
+        from oq_celery import cli, inputs, startup  # in the order of `oq-celery worker`: h5py looks when it is imported
+        cli._settings()
+        startup.install()
+        from oq_celery import worker
+        from openquake.baselib import hdf5
+        with hdf5.File(sys.argv[1], "r") as file:
+            numbers = file["numbers"][:].tolist()
+            process.communicate("go on")
+        print(numbers, process.returncode)
+        """
+    assert python(code, tmp_path / "calc_1.hdf5", config=config)[-1] == "[1, 2] 0"
+
+
+def test_a_process_takes_no_table_or_coefficient_of_another_calculation_for_its_own(config: Path) -> None:
+    """Two tables of one file name in two directories; rows between which others were interpolated."""
+    code = """
+        import numpy
+        from openquake.hazardlib.gsim.boore_atkinson_2008 import BooreAtkinson2008
+        from openquake.hazardlib.gsim.gmpe_table import interp_table
+        from openquake.hazardlib.imt import PGA, SA
+        from oq_celery import worker
+
+        class Table:
+            m_w = numpy.array([5.0, 6.0])
+            def __init__(self, value):
+                self.imtls = {"PGA": numpy.full((1, 1, 2), value)}
+            def __hash__(self):  # as that of GMPETable: the name of the file
+                return 1
+            def __eq__(self, other):
+                return True
+
+        tables = [value for value in vars(BooreAtkinson2008).values() if hasattr(value, "sa_coeffs")]
+        worker._memory.find()
+        fresh = None
+        for job, value, between in ((1, 0.1, 0.6), (2, 0.7, 0.55), (3, 0.2, 0.6)):
+            worker._memory.turn_to(job, "m")
+            motions = [float(interp_table(Table(value), 5.5, PGA(), "IMLs")[0]) for _ in range(2)]
+            rows = [table[SA(between)].tolist() for table in tables]
+            rows += [table[SA(0.6)].tolist() for table in tables]
+            print(numpy.allclose(motions, value), end=" ")
+            if between == 0.6:
+                print(fresh is None or fresh == rows, end=" ")
+                fresh = rows
+        print(len(tables) > 0)
+        """
+    assert python(code, config=config) == ["True True True True True True"]
 
 
 WATCH = """

@@ -175,6 +175,24 @@ def test_a_users_certificate_comes_out_of_the_secret(
     assert (places[0] / "pair.pem").read_text() == GOOD
 
 
+def test_while_aws_does_not_answer_the_former_certificate_stays_and_nothing_is_wrong(
+    module: ModuleType, places: tuple[Path, Path], secrets_manager: Stubber
+) -> None:
+    secrets_manager.add_client_error("get_secret_value", "InternalServiceError", http_status_code=500)
+    with pytest.raises(module.CertificateError):  # there is none
+        module.renew(ARN, NAMES, *places)
+    secrets_manager.add_response("get_secret_value", {"SecretString": GOOD}, {"SecretId": ARN})
+    module.renew(ARN, NAMES, *places)
+    for code, status in (("InternalServiceError", 500), ("ThrottlingException", 400)):
+        secrets_manager.add_client_error("get_secret_value", code, http_status_code=status)
+        module.renew(ARN, NAMES, *places)
+        assert module.prepared(places[0]) == GOOD
+        assert not (places[0] / "problem").exists()
+    secrets_manager.add_client_error("get_secret_value", "AccessDeniedException", http_status_code=400)
+    module.renew(ARN, NAMES, *places)
+    assert "AccessDenied" in (places[0] / "problem").read_text()
+
+
 def test_a_secret_that_cannot_be_read_or_holds_no_text_is_said(
     module: ModuleType, places: tuple[Path, Path], secrets_manager: Stubber
 ) -> None:

@@ -145,6 +145,30 @@ def test_a_status_command_that_breaks_is_quoted(ssm: Ssm) -> None:
     assert said[1] == "the status command gave exit status 1: []"
 
 
+def test_an_aws_that_is_away_or_asked_too_often_is_asked_again_and_said(
+    ssm: Ssm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    ssm.stub.add_client_error("send_command", "InternalServerError", http_status_code=500)
+    command = ssm.sends()
+    ssm.refuses("get_command_invocation", "ThrottlingException")
+    ssm.answers(command, 1, status("RabbitMQ is starting"))
+    ssm.runs(0, READY)
+    wait(ssm.node, 30, said.append)
+    assert [line.partition(" (")[0] for line in said] == [
+        "AWS does not answer: An error occurred",
+        "not ready: RabbitMQ is starting",
+        "ready",
+    ]
+
+    def unplugged(**_: object) -> None:
+        raise botocore.exceptions.EndpointConnectionError(endpoint_url="https://ssm")
+
+    monkeypatch.setattr(ssm.node.client, "send_command", unplugged)
+    with pytest.raises(NotReady, match="AWS does not answer: Could not connect to the endpoint"):
+        wait(ssm.node, 0.1, said.append)
+
+
 def test_another_refusal_of_awss_ends_the_wait_at_once(ssm: Ssm) -> None:
     ssm.refuses("send_command", "AccessDeniedException")
     with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
