@@ -20,8 +20,8 @@ from typing import Any
 
 os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
 # Workers read calculations' files and never write them. Without this each reader has a lock, beside which the master
-# cannot open its file anew: a second attempt that still reads, or a machine that is gone, would fail the calculation. h5py
-# looks at it once, when it is imported.
+# cannot open its file anew: a second attempt that still reads, or a machine that is gone, would fail the calculation.
+# h5py looks at it once, when it is imported.
 os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
 
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
