@@ -40,6 +40,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.dbapi": "Db db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": "_PID _PPID logs parallel register_signals run_calc run_jobs setproctitle",
+    "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
     # the commands and the WebUI's views that abort and delete
     "openquake.commands.abort": "main",
@@ -74,6 +75,7 @@ MEMBERS: Mapping[str, str] = {
     "openquake.commonlib.datastore.DataStore": "filename hdf5 parent ppath tempname",
     "openquake.commonlib.dbapi.Db": "__call__ __enter__ path",
     "openquake.commonlib.logs.LogContext": "__enter__ __exit__ __init__ calc_id get_oqparam",
+    "openquake.hazardlib.gsim.coeffs_table.CoeffsTable": "_coeffs",
 }
 """By class, its members, those that its own methods give to an object among them."""
 
