@@ -139,9 +139,8 @@ def test_by_night_another_certificate_reaches_people_and_the_same_one_interrupts
 
     before, began = shown(diskless_cluster), night()
     assert (shown(diskless_cluster), night()) == (before, began)
-    on(
-        diskless_cluster, "master", f"rm {facts.WEBUI_KEPT_PAIR}"
-    )  # it is made anew then, as it is before its end
+    # It is made anew then, as it is before its end.
+    on(diskless_cluster, "master", f"rm {facts.WEBUI_KEPT_PAIR}")
     assert night() != began
     assert shown(diskless_cluster) != before
     Client(diskless_cluster, trusted=shown(diskless_cluster)).listed()
