@@ -68,7 +68,7 @@ class Browser:
             ],
             "prefs": {"download.default_directory": str(self.downloads)},
         }
-        wait_until("chromedriver", self._answers, 30)
+        wait_until("chromedriver", self._answers, 120)
         started = self._command("POST", "", capabilities={"alwaysMatch": {"goog:chromeOptions": options}})
         self._session = f"/{started['sessionId']}"
 

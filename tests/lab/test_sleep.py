@@ -148,7 +148,7 @@ def stays_for_an_upload(lab: Lab, ann: Computer) -> None:
     upload.start()
     try:
         free = ["flock", "--exclusive", "--nonblock", "/run/openquake-webui/asked", "true"]
-        wait_until("the upload", lambda: lab.machine("master").execute(free).returncode == 1, 30)
+        wait_until("the upload", lambda: lab.machine("master").execute(free).returncode == 1, 120)
         is_refused(ann, "the WebUI is answering a request")
     finally:
         body.given_up.set()

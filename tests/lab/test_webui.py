@@ -175,7 +175,7 @@ def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(
     assert datastore.content[:4] == b"\x89HDF"
     # The server removes an export when it has sent it.
     exports = f"find {facts.CUSTOM_TMP} -mindepth 1"
-    wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), 10)
+    wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), 60)
 
 
 def test_a_calculation_that_has_ended_stays_as_no_zombie(office: Office) -> None:
@@ -325,7 +325,7 @@ def test_in_a_browser_several_source_models_are_uploaded_and_give_what_the_comma
     first = page.text(LOG)
     wait_until("the log to move", lambda: len(page.text(LOG)) > len(first), 60)
     wait_for(page, number, "complete")
-    wait_until("the log's end", lambda: "finished" in page.text("#errorDialog .modal-title"), 30)
+    wait_until("the log's end", lambda: "finished" in page.text("#errorDialog .modal-title"), 120)
     page.picture("webui-log")
     assert "celery workers" in page.text(LOG)
     page.click("//div[@id='errorDialog']//button[.='Close']")
@@ -442,7 +442,7 @@ def test_an_upload_streams_to_the_shared_file_system_and_fills_no_disk_of_the_da
         )
 
     def seen() -> None:
-        wait_until("the upload", lambda: uploads(facts.SHARED_DIR), 30)
+        wait_until("the upload", lambda: uploads(facts.SHARED_DIR), 120)
         assert uploads("/tmp", "/var", "/run") == ""
         held = on(office.lab, "master", f"find /run/openquake-nginx -size +{UPLOAD_BYTES // 2 // 1024}k")
         assert held == ""

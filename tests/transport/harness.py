@@ -239,6 +239,14 @@ class Broker:
         """The number of tasks in a queue that no worker has."""
         return self._count("messages_ready", queue)
 
+    def has_all(self, queue: str, tasks: int) -> bool:
+        """Whether so many tasks wait in a queue and no worker has one of them, nor a copy.
+
+        There may be more messages than tasks: after a broken connection a master sends those again of which it does
+        not know that the broker has them.
+        """
+        return self.waiting(queue) >= tasks and self._count("messages_unacknowledged", queue) == 0
+
     def _count(self, what: str, queue: str) -> int:
         lines = self.control("list_queues", "-p", VHOST, "name", what).splitlines()
         return next(int(line.split()[1]) for line in lines if line.split()[0] == queue)

@@ -185,7 +185,7 @@ def test_one_of_several_at_once_that_dies_is_failed_and_the_others_complete(
     served.worker("one")
     assert several.wait() == 0, several.output()
     assert served.statuses() == {1: "complete", 2: "failed", 3: "aborted"}
-    wait_until(lambda: broker.result_queues() == [], "the result queue of the dead to go", 60)
+    wait_until(lambda: broker.result_queues() == [], "the result queue of the dead to go")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -198,8 +198,8 @@ def test_nothing_of_several_at_once_survives_the_end_of_their_command(
         served.waits(calculation)
     several.signal(number)
     several.wait()
-    wait_until(lambda: processes(served) == {}, "the processes to end", 60)
-    wait_until(lambda: set(served.statuses().values()) == {"aborted"}, "both to be aborted", 60)
+    wait_until(lambda: processes(served) == {}, "the processes to end")
+    wait_until(lambda: set(served.statuses().values()) == {"aborted"}, "both to be aborted")
 
 
 PURGE = """

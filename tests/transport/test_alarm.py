@@ -47,7 +47,7 @@ def test_a_job_that_begins_meanwhile_says_so_waits_and_completes(
     cluster.worker("one")
     with alarm(broker):
         master = cluster.start("python", "-c", MASTER, moments)
-        wait_until(lambda: SAID in master.output(), "the job's log to say so", 120)
+        wait_until(lambda: SAID in master.output(), "the job's log to say so")
         assert begun(moments) == []
     assert_each_done_once(master, moments)
     assert "takes messages again" in master.output()
@@ -63,7 +63,7 @@ def test_a_job_that_runs_says_so_and_computes_nothing_twice(
     wait_until(lambda: begun(moments) == [0, 1], "the worker to be busy")
     with alarm(broker):
         release(moments)
-        wait_until(lambda: SAID in master.output(), "the job's log to say so", 120)
+        wait_until(lambda: SAID in master.output(), "the job's log to say so")
     assert_each_done_once(master, moments)
 
 
@@ -74,7 +74,7 @@ def test_ctrl_c_ends_a_job_meanwhile(cluster: Cluster, moments: Path, broker: Br
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     with alarm(broker):
         release(moments)
-        wait_until(lambda: SAID in master.output(), "the job's log to say so", 120)
+        wait_until(lambda: SAID in master.output(), "the job's log to say so")
         master.signal(signal.SIGINT)
         assert master.wait(30) != 0  # 10 s on a machine that is not busy
         assert broker.result_queues() == []

@@ -192,15 +192,15 @@ def test_a_master_that_dies_frees_its_workers_leaves_nothing_and_touches_no_othe
         # One that is interrupted ends its channel itself; of one that is killed the lease has to run out first.
         if number != signal.SIGKILL:
             assert len(broker.result_queues()) == 1
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped", 60)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped")
         (others / f"hold-{BETWEEN}").unlink()
         assert result(other) == EXPECTED
         assert len(reached(others, BETWEEN)) == 1  # not even stopped and done again
-        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
+        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty")
         assert "Dropped stream #" in worker.output()
         assert reached(moments, BETWEEN) == [pid]  # nothing was computed after the master's end
-        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("*")), "the files to go", 30)
-        wait_until(lambda: not broker.result_queues(), "the result queues to go", 30)
+        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("*")), "the files to go", 120)
+        wait_until(lambda: not broker.result_queues(), "the result queues to go")
 
 
 def test_tasks_of_a_master_that_was_killed_without_workers_are_dropped_by_those_that_come(
@@ -212,7 +212,7 @@ def test_tasks_of_a_master_that_was_killed_without_workers_are_dropped_by_those_
         wait_until(lambda: broker.depth(cluster.queue) == TASKS, "the tasks to be queued")
         master.kill()
         worker = cluster.worker("late", 2)
-        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
+        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty")
         assert worker.output().count("nobody waits for it") == TASKS
         assert not reached(tmp_path, BEFORE)
 
@@ -229,8 +229,8 @@ def test_a_master_that_was_cut_off_for_longer_than_its_lease_sends_its_tasks_aga
     (pid,) = reached(moments, BETWEEN)
     master.signal(signal.SIGSTOP)
     broker.close_connections()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped", 30)
-    wait_until(lambda: not broker.result_queues(), "the result queue to be deleted", 30)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the task to be stopped")
+    wait_until(lambda: not broker.result_queues(), "the result queue to be deleted")
     hold.unlink()
     master.signal(signal.SIGCONT)
     assert result(master) == EXPECTED
@@ -249,7 +249,7 @@ def test_a_worker_that_lost_its_connection_does_not_do_again_what_it_has_done(
         wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
         broker.close_connections()
         # All of them, the one that the worker computes too.
-        wait_until(lambda: broker.waiting(cluster.queue) == TASKS, "the tasks to be the broker's again", 30)
+        wait_until(lambda: broker.has_all(cluster.queue, TASKS), "the tasks to be the broker's again")
         hold.unlink()
         assert result(master) == EXPECTED
         assert len(reached(moments, BETWEEN)) == 1
@@ -283,7 +283,7 @@ def test_a_broker_that_has_lost_a_result_queue_gets_the_tasks_again(
     wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
     (queue,) = broker.result_queues()
     broker.delete_queue(queue)
-    wait_until(lambda: "The result queue was gone: sending" in master.output(), "the master to notice", 30)
+    wait_until(lambda: "The result queue was gone: sending" in master.output(), "the master to notice")
     hold.unlink()
     assert result(master) == EXPECTED
 
@@ -294,9 +294,7 @@ def test_tasks_whose_queue_was_deleted_are_sent_again(tmp_path: Path, broker: Br
         wait_until(broker.result_queues, "the result queue")
         wait_until(lambda: broker.depth(cluster.queue) == TASKS, "the tasks to be queued")
         broker.delete_queue(cluster.queue)
-        wait_until(
-            lambda: "The task queue was gone: sending 4" in master.output(), "the master to notice", 30
-        )
+        wait_until(lambda: "The task queue was gone: sending 4" in master.output(), "the master to notice")
         cluster.worker("late", 2)
         assert result(master) == EXPECTED
 
@@ -396,10 +394,10 @@ def test_oq_abort_ends_a_job_and_its_waiting_tasks_are_dropped(tmp_path: Path, b
         wait_until(lambda: "0 alive, 2 tasks queued" in job.output(), "the job to wait for workers")
         said = harness.run([harness.ENGINE / "bin/oq", "abort", "1"], cluster.env)
         assert said.stdout.endswith("Calculation 1 is aborted\n")
-        assert job.wait(60) != 0
+        assert job.wait() != 0
         assert not list((cluster.shared / "oq_celery").glob("*"))
         worker = cluster.worker("late")
-        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty", 30)
+        wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty")
         assert worker.output().count("nobody waits for it") == 2
 
 
@@ -431,5 +429,5 @@ def test_the_queue_of_a_job_that_ends_while_the_broker_is_away_is_deleted_when_i
         (tmp_path / "go").touch()
         assert master.wait() == 0, master.output()
         broker.start()
-        wait_until(lambda: not broker.result_queues(), "the queue to be deleted", 120)
-        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("oq.*")), "the directory to go", 60)
+        wait_until(lambda: not broker.result_queues(), "the queue to be deleted")
+        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("oq.*")), "the directory to go", 120)

@@ -32,7 +32,7 @@ def test_what_has_lost_its_parent_is_reaped(tmp_path: Path) -> None:
     """Other tests wait for the processes of workers that they killed to be gone."""
     orphan = tmp_path / "orphan"
     subprocess.run(["sh", "-c", f"sleep 0.1 & echo $! > {orphan}"], check=True)
-    wait_until(lambda: not Path(f"/proc/{orphan.read_text().strip()}").exists(), "the orphan to be gone", 60)
+    wait_until(lambda: not Path(f"/proc/{orphan.read_text().strip()}").exists(), "the orphan to be gone")
 
 
 @pytest.mark.skipif(not isolation.inside(), reason="not in namespaces of its own")
