@@ -14,8 +14,9 @@ from explorer.schedule import KINDS, PROCESSES, WORKERS, Fault
 from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
 
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
-# A look at the result queue holds for this long, and a task that has been looked for begins at once (attempt.py).
-LOOK_SECONDS: Final = 4.0
+# How long a master's lease lasts. A look at the result queue holds for two seconds, and a task that has been looked for
+# begins when its worker has said so, over a new connection where the former one has broken (attempt.py).
+LEASE_SECONDS: Final = 10.0
 # A shorter outage must not let a task be computed twice,
 OUTAGE_SECONDS: Final = 2.5
 # unless the task began this close to it: the worker's word that it has begun went down with the connection, and a copy
@@ -128,6 +129,8 @@ def _ending(workload: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
     """Whether the job ended, and as it should."""
     hit = Counter(one.fault.kind for one in struck if one.hit)
     errors = seen.of("error")
+    # By the signal itself where the process had no handler for it yet.
+    interrupted = hit["interrupt the master"] and seen.status in (nursery.INTERRUPTED, -signal.SIGINT)
     if seen.status is None:
         return ["ending: none, the job hangs"]
     if seen.status == -signal.SIGKILL:
@@ -135,8 +138,8 @@ def _ending(workload: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
     if seen.of("done"):
         if workload.errors or workload.deadly:
             return [f"ending: success, but this had to fail: {[*workload.errors, *workload.deadly][0]}"]
-        return [] if seen.status == 0 else [f"ending: done, but with exit code {seen.status}"]
-    if not errors and seen.status == nursery.INTERRUPTED and hit["interrupt the master"]:
+        return [] if seen.status == 0 or interrupted else [f"ending: done, but with exit code {seen.status}"]
+    if not errors and interrupted:
         return []  # before it had begun
     if not errors:  # of a thread or an exit handler, after the end
         return [f"ending: exit code {seen.status} without an error"]
@@ -176,7 +179,9 @@ def _twice(seen: Seen, struck: Sequence[Struck]) -> list[str]:
     ends = {event["attempt"]: event["t"] for event in seen.of("end")}
     for event in seen.of("begin"):
         for attempt, at in begun.setdefault(event["task"], []):
-            if event["t"] < ends.get(attempt, at) and not _unheard(at, struck):
+            if event["t"] < ends.get(attempt, at) and not (
+                _unheard(at, struck) or _away(at, event["t"], struck) > OUTAGE_SECONDS
+            ):
                 late = event["t"] - at
                 return [
                     f"attempts: {event['task']} was computed again {late:.1f} s after it had begun elsewhere"
@@ -193,6 +198,15 @@ def _hides(struck: Struck) -> bool:
     return kind.target in ("worker", "master", "broker") and struck.end - struck.begin > OUTAGE_SECONDS
 
 
+def _away(begin: float, end: float, struck: Sequence[Struck]) -> float:
+    """For how many seconds between two times faults kept workers and masters apart, several short ones, too."""
+    return sum(
+        max(0.0, min(one.end, end) - max(one.begin, begin))
+        for one in struck
+        if one.hit and KINDS[one.fault.kind].target in ("worker", "master", "broker")
+    )
+
+
 def _unheard(at: float, struck: Sequence[Struck]) -> bool:
     """Whether a fault may have kept the master from hearing that a task began at this time."""
     return any(
@@ -203,6 +217,12 @@ def _unheard(at: float, struck: Sequence[Struck]) -> bool:
     )
 
 
+def _loses_results(struck: Struck) -> bool:
+    """Whether all results that wait for the master may be lost; also when it is away for longer than its lease."""
+    kind = KINDS[struck.fault.kind]
+    return kind.name in RESULTS or (kind.target == "master" and struck.end - struck.begin >= LEASE_SECONDS)
+
+
 def _attempts(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[str]:
     """Whether tasks were computed more often than faults explain, or after the job's end."""
     wrong = []
@@ -211,16 +231,14 @@ def _attempts(workload: Workload, seen: Seen, struck: Sequence[Struck]) -> list[
     deaths = len(seen.of("dies"))
     copies = sum(one.fault.number for one in struck if one.hit and one.fault.kind == "copy task messages")
     lost = sum(
-        OUT if one.fault.kind in RESULTS else 1
-        for one in struck
-        if one.hit and KINDS[one.fault.kind].disrupts
+        OUT if _loses_results(one) else 1 for one in struck if one.hit and KINDS[one.fault.kind].disrupts
     )
     allowed = tasks + deaths + copies + lost * WORKERS * PROCESSES
     if len(begins) > allowed:
         wrong.append(f"attempts: {len(begins)} at {tasks} tasks, where faults explain {allowed}")
     if seen.status is not None:
         killed = seen.status < 0 or any(one.fault.kind.endswith("the master") for one in struck)
-        grace = KILLED_SECONDS if killed else LOOK_SECONDS
+        grace = KILLED_SECONDS if killed else LEASE_SECONDS
         grace += sum(one.end - one.begin for one in struck)
         late = [event for event in begins if event["t"] > seen.ended + grace]
         if late:

@@ -161,8 +161,8 @@ class Proxy:
                 if self._cut_at is not None and self.sent + len(data) >= self._cut_at:
                     writer.write(data[: max(0, self._cut_at - self.sent)])
                     self.sent, self._cut_at = self._cut_at, None
-                    await writer.drain()
                     self._was_cut.set()
+                    await writer.drain()
                     raise ConnectionResetError
                 self.sent += len(data)
             writer.write(data)

@@ -168,7 +168,9 @@ class Run:
         self._world.start_database()
         folder = self._directories[number] / "job"
         ini = shutil.copytree(baseline.source(job.profile).parent, folder) / baseline.source(job.profile).name
-        return self._world.start_master(number, "engine", log, arguments=[str(ini)], history=history)
+        return self._world.start_master(
+            number, "engine", log, arguments=baseline.arguments(ini), history=history
+        )
 
     def _explore(self, masters: list[Child]) -> None:
         """Let the faults strike at their moments, until the jobs have ended or hang."""
@@ -313,7 +315,8 @@ def explore(
                     _keep(living[number], runs, keep / f"seed-{plan.seed}", outcome)
                     living.pop(number).remove()
                 else:
-                    shutil.rmtree(runs)
+                    # What was cut off in it may write its last line just now.
+                    shutil.rmtree(runs, ignore_errors=True)
             if last_look and number in living:
                 left.extend(living[number].last_look())
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -104,12 +105,14 @@ class Child:
     def signal(self, number: int) -> None:
         """Send a signal to the process alone; nothing if it has ended."""
         if self.running():
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # its end is not known yet
+                os.kill(self.pid, number)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to the process and to what it has started."""
         if self.running():
-            os.killpg(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
     def children(self) -> list[int]:
         """The processes that it has forked."""
@@ -328,8 +331,9 @@ class World:
             log = self.directory / "database.log"
             self._database = self._nurseries["master"].fork("database", log, config, DATABASE)
             self._others.append(self._database)
-        port = self._database_port
-        wait_until(lambda: _listens(port), "the DbServer to listen", READY_SECONDS)
+        port, server = self._database_port, self._database
+        wait_until(lambda: _listens(port) or not server.running(), "the DbServer to listen", READY_SECONDS)
+        assert server.running(), f"the DbServer has ended: {server.output()[-400:]}"
 
     def end_database(self, number: int) -> bool:
         """Send a signal to the DbServer and wait for its end; whether there was one."""
@@ -404,12 +408,22 @@ class World:
         return value_of(done.stdout)
 
     def queues(self) -> dict[str, tuple[int, int]]:
-        """Of each queue of RabbitMQ's: its messages, waiting or with a worker, and its consumers."""
-        found = self.erlang(
-            'lists:flatten([io_lib:format("~s ~p ~p;", [element(4, proplists:get_value(name, Q)), '
-            "proplists:get_value(messages, Q), proplists:get_value(consumers, Q)]) || "
-            f'Q <- rabbit_amqqueue:info_all(<<"{harness.VHOST}">>, [name, messages, consumers])])'
-        )
+        """Of each queue of RabbitMQ's: its messages, waiting or with a worker, and its consumers.
+
+        Without an answer, as while a queue goes or RabbitMQ starts, it asks again: no answer is not no queues.
+        """
+        found = ""
+
+        def answered() -> bool:
+            nonlocal found
+            found = self.erlang(
+                'lists:flatten([io_lib:format("~s ~p ~p;", [element(4, proplists:get_value(name, Q)), '
+                "proplists:get_value(messages, Q), proplists:get_value(consumers, Q)]) || "
+                f'Q <- rabbit_amqqueue:info_all(<<"{harness.VHOST}">>, [name, messages, consumers])])'
+            )
+            return bool(found)
+
+        _soon(answered, ANSWER_SECONDS)
         return queues_of(found)
 
     def forget_queue(self, name: str) -> None:

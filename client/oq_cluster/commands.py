@@ -302,10 +302,10 @@ def shell(context: Context, given: argparse.Namespace) -> Shown:
 def webui(context: Context, given: argparse.Namespace) -> Shown:
     """Hold the port forward open for a browser."""
     url = context.webui.door.url()
-    context.printed({"url": url}, f"{url}  (Ctrl-C ends it)")
-    if not given.no_browser:
-        webbrowser.open(url)
     try:
+        context.printed({"url": url}, f"{url}  (Ctrl-C ends it)")
+        if not given.no_browser:
+            webbrowser.open(url)
         while True:
             time.sleep(20)
             context.webui.keep_alive()  # without traffic Session Manager ends a session after 20 minutes

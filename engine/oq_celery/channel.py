@@ -200,16 +200,18 @@ class Channel:
                 return
             self._closed = True
         Channel._open.discard(self)
-        if not in_order:
-            self._sender.close(None)
-        deleted = True
-        if self._queue is not None:
-            deleted = self._queue.end(self._sender.close if in_order else self._delete)
-        spool.remove_directory(self._directory)
-        if not deleted:
-            # By an empty directory the workers know of the queue, and delete it when the broker is back (`Sweep`).
-            with contextlib.suppress(OSError):
-                spool.make_directory(self._directory)
+        deleted = self._queue is None
+        try:
+            if not in_order:
+                self._sender.close(None)
+            if self._queue is not None:
+                deleted = self._queue.end(self._sender.close if in_order else self._delete)
+        finally:  # also when it is interrupted, for nobody closes a channel twice
+            spool.remove_directory(self._directory)
+            if not deleted:
+                # By an empty directory the workers know of the queue, and delete it when the broker is back (`Sweep`).
+                with contextlib.suppress(OSError):
+                    spool.make_directory(self._directory)
 
     def report(self) -> None:
         """Leave the number of tasks where `oq-celery status` finds it."""

@@ -46,7 +46,7 @@ def test_an_up_that_fails_at_every_resource_once_is_healed_by_the_next_ones(
         return f"InsufficientInstanceCapacity: no {label} today" if first else None
 
     region.refuses = fail_once
-    for _ in range(40):  # each one gets as far as to what has not failed yet
+    for _ in range(len(cluster.resources()) + 1):  # each one gets as far as to what has not failed yet
         try:
             empty.up()
             break
@@ -72,7 +72,7 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
         start_new_session=True,
     )
     try:
-        assert region.held.wait(120)
+        assert region.held.wait(600)
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()

@@ -54,7 +54,8 @@ def test_directories_in_memory_are_no_more_open_than_those_of_the_image(diskless
         diskless_cluster, "worker-1", "df --output=size /run/openquake/diskless /tmp | tail -n 2"
     ).split()
     memory = int(on(diskless_cluster, "worker-1", "awk '/MemTotal/ {print $2}' /proc/meminfo"))
-    assert all(int(size) <= memory // 4 for size in room)
+    page = 4  # kB, to which the kernel rounds a share of the memory up
+    assert all(int(size) < memory / 4 + page for size in room)
 
 
 def test_what_a_diskless_worker_says_outlives_it_on_the_shared_file_system(diskless_cluster: Lab) -> None:

@@ -208,7 +208,7 @@ class Broker:
         """Stop the server in good order; its data stay."""
         if self._server is not None:
             self._server.signal(signal.SIGTERM)
-            self._server.wait(60)
+            self._server.wait()
 
     def remove(self) -> None:
         if self._server is not None:
@@ -392,6 +392,12 @@ class Cluster:
         result = run([*prefix, ENGINE / "bin/python", "-c", textwrap.dedent(code)], self.env | env)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
+
+    def status(self) -> dict[str, Any] | None:
+        """What `oq-celery status` finds; None if the broker did not answer it in time, for a busy machine's polls."""
+        done = run([ENGINE / "bin/oq-celery", "status", "--json"], self.env)
+        found: dict[str, Any] | None = None if done.returncode else json.loads(done.stdout)
+        return found
 
     def with_zeromq_ports(self) -> Path:
         """The same configuration, but with upstream's ports for results of a processpool."""

@@ -76,6 +76,6 @@ def test_ctrl_c_ends_a_job_meanwhile(cluster: Cluster, moments: Path, broker: Br
         release(moments)
         wait_until(lambda: SAID in master.output(), "the job's log to say so")
         master.signal(signal.SIGINT)
-        assert master.wait(30) != 0  # 10 s on a machine that is not busy
+        assert master.wait() != 0
         assert broker.result_queues() == []
         assert list((cluster.shared / "oq_celery").glob("*")) == []

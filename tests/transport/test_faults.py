@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -162,7 +163,7 @@ def test_a_task_that_always_kills_its_worker_fails_the_job_and_is_named(
         moments,
     )
     assert master.wait() == 1
-    assert len(reached(moments, "died")) in (4, 5)  # one more may start before the job's end is known
+    assert len(reached(moments, "died")) >= 4  # more may start before the job's end is known
     assert "Task die #0 of job 0" in master.output()
     assert "was lost with a worker 4 times" in master.output()
     assert sum(f"/{pid}" in master.output() for pid in reached(moments, "died")) == 4
@@ -213,7 +214,8 @@ def test_tasks_of_a_master_that_was_killed_without_workers_are_dropped_by_those_
         master.kill()
         worker = cluster.worker("late", 2)
         wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty")
-        assert worker.output().count("nobody waits for it") == TASKS
+        # Each is dropped; a process that the worker stops meanwhile gives its task back, to be dropped once more.
+        assert len(set(re.findall(r"Dropped stream #\d+", worker.output()))) == TASKS
         assert not reached(tmp_path, BEFORE)
 
 
@@ -311,10 +313,11 @@ def test_a_worker_whose_queue_was_deleted_while_it_paused_takes_tasks_again(
         wait_until(lambda: "no new task for 12 s" in worker.output(), "the pause")
         lost.kill()  # or it would make the queue again
         left = broker.result_queues()  # which other tests would find
-        for queue in (cluster.queue, *left):
+        # First those without which the worker, whose pause may end meanwhile, computes nothing.
+        for queue in (*left, cluster.queue):
             broker.delete_queue(queue)
         time.sleep(13)  # the pause is over
-        assert cluster.start("python", "-c", job.format("square", [1])).wait(90) == 0
+        assert cluster.start("python", "-c", job.format("square", [1])).wait() == 0
 
 
 def test_a_result_queue_is_deleted_though_the_connection_broke_since_the_last_task(
@@ -398,7 +401,7 @@ def test_oq_abort_ends_a_job_and_its_waiting_tasks_are_dropped(tmp_path: Path, b
         assert not list((cluster.shared / "oq_celery").glob("*"))
         worker = cluster.worker("late")
         wait_until(lambda: broker.depth(cluster.queue) == 0, "the queue to be empty")
-        assert worker.output().count("nobody waits for it") == 2
+        assert len(re.findall("Dropped .*nobody waits for it", worker.output())) == 2
 
 
 ENDS_LATE = """
@@ -415,6 +418,28 @@ def close_late(self, **options):
 Channel.close = close_late
 print(parallel.Starmap(tasks.square, [([1],), ([2],)]).reduce())
 """
+
+
+INTERRUPTED_AT_THE_END = """
+from openquake.baselib import parallel
+from oq_celery.results import ResultQueue
+import tasks
+def interrupt(self, delete):
+    raise KeyboardInterrupt
+ResultQueue.end = interrupt
+parallel.Starmap(tasks.square, [([1],), ([2],)]).reduce()
+"""
+
+
+def test_a_queue_whose_deletion_is_interrupted_is_left_to_the_workers(tmp_path: Path, broker: Broker) -> None:
+    """Without a word to them it would stay for an hour."""
+    with harness.cluster(tmp_path / "oqlab-interrupted", broker) as cluster:
+        cluster.worker("one", changed=HURRIED)
+        master = cluster.start("python", "-c", INTERRUPTED_AT_THE_END)
+        assert master.wait() != 0
+        assert "KeyboardInterrupt" in master.output()
+        wait_until(lambda: not broker.result_queues(), "the queue to be deleted", 120)
+        wait_until(lambda: not list((cluster.shared / "oq_celery").glob("oq.*")), "the directory to go", 120)
 
 
 def test_the_queue_of_a_job_that_ends_while_the_broker_is_away_is_deleted_when_it_is_back(

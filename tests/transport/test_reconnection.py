@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +34,9 @@ def held(cluster: Cluster, queue: str) -> Iterator[None]:
 
 
 def workers(cluster: Cluster) -> list[str]:
-    """The names of those that answer to commands, also of other clusters on the same broker."""
-    status = harness.run([harness.ENGINE / "bin/oq-celery", "status", "--json"], cluster.env, check=True)
-    return [worker["name"] for worker in json.loads(status.stdout)["workers"]]
+    """The names of those that answer to commands, also of other clusters on the same broker; for a poll."""
+    status = cluster.status()
+    return [worker["name"] for worker in status["workers"]] if status else []
 
 
 def test_a_worker_starts_while_its_old_connection_is_known_still(tmp_path: Path, broker: Broker) -> None:

@@ -40,7 +40,7 @@ def inis(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 # A pool of one process hands its results on in the order of its tasks, but for a race of upstream's: each task
 # connects anew to the master's ZeroMQ port, and now and then a connection overtakes another one (seen in 2 of 12 runs
 # of the ebrisk job; 12 runs on the cluster were equal). So a pool gets this many chances.
-POOL_RUNS = 5
+POOL_RUNS = 15
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,9 @@ def test_results_that_waited_for_the_master_may_be_lost_with_their_queue() -> No
     seen.ended = 200.0
     assert wrong(seen, struck("kill a worker")) == "attempts: 15 at 3 tasks, where faults explain 9"
     assert wrong(seen, struck("delete a result queue")) == ""
+    (away,) = struck("cut the master off")
+    assert wrong(seen, [away]) == "attempts: 15 at 3 tasks, where faults explain 9"
+    assert wrong(seen, [replace(away, end=away.begin + 11)]) == ""  # for longer than its lease
 
 
 def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
@@ -254,6 +257,25 @@ def test_a_task_that_is_computed_twice_at_once_is_seen() -> None:
     assert wrong(seen, [replace(cut, begin=begin["t"] + 0.4, hit=False)]) != ""
     again["t"] = end["t"] + 1  # the first one was over: its end may have been lost
     assert wrong(seen, faults) == ""
+
+
+def test_a_task_that_several_short_outages_together_hide_may_be_computed_twice() -> None:
+    seen = ideal(SIMPLE)
+    begin, end = seen.of("begin")[0], seen.of("end")[0]
+    end["t"] = begin["t"] + 20
+    seen.events.append(begin | {"attempt": "again", "t": begin["t"] + 10})
+    seen.ended = begin["t"] + 30
+    (cut,) = struck("cut a worker off")
+    cuts = [replace(cut, begin=begin["t"] + at, end=begin["t"] + at + 2) for at in (3, 6)]
+    assert "computed again 10.0 s after" in wrong(seen, cuts[:1])
+    assert wrong(seen, cuts) == ""
+
+
+def test_a_job_that_was_interrupted_after_it_was_done_was_done() -> None:
+    seen = ideal(SIMPLE)
+    seen.status = nursery.INTERRUPTED
+    assert wrong(seen) == "ending: done, but with exit code 130"
+    assert wrong(seen, struck("interrupt the master")) == ""
 
 
 def test_a_task_that_begins_after_the_end_of_its_job_is_seen() -> None:
