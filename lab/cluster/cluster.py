@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -247,6 +248,7 @@ class State:
 
 
 OFF = "off"
+STATUS_SECONDS = 120  # for a node's answer: it gives RabbitMQ alone a minute
 
 
 def state(lab: Lab, node: Node) -> State:
@@ -255,8 +257,9 @@ def state(lab: Lab, node: Node) -> State:
     if not machine.pids():
         return State(False, (OFF,))
     try:
-        answer = json.loads(machine.execute([facts.NODE_PROGRAM, "status"]).stdout)
-    except (LabError, ValueError):  # it has no process 1 yet, or no program that could answer
+        answer = json.loads(machine.execute([facts.NODE_PROGRAM, "status"], STATUS_SECONDS).stdout)
+    # It has no process 1 yet, no program that could answer, or too much to do.
+    except (LabError, ValueError, subprocess.TimeoutExpired):
         return State(False, ("booting",))
     return State(answer["ready"], tuple(answer["problems"]))
 

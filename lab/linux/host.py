@@ -140,7 +140,7 @@ def remove_control_groups(prefix: str) -> None:
                 os.rmdir(directory)  # noqa: PTH106  os.walk gives text
 
 
-def kill(pids: Iterable[int], timeout: float = 10) -> None:
+def kill(pids: Iterable[int], timeout: float = 60) -> None:
     """SIGKILL processes and wait until they are gone; LabError if one stays."""
     waiting = list(pids)
     for pid in waiting:

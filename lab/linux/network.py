@@ -271,8 +271,8 @@ def _start_slirp(paths: Paths, world: str, logs: Path) -> None:
         ],
         logs / "slirp4netns.log",
     )  # fmt: skip
-    wait_until("slirp4netns's interface", lambda: "tap0" in run(["ip", "-n", world, "link"]), 10)
-    wait_until("slirp4netns's address", lambda: "198.18" in run(["ip", "-n", world, "address"]), 10)
+    wait_until("slirp4netns's interface", lambda: "tap0" in run(["ip", "-n", world, "link"]), 60)
+    wait_until("slirp4netns's address", lambda: "198.18" in run(["ip", "-n", world, "address"]), 60)
     # slirp4netns made itself the default route of the world; the VPC's addresses are behind the router, never
     # there.
     _ip(world, "route", "replace", "default", "via", str(SLIRP_GATEWAY), "dev", "tap0")

@@ -16,7 +16,7 @@ from lab.linux.host import Paths, run
 LOOP_MAJOR = 7
 """The kernel's number for loop devices, Documentation/admin-guide/devices.txt."""
 
-LOOP_NODES = 32
+LOOP_NODES = 64
 """Loop devices that an instance can use: its volumes' and those that `mount -o loop` takes in it."""
 
 

@@ -114,7 +114,7 @@ def booted(
         yield lab
     finally:
         build.down(paths)
-    assert left_over(paths) == []
+    host.wait_until("the last device to go", lambda: not left_over(paths), 30)
 
 
 def have_engine(paths: Paths) -> None:

@@ -32,11 +32,16 @@ def reached(lab: Lab, source: str, target: IPv4Address, ports: tuple[int, int] =
     return set(json.loads(done.stdout))
 
 
-def on(lab: Lab, node: str, line: str, timeout: float = 60) -> str:
+def on(lab: Lab, node: str, line: str, timeout: float = 300) -> str:
     """What a line of shell prints on a node; the test fails when the line does."""
     done = lab.machine(node).execute(["bash", "-c", line], timeout)
     assert done.returncode == 0, f"{node}: {line}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def start(lab: Lab, unit: str) -> None:
+    """Have the master run a oneshot unit from its beginning, also when its timer has begun it a moment before."""
+    on(lab, "master", f"systemctl start {unit} && systemctl start {unit}")
 
 
 def listening(lab: Lab, node: str) -> set[int]:
@@ -62,7 +67,7 @@ def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
     wait_until(
         "a task to run",
         lambda: any(matrix.is_busy(lab, node.name, since) for node in lab.workers()) or job.done(),
-        120,
+        300,
     )
     assert not job.done()
 
@@ -77,5 +82,5 @@ def people(lab: Lab, *names: str) -> str:
 
 def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
     """The status and the output of what a user does on the master."""
-    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 180)
+    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 600)
     return done.returncode, done.stdout + done.stderr

@@ -14,13 +14,14 @@ from components import facts
 from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
+from lab.services import imds
 from lab.trials.job import CLASSICAL, USER, fetch_job, run_job
-from tests.lab.support import as_user, on
+from tests.lab.support import as_user, on, start
 
 pytestmark = pytest.mark.lab
 
-# Of a worker that dies without a word, that is what may be lost; two where the machine is as busy as a lab's.
-LOST_SECONDS = 2
+# More than may be lost of a worker that dies without a word: its log is written each half second, on a busy disk.
+LOST_SECONDS = 10
 LOGS = f"{facts.NODE_PROGRAM} logs"
 
 
@@ -51,7 +52,7 @@ def test_every_worker_that_lives_is_listed_under_its_names(nfs_cluster: Lab) -> 
         worker = found[node.id]
         assert (worker["host"], worker["address"], worker["alive"]) == (host, str(node.address), True)
         for name in (node.id, f"openquake@{host}", str(node.address)):
-            assert "the worker is ready" in shown(nfs_cluster, name), name
+            wait_until(f"the log of {name}", partial(has_said, nfs_cluster, name, "the worker is ready"), 60)
 
 
 def test_only_root_writes_the_logs_and_the_group_reads_them(nfs_cluster: Lab) -> None:
@@ -80,7 +81,9 @@ def test_no_secret_is_in_the_logs(nfs_cluster: Lab) -> None:
 
 
 def test_what_the_tasks_of_a_calculation_cost_is_in_its_log_and_can_be_asked_later(nfs_cluster: Lab) -> None:
-    on(nfs_cluster, "master", "echo OQ_CELERY_PROCESS_HOUR_USD=0.051 >> /etc/default/openquake")
+    tag = cluster.imds_directory(nfs_cluster.paths), nfs_cluster.master().address
+    imds.announce(*tag, f"tags/instance/{facts.PROCESS_HOUR_TAG}", "0.051")
+    start(nfs_cluster, facts.REFRESH_SERVICE)
     run_job(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
     status, said = as_user(nfs_cluster, USER, "oq-celery cost --json")
     assert status == 0, said
@@ -109,11 +112,11 @@ def test_without_its_directory_or_room_in_it_a_worker_computes_and_its_log_comes
         wait_until(
             "worker-2 to say so",
             lambda: "No space left" in on(nfs_cluster, "worker-2", journal),
-            30,
+            120,
         )
         run_job(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
     finally:
-        on(nfs_cluster, "worker-2", f"umount {facts.LOGS_DIR}")
+        on(nfs_cluster, "worker-2", f"umount --lazy {facts.LOGS_DIR}")
     for name, words in (
         ("worker-1", "while there was no directory"),
         ("worker-2", "while there was no room"),
@@ -138,7 +141,7 @@ def test_what_a_worker_said_before_it_was_killed_is_read_on_the_master(nfs_clust
     wait_until("its silence to be seen", lambda: not listed(nfs_cluster)[instance]["alive"], 120)
     assert listed(nfs_cluster)[nfs_cluster.nodes["worker-2"].id]["alive"]
     fleet.scale(nfs_cluster, 2)
-    cluster.wait_until_ready(nfs_cluster, print, timeout=180)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=450)
     assert "last words" in shown(nfs_cluster, instance)
 
 

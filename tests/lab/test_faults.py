@@ -25,13 +25,13 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
     undisturbed = run_job(nfs_cluster, job_ini, None, show=False, limit=matrix.JOB_SECONDS)
     tasks = sum(number for number, _ in work_done(nfs_cluster, undisturbed).values())
     kill = next(kind for kind in matrix.KINDS if kind.name == "kill a worker")
-    case = matrix.Case(0, CLASSICAL, (matrix.Fault(kill, 0.5, 0),))
+    case = matrix.Case(0, CLASSICAL, (matrix.Fault(kill, 0.25, 0),))
     result = matrix.run_case(nfs_cluster, case, job_ini, undisturbed, tasks)
     assert result.trouble == ""
     states = [cluster.state(nfs_cluster, node).problems for node in nfs_cluster.workers()]
     assert sorted(states) == [(), (cluster.OFF,)]
     fleet.scale(nfs_cluster, matrix.WORKERS)
-    cluster.wait_until_ready(nfs_cluster, print, timeout=120)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=450)
 
 
 def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_though_aws_throttles_it_first(

@@ -18,6 +18,7 @@ def test_two_runs_have_labs_of_two_names_and_what_a_killed_one_left_is_removed(t
         with own_name() as other:
             assert one != other
             left = host.start(Paths(other, tmp_path), ["sleep", "600"], tmp_path / "log")
+        # Mostly the same name, if not a run beside this one has it: whoever has it next removes what was left.
         with own_name() as again:
-            assert again == other
-            assert left.wait(10) == -9
+            assert again != one
+            assert left.wait(60) == -9

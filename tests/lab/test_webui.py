@@ -8,6 +8,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,9 +113,18 @@ def test_a_wrong_password_is_refused(office: Office) -> None:
 
 
 def test_who_guesses_passwords_has_to_wait(office: Office) -> None:
-    guesser = Client(office.lab)
-    assert 429 in {guesser.login("ann", str(number)).status_code for number in range(60)}
-    assert 429 in {office.ann.get(OWN_PASSWORD).status_code for _ in range(5)}
+    guessers = [Client(office.lab) for _ in range(40)]
+
+    def guess(number: int) -> int:
+        return guessers[number].login("ann", str(number)).status_code
+
+    def guess_her_own(number: int) -> int:
+        return guessers[number].get(OWN_PASSWORD).status_code
+
+    # At once: the server's answers take so long on a busy machine that it may take all that come one by one.
+    with ThreadPoolExecutor(len(guessers)) as pool:
+        assert 429 in set(pool.map(guess, range(len(guessers))))
+        assert 429 in set(pool.map(guess_her_own, range(len(guessers))))
     time.sleep(5)  # the others come from the same address
 
 
@@ -174,7 +184,7 @@ def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(
     datastore = office.ann.get(f"/v1/calc/{number}/datastore")
     assert datastore.content[:4] == b"\x89HDF"
     # The server removes an export when it has sent it.
-    exports = f"find {facts.CUSTOM_TMP} -mindepth 1"
+    exports = f"find {facts.CUSTOM_TMP} -ignore_readdir_race -mindepth 1"
     wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), 60)
 
 
@@ -185,7 +195,7 @@ def test_a_calculation_that_has_ended_stays_as_no_zombie(office: Office) -> None
     wait_until(
         "its process to be reaped",
         lambda: office.ann.get("/v1/calc/list").ok and not on(office.lab, "master", zombies).strip(),
-        20,
+        120,
     )
 
 
@@ -402,7 +412,7 @@ def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: 
     server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
     killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
     up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
-    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 60)
+    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 180)
     assert office.ann.wait(number) == "complete"
 
 
@@ -436,10 +446,8 @@ def test_an_upload_streams_to_the_shared_file_system_and_fills_no_disk_of_the_da
     office: Office,
 ) -> None:
     def uploads(*directories: str) -> str:
-        least = f"-size +{UPLOAD_BYTES // 2 // 1024}k"
-        return on(
-            office.lab, "master", f"find {' '.join(directories)} -xdev -type f {least} -name '*upload*'"
-        )
+        large = f"-type f -size +{UPLOAD_BYTES // 2 // 1024}k -name '*upload*'"
+        return on(office.lab, "master", f"find {' '.join(directories)} -ignore_readdir_race -xdev {large}")
 
     def seen() -> None:
         wait_until("the upload", lambda: uploads(facts.SHARED_DIR), 120)
@@ -451,7 +459,7 @@ def test_an_upload_streams_to_the_shared_file_system_and_fills_no_disk_of_the_da
     answer = office.ann.post("/v1/calc/run", data=Upload(seen), headers=kind)
     assert answer.status_code == 500  # it is no zip
     assert "zip" in answer.text
-    assert uploads(facts.SHARED_DIR) == ""
+    wait_until("the upload to be gone", lambda: not uploads(facts.SHARED_DIR), 60)  # it goes after the answer
 
 
 def test_a_new_password_ends_sessions_and_an_account_that_is_removed_is_none(office: Office) -> None:
@@ -535,8 +543,8 @@ def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_he
     machine = office.lab.machine("master")
     before = machine.init()
     machine.execute(["systemctl", "reboot"])
-    wait_until("the master to go down", lambda: machine.init() != before, 45)
-    wait_until("the boot", lambda: machine.init() is not None, 60)
+    wait_until("the master to go down", lambda: machine.init() != before, 80)
+    wait_until("the boot", lambda: machine.init() is not None, 180)
     office.lab.nodes["master"].ready_after = None
     cluster.wait_until_ready(office.lab, print, timeout=120)
     assert office.ann.status(number) == "aborted"  # by a session that has outlived the machine's boot

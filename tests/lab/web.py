@@ -78,7 +78,7 @@ class Client:
     def status(self, number: int) -> str:
         return str(self.get(f"/v1/calc/{number}/status").json()["status"])
 
-    def wait(self, number: int, seconds: float = 120) -> str:
+    def wait(self, number: int, seconds: float = 600) -> str:
         """How a calculation ends."""
         deadline = time.monotonic() + seconds
         while (status := self.status(number)) in UNFINISHED:
@@ -103,7 +103,7 @@ def calculations(lab: Lab) -> list[dict[str, Any]]:
     return sorted(({key: one[key] for key in wanted} for one in found), key=lambda one: int(one["id"]))
 
 
-def submit(lab: Lab, job_ini: Path, seconds: float = 120) -> str:
+def submit(lab: Lab, job_ini: Path, seconds: float = 600) -> str:
     """The log of a calculation that a client's computer has run through the engine's API."""
     client = administrator(lab)
     answer = client.run(job_ini)

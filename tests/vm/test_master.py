@@ -32,7 +32,7 @@ from tests.vm.support import (
     rebooting,
 )
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
