@@ -117,7 +117,10 @@ def _renew(given: argparse.Namespace) -> None:
 
 def _serve(socket: str) -> None:
     _set_up()
+    from openquake.baselib import config
     from openquake.server import settings as upstream
+    from oq_celery import inputs
+    from oq_celery import settings as celery
 
     from oq_webui import settings
     from oq_webui.server import Server
@@ -133,6 +136,9 @@ def _serve(socket: str) -> None:
         uploads.mkdir(mode=0o700, exist_ok=True)
         for left in uploads.iterdir():  # by a server that was killed
             left.unlink()
+        # A worker that started before its file system was there has not made it, and a calculation would make it its
+        # user's. Nobody computes before the master is ready, which this server's start is a part of.
+        inputs.make_root(celery.load(config))
     sys.argv[1:] = []  # gunicorn and upstream look at them
     Server(socket).run()
 

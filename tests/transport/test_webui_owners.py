@@ -103,3 +103,18 @@ def test_nobody_computes_in_anothers_name_or_takes_away_everybodys_tags(tmp_path
     assert (unset[1], deleted[1]) == (403, 403), (unset, deleted)
     assert there == ["national"]
     assert chiefs[1] == 200, chiefs
+
+
+def test_the_directory_of_input_files_is_the_servers_before_anybody_computes(tmp_path: Path) -> None:
+    """Its owner counts as the workers' account; a user whose calculation came first would be taken for it."""
+    found = office(
+        tmp_path,
+        "shared = sys.argv[2]",  # of which gunicorn is to see nothing
+        'os.environ["OQ_WEBUI_UPLOADS"] = shared + "/uploads"',
+        "from oq_webui import cli, server",
+        "server.Server = mock.Mock()",
+        'cli._serve("/none")',
+        'print(json.dumps(oct(os.stat(shared + "/oq_celery_inputs").st_mode)[-4:]))',
+        'print(json.dumps(server.Server.mock_calls == [mock.call("/none"), mock.call().run()]))',
+    )
+    assert found == ["3730", True]
