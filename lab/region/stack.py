@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
@@ -129,6 +130,13 @@ class Stack:
     def command(self, *arguments: str) -> list[str]:
         """The command line of a Pulumi command on this stack."""
         return [str(self.pulumi), *arguments, "--non-interactive", f"--stack={self.name}"]
+
+    def is_written(self) -> bool:
+        """Whether Pulumi has left its state alone for two seconds: while it writes, the file may be empty, and to be
+        killed then is another case than to be killed at work (docs/operations.md).
+        """
+        (state,) = (self.directory / ".pulumi/stacks").rglob("*.json")
+        return time.time() - state.stat().st_mtime > 2
 
     def surroundings(self) -> dict[str, str]:
         """The environment of a Pulumi command on this stack."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.base import REPOSITORY
+from lab.linux.host import wait_until
 from lab.region import provider
 from lab.region.stack import CommandError, Stack
 from tests.engine.conftest import SETTINGS, Region, labels
@@ -73,6 +74,7 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
     )
     try:
         assert region.held.wait(600)
+        wait_until("the state to be written", empty.is_written, 600)
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()

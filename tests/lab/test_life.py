@@ -224,9 +224,7 @@ def test_an_update_of_the_engine_that_is_killed_between_master_and_volumes_is_he
     ) as killed:
         try:
             assert life.region.held.wait(600)
-            # A state in a file may be empty while it is written, which is no state for `cancel` either.
-            (state,) = (life.stack.directory / ".pulumi/stacks").rglob("*.json")
-            host.wait_until("the state to be written", lambda: time.time() - state.stat().st_mtime > 2, 60)
+            host.wait_until("the state to be written", life.stack.is_written, 600)
         finally:
             os.killpg(killed.pid, signal.SIGKILL)
     life.region.holds = ""
