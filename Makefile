@@ -55,7 +55,7 @@ transport-faults transport-jobs transport-others transport-host: $(VENV)/.done $
 explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the explorer of faults with fresh seeds
 	$(VENV)/bin/python -m explorer
 
-lab: $(VENV)/.done host-packages browser ## real boots on this machine: needs root
+lab: $(VENV)/.done host-packages browser pulumi-cli ## real boots on this machine: needs root
 	@$(MAKE) --no-print-directory --jobs=3 lab-changes lab-people lab-others
 
 # Side by side, each on labs of its own: they wait for boots, drains and alarms more than they compute.
