@@ -14,8 +14,9 @@ from explorer.schedule import KINDS, PROCESSES, WORKERS, Fault
 from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
 
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
-# How long a master's lease lasts. A look at the result queue holds for two seconds, and a task that has been looked for
-# begins when its worker has said so, over a new connection where the former one has broken (attempt.py).
+# How long a master's lease lasts (oq_celery/protocol.py). A look at the result queue holds for two seconds, and a task
+# that has been looked for begins when its worker has said so, over a new connection where the former one has broken
+# (attempt.py).
 LEASE_SECONDS: Final = 10.0
 # A shorter outage must not let a task be computed twice,
 OUTAGE_SECONDS: Final = 2.5

@@ -39,8 +39,8 @@ def on(lab: Lab, node: str, line: str, timeout: float = 300) -> str:
     return done.stdout
 
 
-def start(lab: Lab, unit: str) -> None:
-    """Have the master run a oneshot unit from its beginning, also when its timer has begun it a moment before."""
+def run_oneshot(lab: Lab, unit: str) -> None:
+    """Have the master run a oneshot unit from beginning to end, also when its timer has begun it a moment before."""
     on(lab, "master", f"systemctl start {unit} && systemctl start {unit}")
 
 

@@ -16,7 +16,7 @@ from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.services import imds
 from lab.trials.job import CLASSICAL, USER, fetch_job, run_job
-from tests.lab.support import as_user, on, start
+from tests.lab.support import as_user, on, run_oneshot
 
 pytestmark = pytest.mark.lab
 
@@ -83,7 +83,7 @@ def test_no_secret_is_in_the_logs(nfs_cluster: Lab) -> None:
 def test_what_the_tasks_of_a_calculation_cost_is_in_its_log_and_can_be_asked_later(nfs_cluster: Lab) -> None:
     tag = cluster.imds_directory(nfs_cluster.paths), nfs_cluster.master().address
     imds.announce(*tag, f"tags/instance/{facts.PROCESS_HOUR_TAG}", "0.051")
-    start(nfs_cluster, facts.REFRESH_SERVICE)
+    run_oneshot(nfs_cluster, facts.REFRESH_SERVICE)
     run_job(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
     status, said = as_user(nfs_cluster, USER, "oq-celery cost --json")
     assert status == 0, said

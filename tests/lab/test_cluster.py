@@ -42,7 +42,7 @@ from tests.lab.support import (
     on,
     people,
     reached,
-    start,
+    run_oneshot,
     wait_until_a_task_runs,
 )
 from tests.lab.web import (
@@ -226,7 +226,7 @@ def test_the_api_computes_for_the_fleet_as_large_as_it_is_now(nfs_cluster: Lab) 
     try:
         for value in ("100", before):
             imds.announce(directory, master.address, path, value)
-            start(nfs_cluster, facts.REFRESH_SERVICE)
+            run_oneshot(nfs_cluster, facts.REFRESH_SERVICE)
             log = submit(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL))
             assert f"Using {value} celery workers, concurrent_tasks={2 * int(value)}" in log
     finally:
@@ -444,7 +444,7 @@ def test_a_calculation_that_is_killed_has_failed_and_the_journal_says_so(nfs_clu
         on(nfs_cluster, "master", "pkill --signal KILL oq-job-")
         assert job.exception() is not None
     killed = calculations(nfs_cluster)[-1]
-    start(nfs_cluster, facts.REAP_SERVICE)
+    run_oneshot(nfs_cluster, facts.REAP_SERVICE)
     said = on(
         nfs_cluster, "master", f"journalctl --output=cat --unit {facts.REAP_SERVICE} --since @{since:.0f}"
     )
@@ -479,7 +479,7 @@ def test_a_killed_master_comes_back_with_its_data_and_its_calculation_has_failed
     assert (refused, f"oq: {facts.HOME_MOUNT} is not mounted" in why) == (1, True), why
     run(["debugfs", "-w", "-R", "set_inode_field <2> mode 040755", device])
     cluster.wait_until_ready(nfs_cluster, print, timeout=450)
-    start(nfs_cluster, facts.REAP_SERVICE)
+    run_oneshot(nfs_cluster, facts.REAP_SERVICE)
     assert calculations(nfs_cluster) == [*before[:-1], before[-1] | {"status": "failed"}]
 
 
@@ -525,7 +525,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
         "echo 'ssm-user ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/ssm-agent-users && "
         "usermod --append --groups sudo bob",
     )
-    start(nfs_cluster, facts.REFRESH_SERVICE)
+    run_oneshot(nfs_cluster, facts.REFRESH_SERVICE)
     on(
         nfs_cluster,
         "master",

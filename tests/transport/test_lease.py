@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from oq_celery.protocol import LEASE_SECONDS
 
+from explorer import checker
 from tests.transport.harness import python
 
 TIME = """
@@ -211,3 +213,7 @@ def test_a_queue_that_is_made_after_its_end_is_deleted() -> None:
     """
     )
     assert python(code) == ["deletes oq.user.1.x"]
+
+
+def test_the_explorer_of_faults_allows_for_the_lease_that_masters_have() -> None:
+    assert checker.LEASE_SECONDS == LEASE_SECONDS
