@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def _kill(mode: Mode) -> float:
     victim = cluster.worker("victim", TASKS)
     code = (
         "import starmaps; from openquake.baselib.parallel import Starmap; "
-        f"list(Starmap(starmaps.mark, [({str(marks)!r}, 600.0)] * {TASKS}))"
+        f"list(Starmap(starmaps.mark, [({os.fsencode(marks)!r}, 600.0)] * {TASKS}))"
     )
     cluster.start("python", "-c", code)
     wait_until(lambda: len(list(marks.iterdir())) == TASKS, "the tasks to start")

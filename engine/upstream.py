@@ -74,7 +74,7 @@ MEMBERS: Mapping[str, str] = {
     "openquake.baselib.hdf5.File": "__delitem__ __getitem__ __setitem__ close flush",
     "openquake.commonlib.datastore.DataStore": "filename hdf5 parent ppath tempname",
     "openquake.commonlib.dbapi.Db": "__call__ __enter__ path",
-    "openquake.commonlib.logs.LogContext": "__enter__ __exit__ __init__ calc_id get_oqparam",
+    "openquake.commonlib.logs.LogContext": "__enter__ __exit__ __init__ calc_id get_oqparam new",
     "openquake.hazardlib.gsim.coeffs_table.CoeffsTable": "_coeffs",
 }
 """By class, its members, those that its own methods give to an object among them."""

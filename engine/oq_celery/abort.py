@@ -4,9 +4,10 @@ Upstream's `oq abort` looks for a process by its title, which a calculation that
 it calls failed what begins a minute later; its WebUI sends a signal and calls that success, also where it may not; its
 deletion of a calculation leaves the process at work. Here an abort ends the process, or says why not.
 
-A calculation's process is the one whose number the database has. It computes when its title is upstream's `oq-job-N`;
-of several calculations of one command each may be computed by a child of that process. Before it computes, a
-calculation is aborted by its status alone, which `runs.py` looks at when its turn comes.
+A calculation's process is the one whose number the database has. It computes when its title is upstream's `oq-job-N`,
+or that of a higher number: several calculations of one process are computed in the order of their numbers, and one that
+is computed inside another has got its number after it. Of several at once each is computed by a child of the command's
+process. Before it computes, a calculation is aborted by its status alone, which `runs.py` looks at when its turn comes.
 """
 
 from __future__ import annotations
@@ -94,14 +95,25 @@ def _computing(job: Any) -> psutil.Process | None:
     process = owner(job) if job.pid else None
     if process is None or job.status == "submitted":
         return process
-    title = f"{TITLE}{job.id}"
     with contextlib.suppress(psutil.NoSuchProcess):
-        return next((one for one in (process, *process.children()) if one.name() == title), None)
+        if _number(process) >= job.id:
+            return process
+        # One that has its title, and has not said in the database yet that it is the one.
+        return next((one for one in process.children() if _number(one) == job.id), None)
     return None
+
+
+def _number(process: psutil.Process) -> int:
+    """The number of the calculation that a process has in its title; 0 for none."""
+    number = process.name().removeprefix(TITLE)
+    return int(number) if number.isdecimal() else 0
 
 
 def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
     """Interrupt a process, wait for its end, and write down what it could not."""
+    others = []
+    if process.pid == job.pid:
+        others = [one.id for one in dbcmd(_SAME_COMMAND, job.pid, job.host, job.id, list(UNFINISHED))]
     try:
         name, children = process.username(), process.children(recursive=True)
         process.send_signal(signal.SIGINT)
@@ -116,16 +128,15 @@ def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
                 one.kill()
         _ended(process, GRACE_SECONDS)
         said = f", and was killed, since it did not end in {GRACE_SECONDS:.0f} s"
-    others = []
-    if process.pid == job.pid:
-        others = [one.id for one in dbcmd(_SAME_COMMAND, job.pid, job.host, job.id, list(UNFINISHED))]
+    ended = {}
     for number in (job.id, *others):
         dbcmd("abort_unfinished", number)
-    now = dbcmd("get_job", job.id)
-    if now is not None and now.status == "complete":
+        now = dbcmd("get_job", number)
+        ended[number] = now.status if now is not None else "aborted"
+    if ended.pop(job.id) == "complete":
         raise Refused(f"Calculation {job.id} was complete before it could be aborted")
-    if others:
-        said += f"; with it, of the same command, {', '.join(map(str, others))}"
+    if with_it := [str(number) for number, status in ended.items() if status == "aborted"]:
+        said += f"; with it, of the same command, {', '.join(with_it)}"
     return f"Calculation {job.id} is aborted{said}"
 
 

@@ -1,5 +1,10 @@
 """How the commands of the engine run calculations: what was aborted before its turn is not computed, what is aborted
 while it is computed is called so, and several at once survive the death of one.
+
+For `oq engine --run` upstream writes the process into the calculation's record and gives it the title `oq-job-N`. It
+does neither for a calculation inside another one (the hazard that `hazard_calculation_id = job.ini` of a risk job asks
+for), and `oq run --slowest` has no title: who aborted these ended nothing. Here both hold for all that computes, where
+`abort.py` and `jobs.py` find it.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,10 +33,25 @@ CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb
 
 
 def extend_logs(logs: Any) -> None:
-    """Change `openquake.commonlib.logs`: what Ctrl-C or an abort ends is aborted, not failed, and what a
-    calculation has cost is in its log; so is the first of several errors, each of which came from the one before.
+    """Change `openquake.commonlib.logs`: whatever computes can be found, what Ctrl-C or an abort ends is aborted, not
+    failed, and what a calculation has cost is in its log; so is the first of several errors, each of which came from
+    the one before.
     """
-    upstream_exit = logs.LogContext.__exit__
+    from setproctitle import getproctitle, setproctitle
+
+    upstream_enter, upstream_exit = logs.LogContext.__enter__, logs.LogContext.__exit__
+    titles: list[str] = []
+
+    def enter(self: Any) -> Any:
+        titles.append(getproctitle())
+        # Before the look at the status: who aborts it later finds this process.
+        setproctitle(f"{TITLE}{self.calc_id}")
+        job = logs.dbcmd("get_job", self.calc_id)
+        if self.new and job.status == "aborted":
+            raise KeyboardInterrupt(f"calculation {self.calc_id} was aborted before it began")
+        if job.status == "created":
+            logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
+        return upstream_enter(self)
 
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
         errors = _chain(error)
@@ -48,8 +69,14 @@ def extend_logs(logs: Any) -> None:
         if spent := cost.of_calculation(self.calc_id):
             logging.info("%s", spent)
         upstream_exit(self, etype, error, traceback)
+        setproctitle(titles.pop())
 
-    logs.LogContext.__exit__ = leave
+    logs.LogContext.__enter__, logs.LogContext.__exit__ = enter, leave
+
+
+def _begun() -> dict[str, object]:
+    """What a calculation's record says of the process that computes it, and since when."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "start_time": datetime.now(UTC)}
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -78,7 +105,13 @@ def extend_engine(engine: Any) -> None:
         engine.register_signals(log.calc_id)
         # Before the look at the status: who aborts it later finds this process.
         engine.setproctitle(f"{TITLE}{log.calc_id}")
-        return None if aborted(log) else upstream_run_calc(log, *args, **kwargs)
+        if aborted(log):
+            return None
+        if multiprocessing.parent_process() is not None:
+            dbcmd(
+                "update_job", log.calc_id, _begun()
+            )  # of several at once; upstream has written the command's
+        return upstream_run_calc(log, *args, **kwargs)
 
     @functools.wraps(upstream_run_jobs)
     def run_jobs(jobctxs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:

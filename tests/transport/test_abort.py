@@ -203,6 +203,50 @@ def test_nothing_of_several_at_once_survives_the_end_of_their_command(
     wait_until(lambda: set(served.statuses().values()) == {"aborted"}, "both to be aborted")
 
 
+@pytest.mark.parametrize("aborted", [1, 2])
+def test_a_calculation_and_the_hazard_that_it_computes_first_end_together(
+    aborted: int, tmp_path: Path, broker: Broker, served: Served
+) -> None:
+    """A risk job may name the job file of its hazard; this one is aborted while it computes that."""
+    hazard = tmp_path / "job/job.ini"
+    risk = hazard.with_name("job_risk.ini")
+    risk.write_text(hazard.read_text() + "\n[hazard]\nhazard_calculation_id = job.ini\n")
+    both = run(served, risk)
+    served.waits(2)
+    assert served.statuses() == {1: "executing", 2: "executing"}
+    answer = f"Calculation {aborted} is aborted; with it, of the same command, {3 - aborted}"
+    assert oq(served, "abort", str(aborted)) == (0, answer)
+    assert not both.running()
+    assert served.statuses() == {1: "aborted", 2: "aborted"}
+    assert list((served.shared / "oq_celery").glob("*")) == []
+    assert broker.result_queues() == []
+
+
+def test_of_several_at_once_the_one_that_computes_its_hazard_is_aborted_alone(
+    tmp_path: Path, served: Served
+) -> None:
+    inis = [shutil.copytree(tmp_path / "job", tmp_path / f"job{n}") / "job.ini" for n in range(2)]
+    risk = inis[0].with_name("job_risk.ini")
+    risk.write_text(inis[0].read_text() + "\n[hazard]\nhazard_calculation_id = job.ini\n")
+    several = run(served, risk, inis[1], multi=True)
+    for number in (2, 3):
+        served.waits(number)
+    assert oq(served, "abort", "1") == (0, "Calculation 1 is aborted; with it, of the same command, 3")
+    served.worker("one")
+    assert several.wait() == 0, several.output()
+    assert served.statuses() == {1: "aborted", 2: "complete", 3: "aborted"}
+
+
+def test_what_oq_run_profiles_is_aborted(tmp_path: Path, broker: Broker, served: Served) -> None:
+    """Upstream gives its process no title."""
+    profiled = served.start("oq", "run", "--slowest", "9", tmp_path / "job/job.ini", PYTHONUNBUFFERED="1")
+    served.waits(1)
+    assert oq(served, "abort", "1") == (0, "Calculation 1 is aborted")
+    assert not profiled.running()
+    assert served.statuses() == {1: "aborted"}
+    assert broker.result_queues() == []
+
+
 PURGE = """
 import os, sys
 os.geteuid = lambda: {uid}
