@@ -47,9 +47,10 @@ def extend_logs(logs: Any) -> None:
         # Before the look at the status: who aborts it later finds this process.
         setproctitle(f"{TITLE}{self.calc_id}")
         job = logs.dbcmd("get_job", self.calc_id)
-        if self.new and job.status == "aborted":
-            raise KeyboardInterrupt(f"calculation {self.calc_id} was aborted before it began")
-        if job.status == "created":
+        status = job.status if job is not None else "deleted"
+        if self.new and status in ("aborted", "deleted"):
+            raise KeyboardInterrupt(f"calculation {self.calc_id} was {status} before it began")
+        if status == "created":
             logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
         return upstream_enter(self)
 
