@@ -25,17 +25,20 @@ WAITS = "Waiting for workers: 0 alive"
 
 
 class Served(Cluster):
-    """A cluster with DbServer and WebUI, as the master of a real one has them, and without workers."""
+    """A cluster with DbServer and, if wanted, WebUI, as the master of a real one has them, and without workers."""
 
     url = ""
 
-    def serve(self, port: int, webui_port: int) -> None:
-        for words in (("dbserver", "start"), ("webui", "start", f"127.0.0.1:{webui_port}", "--skip-browser")):
-            server = self.start("oq", *words, LOGNAME="openquake")
-            ready = port if words[0] == "dbserver" else webui_port
-            wait_until(lambda: harness.answers(ready) or not server.running(), words[0])  # noqa: B023
-            assert server.running(), server.output()
-        self.url = f"http://127.0.0.1:{webui_port}"
+    def serve(self, port: int, *words: str) -> None:
+        """Start one of the engine's servers, and wait until its port answers."""
+        server = self.start("oq", *words, LOGNAME="openquake")
+        wait_until(lambda: harness.answers(port) or not server.running(), words[0])
+        assert server.running(), server.output()
+
+    def serve_webui(self) -> None:
+        port = free_port()
+        self.serve(port, "webui", "start", f"127.0.0.1:{port}", "--skip-browser")
+        self.url = f"http://127.0.0.1:{port}"
 
     def upload(self, folder: Path) -> int:
         """Start a calculation through the API."""
@@ -80,7 +83,7 @@ def served(tmp_path: Path, broker: Broker) -> Iterator[Served]:
     }
     made = Served(tmp_path / "oqlab-calm", broker, **changes)
     try:
-        made.serve(port, free_port())
+        made.serve(port, "dbserver", "start")
         harness.qa_job("event_based/case_2", tmp_path)
         yield made
     finally:
@@ -139,6 +142,7 @@ def test_a_calculation_that_waits_for_its_turn_is_aborted(tmp_path: Path, served
 def test_what_came_through_the_webui_is_aborted_and_removed(
     tmp_path: Path, broker: Broker, served: Served
 ) -> None:
+    served.serve_webui()
     for when, path in (("waits", "abort"), ("waits", "remove"), ("begins", "remove"), ("at once", "abort")):
         number = served.upload(tmp_path / "job")
         if when == "waits":
