@@ -4,10 +4,11 @@ Upstream's `oq abort` looks for a process by its title, which a calculation that
 it calls failed what begins a minute later; its WebUI sends a signal and calls that success, also where it may not; its
 deletion of a calculation leaves the process at work. Here an abort ends the process, or says why not.
 
-A calculation's process is the one whose number the database has. It computes when its title is upstream's `oq-job-N`,
-or that of a higher number: several calculations of one process are computed in the order of their numbers, and one that
-is computed inside another has got its number after it. Of several at once each is computed by a child of the command's
-process. Before it computes, a calculation is aborted by its status alone, which `runs.py` looks at when its turn comes.
+A calculation's process is the one whose number the database has. It computes when its title is upstream's `oq-job-N`.
+With the title of a higher number it computes what is inside of another one, which has got its number later and has no
+host: of those of one command, which are computed in the order of their numbers, inside of the first that has not ended.
+Of several at once each is computed by a child of the command's process. Before it computes, a calculation is aborted by
+its status alone, which `runs.py` looks at when its turn comes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from oq_celery.jobs import TITLE, UNFINISHED, owner
+from oq_celery.jobs import TITLE, UNFINISHED, older, owner
 from oq_celery.protocol import CHANNEL_PREFIX
 
 # Seconds that a calculation has to end by itself: it takes its tasks back, for which a broker that does not answer
@@ -35,7 +36,8 @@ GRACE_SECONDS = 20.0
 SETTLE_SECONDS = 2.0
 POLL_SECONDS = 0.2
 
-_SAME_COMMAND = "SELECT id FROM job WHERE pid=?x AND host=?x AND id<>?x AND status IN (?X) ORDER BY id"
+_SAME_COMMAND = """SELECT id, host FROM job WHERE pid=?x AND (host=?x OR host IS NULL) AND id<>?x
+AND status IN (?X) ORDER BY id"""
 
 Dbcmd = Callable[..., Any]
 
@@ -71,7 +73,7 @@ def abort(dbcmd: Dbcmd, number: int, remedy: str = "sudo oq abort {}", *, may: b
             break
         if job.host not in (None, socket.gethostname()):
             raise Refused(f"Calculation {number} runs on {job.host}: abort it there")
-        process = _computing(job)
+        process = _computing(dbcmd, job)
         if process is not None:
             return _end(dbcmd, job, process, remedy)
         if not may and job.user_name != getpass.getuser() and os.geteuid() != 0:
@@ -90,17 +92,30 @@ def remove_leftovers(spool: Path, number: int) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _computing(job: Any) -> psutil.Process | None:
+def _computing(dbcmd: Dbcmd, job: Any) -> psutil.Process | None:
     """The process that a signal ends: the one that computes this calculation, or that waits for it in the queue."""
     process = owner(job) if job.pid else None
     if process is None or job.status == "submitted":
         return process
     with contextlib.suppress(psutil.NoSuchProcess):
-        if _number(process) >= job.id:
+        if _number(process) == job.id or _inside(dbcmd, job, process):
             return process
         # One that has its title, and has not said in the database yet that it is the one.
         return next((one for one in process.children() if _number(one) == job.id), None)
     return None
+
+
+def _inside(dbcmd: Dbcmd, job: Any, process: psutil.Process) -> bool:
+    """Whether a process computes something inside of a calculation."""
+    if _number(process) < job.id or not older(process, job):
+        return False
+    before = [one.id for one in _same_command(dbcmd, job) if one.id < job.id and one.host is not None]
+    return job.host is None or before == []
+
+
+def _same_command(dbcmd: Dbcmd, job: Any) -> list[Any]:
+    """The other calculations of a process that have not ended."""
+    return list(dbcmd(_SAME_COMMAND, job.pid, socket.gethostname(), job.id, list(UNFINISHED)))
 
 
 def _number(process: psutil.Process) -> int:
@@ -113,7 +128,7 @@ def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
     """Interrupt a process, wait for its end, and write down what it could not."""
     others = []
     if process.pid == job.pid:
-        others = [one.id for one in dbcmd(_SAME_COMMAND, job.pid, job.host, job.id, list(UNFINISHED))]
+        others = [one.id for one in _same_command(dbcmd, job)]
     try:
         name, children = process.username(), process.children(recursive=True)
         process.send_signal(signal.SIGINT)
@@ -122,7 +137,7 @@ def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
     except psutil.NoSuchProcess:
         children = []
     said = ""
-    if not _ended(process, GRACE_SECONDS):
+    if not _ended(process, GRACE_SECONDS) and not _left(dbcmd, job, process):
         for one in (process, *children):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -138,6 +153,14 @@ def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
     if with_it := [str(number) for number, status in ended.items() if status == "aborted"]:
         said += f"; with it, of the same command, {', '.join(with_it)}"
     return f"Calculation {job.id} is aborted{said}"
+
+
+def _left(dbcmd: Dbcmd, job: Any, process: psutil.Process) -> bool:
+    """Whether a process has ended a calculation and goes on with something else: an `oq shell`, a program of a user."""
+    now = dbcmd("get_job", job.id)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return now is not None and now.status not in UNFINISHED and not _number(process)
+    return True
 
 
 def _ended(process: psutil.Process, seconds: float) -> bool:

@@ -5,7 +5,8 @@ of memory or that went down with its machine never does. It would be shown as ru
 whose number is higher by `[distribution] serialize_jobs` or more would wait for it.
 
 Upstream clears such calculations when the WebUI starts, and with them all that run: `reap` takes the place of that,
-too (`hook.py`). It judges those of its own machine alone, and leaves those that have not begun: they hold up nobody.
+too (`hook.py`). It judges those of its own machine alone, of which those without a host are (`runs.py`), and leaves
+those that have not begun: they hold up nobody.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ UNFINISHED = ("created", "submitted", "executing")
 FOLLOW_SECONDS = 1.0
 
 _RUNNING = """SELECT id, pid, status, start_time FROM job
-WHERE status IN ('submitted', 'executing') AND pid > 0 AND host=?x ORDER BY id"""
+WHERE status IN ('submitted', 'executing') AND pid > 0 AND (host=?x OR host IS NULL) ORDER BY id"""
 _FAIL = "UPDATE job SET ?D WHERE id=?x AND status=?x"
 _NEXT = "SELECT id, timestamp, level, message FROM log WHERE job_id=?x AND id>?x ORDER BY id LIMIT 1000"
 _LOG = "INSERT INTO log (job_id, timestamp, level, process, message) VALUES (?X)"
@@ -100,8 +101,13 @@ def owner(job: Any) -> psutil.Process | None:
             # Its time is that of the record, which the WebUI makes before the process.
             of_engine = any(word.startswith(sys.prefix) for word in process.cmdline())
         else:
-            started = job.start_time and job.start_time.replace(tzinfo=UTC).timestamp()
-            of_engine = started is None or process.create_time() < started + START_SECONDS
+            of_engine = older(process, job)
     except psutil.Error:  # it ended just now, or we may not look at it
         of_engine = psutil.pid_exists(job.pid)
     return process if of_engine else None
+
+
+def older(process: psutil.Process, job: Any) -> bool:
+    """Whether a process is older than the beginning of a calculation, as the one that computes it is."""
+    started = job.start_time and job.start_time.replace(tzinfo=UTC).timestamp()
+    return bool(started is None or process.create_time() < started + START_SECONDS)

@@ -4,7 +4,8 @@ while it is computed is called so, and several at once survive the death of one.
 For `oq engine --run` upstream writes the process into the calculation's record and gives it the title `oq-job-N`. It
 does neither for a calculation inside another one (the hazard that `hazard_calculation_id = job.ini` of a risk job asks
 for), and `oq run --slowest` has no title: who aborted these ended nothing. Here both hold for all that computes, where
-`abort.py` and `jobs.py` find it.
+`abort.py` and `jobs.py` find it. Such a record still has no host, so nothing in upstream's queue waits for it: it may
+be of an `oq shell`, or belong to what would wait.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, cast
 
 from oq_celery import cost
 from oq_celery.abort import GRACE_SECONDS
 from oq_celery.jobs import TITLE, UNFINISHED
 
+_NAME = Path("/proc/self/comm")
 INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
 CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb what they put in order
 
@@ -37,22 +39,23 @@ def extend_logs(logs: Any) -> None:
     failed, and what a calculation has cost is in its log; so is the first of several errors, each of which came from
     the one before.
     """
-    from setproctitle import getproctitle, setproctitle
-
     upstream_enter, upstream_exit = logs.LogContext.__enter__, logs.LogContext.__exit__
-    titles: list[str] = []
+    former: list[Callable[[], None]] = []
 
     def enter(self: Any) -> Any:
-        titles.append(getproctitle())
         # Before the look at the status: who aborts it later finds this process.
-        setproctitle(f"{TITLE}{self.calc_id}")
-        job = logs.dbcmd("get_job", self.calc_id)
-        status = job.status if job is not None else "deleted"
-        if self.new and status in ("aborted", "deleted"):
-            raise KeyboardInterrupt(f"calculation {self.calc_id} was {status} before it began")
-        if status == "created":
-            logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
-        return upstream_enter(self)
+        former.append(_entitle(self.calc_id))
+        try:
+            job = logs.dbcmd("get_job", self.calc_id)
+            status = job.status if job is not None else "deleted"
+            if self.new and status in ("aborted", "deleted"):
+                raise KeyboardInterrupt(f"calculation {self.calc_id} was {status} before it began")
+            if status == "created":
+                logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
+            return upstream_enter(self)
+        except BaseException:
+            former.pop()()
+            raise
 
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
         errors = _chain(error)
@@ -69,15 +72,31 @@ def extend_logs(logs: Any) -> None:
             logging.error("The first error was %s: %s", type(first).__name__, " ".join(str(first).split()))
         if spent := cost.of_calculation(self.calc_id):
             logging.info("%s", spent)
-        upstream_exit(self, etype, error, traceback)
-        setproctitle(titles.pop())
+        try:
+            upstream_exit(self, etype, error, traceback)
+        finally:
+            former.pop()()
 
     logs.LogContext.__enter__, logs.LogContext.__exit__ = enter, leave
 
 
 def _begun() -> dict[str, object]:
     """What a calculation's record says of the process that computes it, and since when."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "start_time": datetime.now(UTC)}
+    return {"pid": os.getpid(), "start_time": datetime.now(UTC)}
+
+
+def _entitle(number: int) -> Callable[[], None]:
+    """Give this process a calculation's title; the function returned gives it its former one again."""
+    from setproctitle import getproctitle, setproctitle
+
+    title, name = getproctitle(), _NAME.read_bytes()
+    setproctitle(f"{TITLE}{number}")
+
+    def restore() -> None:
+        setproctitle(title)
+        _NAME.write_bytes(name)  # of which a title takes the place
+
+    return restore
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

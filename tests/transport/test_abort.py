@@ -226,6 +226,21 @@ def test_a_calculation_and_the_hazard_that_it_computes_first_end_together(
     assert broker.result_queues() == []
 
 
+def test_one_that_waits_for_the_hazard_of_an_earlier_one_is_aborted_alone(
+    tmp_path: Path, served: Served
+) -> None:
+    """One process computes both, one after the other; its title has a higher number than either's."""
+    ini = tmp_path / "job/job.ini"
+    risk = ini.with_name("job_risk.ini")
+    risk.write_text(ini.read_text() + "\n[hazard]\nhazard_calculation_id = job.ini\n")
+    row = run(served, risk, ini)
+    served.waits(3)
+    assert oq(served, "abort", "2") == (0, "Calculation 2 is aborted")
+    assert row.running()
+    assert served.statuses() == {1: "executing", 2: "aborted", 3: "executing"}
+    assert oq(served, "abort", "1") == (0, "Calculation 1 is aborted; with it, of the same command, 3")
+
+
 def test_of_several_at_once_the_one_that_computes_its_hazard_is_aborted_alone(
     tmp_path: Path, served: Served
 ) -> None:
