@@ -89,12 +89,13 @@ def _entitle(number: int) -> Callable[[], None]:
     """Give this process a calculation's title; the function returned gives it its former one again."""
     from setproctitle import getproctitle, setproctitle
 
-    title, name = getproctitle(), _NAME.read_bytes()
+    name = _NAME.read_text().rstrip("\n")
+    title = getproctitle()  # which may change the name
     setproctitle(f"{TITLE}{number}")
 
     def restore() -> None:
         setproctitle(title)
-        _NAME.write_bytes(name)  # of which a title takes the place
+        _NAME.write_text(name)  # of which a title takes the place
 
     return restore
 

@@ -111,6 +111,7 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
                 ("executing", here, zombie, now),
                 ("complete", here, zombie, now),
                 ("executing", here, 0, now - hours),
+                ("executing", None, zombie, now),  # one inside another
             ):
                 job = actions.create_job(db, "/tmp", host=host)
                 db("UPDATE job SET ?D WHERE id=?x", {"pid": pid, "start_time": start, "status": status}, job)
@@ -121,7 +122,33 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
                 process.communicate()
             """
         )
-        assert found == "[2, 3, 7] 3\n"
+        assert found == "[2, 3, 7, 12] 4\n"
+
+
+def test_a_calculation_of_a_session_has_its_process_and_holds_up_nobody(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """`oq shell` enters one and never leaves it; what it then runs would wait for it."""
+    ini = harness.qa_job("event_based/case_2", tmp_path)
+    with harness.cluster(tmp_path / "oqlab-session", broker) as cluster:
+        found = cluster.python(
+            f"""
+            import os, socket
+            from pathlib import Path
+            from openquake.commonlib import logs
+            from openquake.engine.engine import GET_JOBS
+
+            logs.dbcmd("upgrade_db")
+            name = Path("/proc/self/comm")
+            former, context = name.read_text(), logs.init({str(ini)!r})
+            with context:
+                job = context.get_job()
+                inside = job.status, job.pid == os.getpid(), name.read_text().strip()
+                waited_for = list(logs.dbcmd(GET_JOBS, socket.gethostname()))
+            print(*inside, waited_for, name.read_text() == former)
+            """
+        )
+        assert found.endswith("executing True oq-job-1 [] True\n")
 
 
 def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: Broker) -> None:
