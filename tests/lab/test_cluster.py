@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,8 +239,9 @@ def test_the_words_of_rabbitmq_are_in_its_journal(nfs_cluster: Lab) -> None:
     assert "Starting broker" in said
 
 
-# A minute of the demo job.
-LONG = "--param area_source_discretization=1.5"
+# A minute of the demo job: long enough to be seen at work, and for what is done meanwhile.
+LONG_JOB = DemoJob("long", CLASSICAL.folder, {"area_source_discretization": "1.5"})
+LONG = "--param " + " ".join(f"{key}={value}" for key, value in LONG_JOB.changes.items())
 
 
 def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
@@ -340,22 +340,10 @@ def users_of_connections(lab: Lab) -> set[str]:
     return set(on(lab, "master", "rabbitmqctl --silent list_connections user").split())
 
 
-def long_job(lab: Lab, directory: Path) -> Path:
-    """The demo job, long enough to do something meanwhile."""
-    shutil.copytree(fetch_job(lab, CLASSICAL).parent, directory)
-    job_ini = directory / "job.ini"
-    text, changed = re.subn(
-        r"(?m)^area_source_discretization *=.*$", "area_source_discretization = 1.5", job_ini.read_text()
-    )
-    assert changed == 1
-    job_ini.write_text(text)
-    return job_ini
-
-
 def test_a_rotation_ends_no_calculation_and_no_session_and_the_old_password_goes_when_it_may(
-    nfs_cluster: Lab, tmp_path: Path
+    nfs_cluster: Lab,
 ) -> None:
-    job_ini = long_job(nfs_cluster, tmp_path / "long")
+    job_ini = fetch_job(nfs_cluster, LONG_JOB)
     session = Client(nfs_cluster, "eve", account(nfs_cluster, "add", "eve"))
     administrators = administrators_password(nfs_cluster)
     user, password = credentials(nfs_cluster, "master")
@@ -429,7 +417,7 @@ def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster
 def test_a_restart_of_the_dbserver_ends_no_calculation_that_came_through_the_api(nfs_cluster: Lab) -> None:
     with ThreadPoolExecutor() as pool:
         since = time.time()
-        log = pool.submit(submit, nfs_cluster, fetch_job(nfs_cluster, CLASSICAL))
+        log = pool.submit(submit, nfs_cluster, fetch_job(nfs_cluster, LONG_JOB))
         wait_until_a_task_runs(nfs_cluster, since, log)
         faults.restart(nfs_cluster, "dbserver")
         assert not log.done()
@@ -439,7 +427,7 @@ def test_a_restart_of_the_dbserver_ends_no_calculation_that_came_through_the_api
 def test_a_calculation_that_is_killed_has_failed_and_the_journal_says_so(nfs_cluster: Lab) -> None:
     with ThreadPoolExecutor() as pool:
         since = time.time()
-        job = pool.submit(run_job, nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
+        job = pool.submit(run_job, nfs_cluster, fetch_job(nfs_cluster, LONG_JOB), None, show=False)
         wait_until_a_task_runs(nfs_cluster, since, job)
         on(nfs_cluster, "master", "pkill --signal KILL oq-job-")
         assert job.exception() is not None
@@ -456,7 +444,7 @@ def test_a_killed_master_comes_back_with_its_data_and_its_calculation_has_failed
     """Else the database would have it running for ever, and the next calculations would wait for it."""
     with ThreadPoolExecutor() as pool:
         since = time.time()
-        job = pool.submit(run_job, nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
+        job = pool.submit(run_job, nfs_cluster, fetch_job(nfs_cluster, LONG_JOB), None, show=False)
         wait_until_a_task_runs(nfs_cluster, since, job)
         before = calculations(nfs_cluster)
         cluster.kill(nfs_cluster, "master")
