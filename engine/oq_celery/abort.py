@@ -109,8 +109,9 @@ def _inside(dbcmd: Dbcmd, job: Any, process: psutil.Process) -> bool:
     """Whether a process computes something inside of a calculation."""
     if _number(process) < job.id or not older(process, job):
         return False
-    before = [one.id for one in _same_command(dbcmd, job) if one.id < job.id and one.host is not None]
-    return job.host is None or before == []
+    if job.host is None:
+        return True
+    return all(one.id > job.id or one.host is None for one in _same_command(dbcmd, job))
 
 
 def _same_command(dbcmd: Dbcmd, job: Any) -> list[Any]:

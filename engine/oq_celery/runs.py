@@ -129,9 +129,8 @@ def extend_engine(engine: Any) -> None:
         if aborted(log):
             return None
         if multiprocessing.parent_process() is not None:
-            dbcmd(
-                "update_job", log.calc_id, _begun()
-            )  # of several at once; upstream has written the command's
+            # Of several at once, for which upstream has written the command's process.
+            dbcmd("update_job", log.calc_id, _begun())
         return upstream_run_calc(log, *args, **kwargs)
 
     @functools.wraps(upstream_run_jobs)

@@ -207,14 +207,18 @@ def test_nothing_of_several_at_once_survives_the_end_of_their_command(
     wait_until(lambda: set(served.statuses().values()) == {"aborted"}, "both to be aborted")
 
 
+def with_hazard(ini: Path) -> Path:
+    """A job beside another one, which it computes first, as its hazard."""
+    risk = ini.with_name("job_risk.ini")
+    risk.write_text(f"{ini.read_text()}\n[hazard]\nhazard_calculation_id = {ini.name}\n")
+    return risk
+
+
 def test_a_calculation_and_the_hazard_that_it_computes_first_end_together(
     tmp_path: Path, broker: Broker, served: Served
 ) -> None:
     """A risk job may name the job file of its hazard; this one is aborted while it computes that."""
-    hazard = tmp_path / "job/job.ini"
-    risk = hazard.with_name("job_risk.ini")
-    risk.write_text(hazard.read_text() + "\n[hazard]\nhazard_calculation_id = job.ini\n")
-    both = run(served, risk)
+    both = run(served, with_hazard(tmp_path / "job/job.ini"))
     served.waits(2)
     assert served.statuses() == {1: "executing", 2: "executing"}
     assert oq(served, "abort", "2") == (0, "Calculation 2 is aborted; with it, of the same command, 1")
@@ -229,9 +233,7 @@ def test_one_that_waits_for_the_hazard_of_an_earlier_one_is_aborted_alone(
 ) -> None:
     """One process computes both, one after the other; its title has a higher number than either's."""
     ini = tmp_path / "job/job.ini"
-    risk = ini.with_name("job_risk.ini")
-    risk.write_text(ini.read_text() + "\n[hazard]\nhazard_calculation_id = job.ini\n")
-    row = run(served, risk, ini)
+    row = run(served, with_hazard(ini), ini)
     served.waits(3)
     assert oq(served, "abort", "2") == (0, "Calculation 2 is aborted")
     assert row.running()
@@ -243,9 +245,7 @@ def test_of_several_at_once_the_one_that_computes_its_hazard_is_aborted_alone(
     tmp_path: Path, served: Served
 ) -> None:
     inis = [shutil.copytree(tmp_path / "job", tmp_path / f"job{n}") / "job.ini" for n in range(2)]
-    risk = inis[0].with_name("job_risk.ini")
-    risk.write_text(inis[0].read_text() + "\n[hazard]\nhazard_calculation_id = job.ini\n")
-    several = run(served, risk, inis[1], multi=True)
+    several = run(served, with_hazard(inis[0]), inis[1], multi=True)
     for number in (2, 3):
         served.waits(number)
     assert oq(served, "abort", "1") == (0, "Calculation 1 is aborted; with it, of the same command, 3")
