@@ -418,7 +418,8 @@ def _volumes(node: MasterNode) -> str:
         ),
     ]
     return (
-        "".join(_here(**file) for file in written)
+        _PUT
+        + "".join(_here(**file) for file in written)
         + f"systemctl enable --quiet {units}\n"
         + f"wait={FIRST_VOLUMES_SECONDS}\n"
         + f"[ ! -e {facts.BOOTSTRAP_DONE} ] || wait={LATER_VOLUMES_SECONDS}\n"
@@ -426,14 +427,13 @@ def _volumes(node: MasterNode) -> str:
     )
 
 
+# At once, since a unit may be about to run what is written anew: a shell that finds its script empty has done it.
+_PUT = 'put() { mkdir -p "${1%/*}"; cat > "$1.new"; chmod "$2" "$1.new"; mv "$1.new" "$1"; }\n'
+
+
 def _here(path: str, content: str, permissions: str) -> str:
-    """The lines of shell that write a file."""
-    end = "END-OF-FILE"
-    return (
-        f"mkdir -p {path.rpartition('/')[0]}\n"
-        f"cat > {path} << '{end}'\n{content}{end}\n"
-        f"chmod {permissions} {path}\n"
-    )
+    """The lines of shell, after `_PUT`, that write a file."""
+    return f"put {path} {permissions} << 'END'\n{content}END\n"
 
 
 def _read(name: str) -> str:

@@ -249,6 +249,21 @@ def test_the_boot_waits_for_the_volumes_but_not_for_ever(each_mode: Recording) -
     assert "/etc/systemd/system/openquake-volume@.service" in script
 
 
+def test_a_script_that_runs_while_a_boot_writes_it_anew_is_not_cut_off(
+    record: Record, tmp_path: Path
+) -> None:
+    """Its unit begins before bootcmd does, and again when it fails; a shell that reads nothing ends with success."""
+    (step,) = [step for step in configs(record())["master"]["bootcmd"] if "VOLUMES=" in step]
+    writes = step.partition("systemctl enable")[0].replace(" /", f" {tmp_path}/")
+    script = tmp_path / "usr/local/sbin/openquake-volume"
+    subprocess.run(["sh", "-ec", writes], check=True)
+    assert os.access(script, os.X_OK)
+    with script.open() as running:
+        subprocess.run(["sh", "-ec", writes], check=True)
+        assert os.fstat(running.fileno()).st_nlink == 0, "it was emptied and written under those who read it"
+    assert not list(tmp_path.rglob("*.new"))
+
+
 def test_no_service_fails_for_good_because_a_mount_comes_late(each_mode: Recording) -> None:
     """RequiresMountsFor would make it depend on a mount unit, which is tried once and fails what depends on it."""
     for role, config in configs(each_mode).items():
