@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from explorer import nursery
 from explorer.schedule import KINDS, PROCESSES, WORKERS, Fault
 from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
+from tests.transport import nursery
 
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
 # How long a master's lease lasts (oq_celery/protocol.py). A look at the result queue holds for two seconds, and a task

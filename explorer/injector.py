@@ -12,7 +12,8 @@ from typing import Final
 
 from explorer.checker import Struck
 from explorer.schedule import Fault
-from explorer.world import ANSWER_SECONDS, Child, Hands, World
+from explorer.world import ANSWER_SECONDS, Hands, World
+from tests.transport.forks import Child
 from tests.transport.harness import wait_until
 
 END_SECONDS: Final = 60.0  # for a worker that was asked to end: longer than any task

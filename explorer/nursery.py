@@ -1,27 +1,21 @@
 """Forks masters and workers from a process that has imported the engine, which takes most of their start.
 
-Runs in the engine's environment: `python -m explorer.nursery worker|master`. It reads one JSON object per line, and
-writes one for every process that begins or ends. Its children end with it. Each has values of openquake.cfg of its own,
-put into the engine's configuration before oq_celery reads it.
+Runs in the engine's environment: `python -m explorer.nursery worker|master`. Each process has values of openquake.cfg
+of its own, put into the engine's configuration before oq_celery reads it.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import ctypes
 import dataclasses
-import faulthandler
 import importlib.util
-import json
 import os
-import select
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from tests.transport import nursery
 
 # What takes long of a role's imports, and reads no setting that a child has of its own.
 IMPORTS = {
@@ -39,8 +33,6 @@ IMPORTS = {
     ],
 }
 _LOADED: list[Any] = []
-INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
-PR_SET_PDEATHSIG = 1  # sys/prctl.h
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18  # sched.h, sys/mount.h
 
 
@@ -51,82 +43,18 @@ def main(role: str) -> None:
     _remember_settings()
     for name in IMPORTS[role]:
         importlib.import_module(name)
-    wake, woken = os.pipe()
-    os.set_blocking(woken, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(woken)
-    _say(ready=os.getpid())
-    rest = b""
-    while True:
-        ready, _, _ = select.select([0, wake], [], [])
-        if wake in ready:
-            os.read(wake, 4096)
-        _reap()
-        if 0 in ready:
-            read = os.read(0, 1 << 16)
-            if not read:
-                return
-            *lines, rest = (rest + read).split(b"\n")
-            for line in lines:
-                request = json.loads(line)
-                _say(id=request["id"], pid=_fork(request))  # before its end can be said
+    nursery.serve(_run)
 
 
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            _say(ended=pid, status=os.waitstatus_to_exitcode(status))
-
-
-def _say(**words: Any) -> None:
-    os.write(1, json.dumps(words).encode() + b"\n")
-
-
-def _fork(request: dict[str, Any]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        _become(request)
-        code = _KINDS[request["kind"]](request)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-    except BaseException as error:
-        sys.excepthook(*sys.exc_info())
-        if isinstance(error, KeyboardInterrupt):
-            code = INTERRUPTED
-    # What the interpreter does at its end, but for what belongs to the parent.
-    with contextlib.suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+def _run(request: dict[str, Any]) -> int:
+    _become(request)
+    return _KINDS[request["kind"]](request)
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Be a process of one's own: session, output, signals, and no ZeroMQ context whose threads stayed behind."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # for those that hang
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.environ.update(request["env"])
-    from openquake.baselib import config, zeromq
+    """Be a process of one's own: its settings, its mounts, its delays."""
+    from openquake.baselib import config
 
-    zeromq.context = zeromq.zmq.Context()
     for name, value in request["config"].items():
         section, key = name.split(".")
         config[section][key] = value

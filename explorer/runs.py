@@ -22,8 +22,9 @@ from explorer.injector import Scene, strike
 from explorer.ledger import ENDINGS, Entry
 from explorer.schedule import Fault, Plan
 from explorer.workload import EngineJob, Job, Workload
-from explorer.world import Child, Nursery, World
+from explorer.world import Nursery, World
 from tests.transport import harness
+from tests.transport.forks import Child
 
 POLL_SECONDS: Final = 0.02
 # Without any event for so long after the last fault, and for the longest task beyond it, a job hangs.
@@ -324,7 +325,7 @@ def explore(
 
     try:
         for nursery in nurseries.values():
-            nursery.wait_ready()
+            nursery.wait_ready(harness.DEADLINE)
         threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(worlds)]
         for thread in threads:
             thread.start()

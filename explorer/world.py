@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -19,7 +18,8 @@ from typing import Any, ClassVar, Final
 from explorer.proxy import Loop, Proxy
 from explorer.schedule import PROCESSES, WORKERS
 from explorer.workload import MESSAGE_KB
-from tests.transport import harness
+from tests.transport import forks, harness
+from tests.transport.forks import Child
 from tests.transport.harness import Broker, wait_until
 
 MASTERS: Final = 2
@@ -88,75 +88,17 @@ def _listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-class Child:
-    """A process that a nursery has forked."""
-
-    def __init__(self, pid: int, log: Path) -> None:
-        self.pid = pid
-        self.log = log
-        self.status: int | None = None
-        self.ended = 0.0  # monotonic
-        self.over = threading.Event()
-
-    def running(self) -> bool:
-        """Whether it has not ended."""
-        return not self.over.is_set()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the process alone; nothing if it has ended."""
-        if self.running():
-            with contextlib.suppress(ProcessLookupError):  # its end is not known yet
-                os.kill(self.pid, number)
-
-    def signal_all(self, number: int) -> None:
-        """Send a signal to the process and to what it has started."""
-        if self.running():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, number)
-
-    def children(self) -> list[int]:
-        """The processes that it has forked."""
-        try:
-            return [
-                int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            ]
-        except OSError:
-            return []
-
-    def output(self) -> str:
-        """What it has printed."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-
-class Nursery:
+class Nursery(forks.Nursery):
     """The driver's end of `explorer.nursery`."""
 
     def __init__(self, kind: str, directory: Path) -> None:
-        env = environment(directory / f"{kind}.cfg", {}, directory)
-        log = directory / f"nursery-{kind}.log"
-        self._children: dict[int, Child] = {}
-        self._answers: dict[int, Child] = {}  # by the number of the request
-        self._number = 0
-        self._condition = threading.Condition()
-        self._ready = False
-        with log.open("ab") as errors:
-            self._popen = subprocess.Popen(
-                [harness.ENGINE / "bin/python", "-m", "explorer.nursery", kind],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=env,
-                start_new_session=True,
-            )
-        self._log = log
-        threading.Thread(target=self._listen, daemon=True).start()
+        super().__init__(
+            [harness.ENGINE / "bin/python", "-m", "explorer.nursery", kind],
+            environment(directory / f"{kind}.cfg", {}, directory),
+            directory / f"nursery-{kind}.log",
+        )
 
-    def wait_ready(self) -> None:
-        """Wait until it can fork."""
-        wait_until(lambda: self._ready or self._popen.poll() is not None, "a nursery to start")
-        assert self._ready, self._log.read_text()
-
-    def fork(
+    def begin(
         self,
         kind: str,
         log: Path,
@@ -176,48 +118,9 @@ class Nursery:
             own_mounts: whether it has a mount namespace of its own.
             request: what the kind needs.
         """
-        common = {
-            "log": str(log),
-            "hurry": HURRY["worker" if kind == "worker" else "master"],
-            "config": dict(config),
-            "env": env or {},
-            "own_mounts": own_mounts,
-        }
-        with self._condition:
-            self._number += 1
-            number = self._number
-            assert self._popen.stdin is not None
-            line = json.dumps({"id": number, "kind": kind, **common, **request})
-            self._popen.stdin.write(line.encode() + b"\n")
-            self._popen.stdin.flush()
-            assert self._condition.wait_for(lambda: number in self._answers, 60), "the nursery does not fork"
-            child = self._answers.pop(number)
-            child.log = log
-            return child
-
-    def close(self) -> None:
-        """End it and its children."""
-        for child in list(self._children.values()):
-            if child.running():
-                child.signal_all(signal.SIGKILL)
-        self._popen.kill()
-        self._popen.wait()
-
-    def _listen(self) -> None:
-        assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            words = json.loads(line)
-            with self._condition:
-                if "ready" in words:
-                    self._ready = True
-                elif "ended" in words:
-                    child = self._children.pop(words["ended"])
-                    child.status, child.ended = words["status"], time.monotonic()
-                    child.over.set()
-                else:
-                    child = Child(words["pid"], self._log)
-                    self._answers[words["id"]] = self._children[words["pid"]] = child
-                self._condition.notify_all()
+        hurry = HURRY["worker" if kind == "worker" else "master"]
+        own = {"kind": kind, "hurry": hurry, "config": dict(config), "own_mounts": own_mounts}
+        return self.fork(log, log, env or {}, **own, **request)
 
 
 class Hands:
@@ -329,7 +232,7 @@ class World:
         if self._database is None or not self._database.running():
             config = self._config(self.broker.port)
             log = self.directory / "database.log"
-            self._database = self._nurseries["master"].fork("database", log, config, DATABASE)
+            self._database = self._nurseries["master"].begin("database", log, config, DATABASE)
             self._others.append(self._database)
         port, server = self._database_port, self._database
         wait_until(lambda: _listens(port) or not server.running(), "the DbServer to listen", READY_SECONDS)
@@ -345,7 +248,7 @@ class World:
 
     def _launch(self, number: int) -> Child:
         self._starts += 1
-        return self._nurseries["worker"].fork(
+        return self._nurseries["worker"].begin(
             "worker",
             self.directory / f"worker-{number}-{self._starts}.log",
             self._config(self.worker_proxies[number].port),
@@ -363,7 +266,7 @@ class World:
         """Start a master: of the explorer's own jobs or of the engine's ("master", "engine")."""
         config = self._config(self.master_proxies[number].port)
         env = DATABASE | {"OQ_DATADIR": str(self.data)}
-        master = self._nurseries["master"].fork(kind, log, config, env, **request)
+        master = self._nurseries["master"].begin(kind, log, config, env, **request)
         self._others.append(master)
         return master
 

@@ -14,15 +14,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.transport import forks
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / ".venv-engine"
@@ -31,6 +34,9 @@ QA_TESTS = next(ENGINE.glob("lib/python3*/site-packages/openquake/qa_tests_data"
 # Debian's own start script changes to the user rabbitmq when root calls it; this one runs as who calls.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODES_CONFIGURATION = ROOT / "cloud-init/etc/rabbitmq.conf"
+COMMANDS = "openquake.commands"  # all of which `oq` imports, whichever it is told
+# Variables of the environment that nothing of them reads when it is imported, or `nursery.py` sets right.
+FORKS_MAY_CHANGE = {"LOGNAME", "PYTHONUNBUFFERED"}
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
 DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
@@ -136,6 +142,33 @@ class Process:
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+class Forked(Process):
+    """A command of the engine, forked by a process that has imported it."""
+
+    def __init__(self, child: forks.Child) -> None:
+        self._child, self.log = child, child.log
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def running(self) -> bool:
+        return self._child.running()
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        if not self._child.over.wait(timeout):
+            raise AssertionError(f"process {self.pid} runs after {timeout:.0f} s: {self.output()[-2000:]}")
+        assert self._child.status is not None
+        return self._child.status
+
+    def signal(self, number: int) -> None:
+        self._child.signal(number)
+
+    def kill(self) -> None:
+        self._child.signal_all(signal.SIGKILL)
+        self.wait()
 
 
 class Broker:
@@ -292,6 +325,7 @@ class Cluster:
         self.data.mkdir(parents=True)
         self.queue = directory.name
         self.processes: list[Process] = []
+        self._nursery: forks.Nursery | None = None
         values = {
             "celery.use_celery": "true",
             "amqp.host": "127.0.0.1",
@@ -372,16 +406,46 @@ class Cluster:
         log = self.directory / f"command-{len(self.processes)}.log"
         program, *rest = arguments
         command: list[str | Path] = [ENGINE / "bin" / program, *rest]
-        process = Process(command, log, self.env | env)
+        if program == "oq" and env.keys() <= FORKS_MAY_CHANGE:
+            process: Process = Forked(self.fork(command, log, log, env))
+        else:
+            process = Process(command, log, self.env | env)
         self.processes.append(process)
         return process
+
+    def oq(self, *arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command `oq` to its end."""
+        command = [ENGINE / "bin/oq", *arguments]
+        if not env.keys() <= FORKS_MAY_CHANGE:
+            return run(command, self.env | env)
+        # Elsewhere: who has a file of the cluster open is one of its processes.
+        with tempfile.TemporaryDirectory() as temporary:
+            out, err = Path(temporary, "out"), Path(temporary, "err")
+            status = Forked(self.fork(command, out, err, env)).wait()
+            return subprocess.CompletedProcess(command, status, out.read_text(), err.read_text())
+
+    def fork(
+        self, command: Sequence[str | Path], out: Path, err: Path, env: Mapping[str, str]
+    ) -> forks.Child:
+        """Run a Python script in a fork of a process that has imported the commands of `oq` with this configuration."""
+        if self._nursery is None:
+            nursery: list[str | Path] = [
+                ENGINE / "bin/python",
+                Path(__file__).with_name("nursery.py"),
+                COMMANDS,
+            ]
+            log = self.directory.with_name(f"{self.directory.name}-nursery.log")
+            self._nursery = forks.Nursery(nursery, self.env, log)
+            self._nursery.wait_ready(DEADLINE)
+        return self._nursery.fork(out, err, env, command=[str(word) for word in command])
 
     def run(
         self, *inis: Path, prefix: Sequence[str] = (), options: Sequence[str | Path] = (), **env: str
     ) -> Job:
         """Run calculations one after another in one `oq engine` process."""
-        command = [ENGINE / "bin/oq", "engine", "--multi", "--run", *inis, *options]
-        result = run([*prefix, *command], self.env | env)
+        words = ["engine", "--multi", "--run", *inis, *options]
+        command = [*prefix, ENGINE / "bin/oq", *words]
+        result = run(command, self.env | env) if prefix else self.oq(*words, **env)
         output = result.stdout + result.stderr
         return Job(
             output, result.returncode, [Path(p) for p in re.findall(r"Stored .* on (\S+\.hdf5)", output)]
@@ -410,6 +474,9 @@ class Cluster:
         """End every process that was started here."""
         for process in self.processes:
             process.kill()
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
 
 
 @contextmanager

@@ -20,7 +20,6 @@ import requests
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, Process, free_port, wait_until
 
-OQ = harness.ENGINE / "bin/oq"
 WAITS = "Waiting for workers: 0 alive"
 
 
@@ -111,7 +110,7 @@ def left(cluster: Cluster, number: int) -> list[str]:
 
 
 def oq(cluster: Cluster, *arguments: str, **env: str) -> tuple[int, str]:
-    done = harness.run([OQ, *arguments], cluster.env | env)
+    done = cluster.oq(*arguments, **env)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "Using the DbServer" not in line]
     return done.returncode, "\n".join(lines)
 

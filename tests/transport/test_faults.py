@@ -395,7 +395,7 @@ def test_oq_abort_ends_a_job_and_its_waiting_tasks_are_dropped(tmp_path: Path, b
     with harness.cluster(tmp_path / "oqlab-abort", broker) as cluster:
         job = cluster.start("oq", "engine", "--run", harness.qa_job("event_based/case_2", tmp_path))
         wait_until(lambda: "0 alive, 2 tasks queued" in job.output(), "the job to wait for workers")
-        said = harness.run([harness.ENGINE / "bin/oq", "abort", "1"], cluster.env)
+        said = cluster.oq("abort", "1")
         assert said.stdout.endswith("Calculation 1 is aborted\n")
         assert job.wait() != 0
         assert not list((cluster.shared / "oq_celery").glob("*"))

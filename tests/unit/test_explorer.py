@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import checker, ledger, nursery, schedule, workload, world
+from explorer import checker, ledger, schedule, workload, world
 from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
 from lab.base import REPOSITORY
 from lab.trials import matrix
+from tests.transport import nursery
 
 SEEDS = st.integers(0, 10**9)
 SIMPLE = Workload(
