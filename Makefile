@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-people lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
+.PHONY: help demo test beside-lab unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-people lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,13 +16,20 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-# Side by side what waits more than it computes: the transport tier with a compiler, Pulumi's engine with the explorer.
+# Side by side what keeps two cores busy together: environments are made while one core tests, and the lab waits for
+# boots, drains and alarms half of its time.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory --jobs=3 transport pulumi-cli policy-pack
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target engine explore
-	@$(MAKE) --no-print-directory vm-short
-	@$(MAKE) --no-print-directory lab
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target unit policy-pack $(ENGINE_VENV)/.done
+	@$(MAKE) --no-print-directory --jobs=2 transport pulumi-cli
+	@$(MAKE) --no-print-directory --jobs=2 lab beside-lab
+
+# What is computed while the lab waits, one after the other.
+beside-lab:
+	@$(MAKE) --no-print-directory --keep-going --jobs=1 explore engine vm-short $(WITH_NAME)
+
+# Each line of a target that runs beside others begins with its name. The filter outlives a Ctrl-C.
+WITH_NAME = &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+PYTEST := $(VENV)/bin/python -m pytest --verbose --durations=10
 
 unit: $(VENV)/.done ## the program under mocks, oq-cluster against stand-ins: a minute, no root
 	$(VENV)/bin/python -m pytest tests/unit tests/client
@@ -41,7 +48,7 @@ transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against
 		$(if $(filter 0,$(shell id -u)),transport-host)
 
 # Side by side, each with a RabbitMQ of its own, since they wait more than they compute: the nodes' RabbitMQ, and for the
-# faults this machine's, too, which delivers differently after them. The filter outlives a Ctrl-C.
+# faults this machine's, too, which delivers differently after them.
 FAULTS_TESTS := tests/transport/test_faults.py
 # Those that run calculations of the engine.
 JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal tutorial,tests/transport/test_$(name).py)
@@ -50,7 +57,7 @@ transport-host: TESTS := --rabbitmq=host $(FAULTS_TESTS)
 transport-jobs: TESTS := $(JOBS_TESTS)
 transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS),--ignore=$(path))
 transport-faults transport-jobs transport-others transport-host: $(VENV)/.done $(ENGINE_VENV)/.done
-	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+	@exec $(PYTEST) $(TESTS) $(WITH_NAME)
 
 explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the explorer of faults with fresh seeds
 	$(VENV)/bin/python -m explorer
@@ -65,7 +72,7 @@ lab-changes: TESTS := $(CHANGES_TESTS)
 lab-people: TESTS := $(PEOPLE_TESTS)
 lab-others: TESTS := tests/lab $(foreach path,$(CHANGES_TESTS) $(PEOPLE_TESTS),--ignore=$(path))
 lab-changes lab-people lab-others: $(VENV)/.done host-packages browser
-	@exec $(VENV)/bin/python -m pytest --verbose $(TESTS) &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+	@exec $(PYTEST) $(TESTS) $(WITH_NAME)
 
 pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, by the tests of the WebUI's pages: needs root
 	OQLAB_PICTURES=docs/pictures $(VENV)/bin/python -m pytest --verbose -k browser tests/lab/test_webui.py
@@ -74,7 +81,7 @@ vm: $(VENV)/.done host-packages ## nodes with Debian's own kernel, emulated: hal
 	$(VENV)/bin/python -m pytest tests/vm
 
 vm-short: $(VENV)/.done host-packages
-	@exec $(VENV)/bin/python -m pytest --verbose -m "not whole" tests/vm &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+	@exec $(PYTEST) -m "not whole" tests/vm $(WITH_NAME)
 
 bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: forty minutes, on a quiet machine
 	$(VENV)/bin/python -m benchmarks
