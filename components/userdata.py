@@ -361,7 +361,7 @@ def _role(node: Node) -> _Role:
 def cloud_config(node: Node) -> dict[str, Any]:
     """The cloud-config of a node as data."""
     role = _role(node)
-    program = f'#!/bin/sh\nPYTHONPATH={LIBRARY_PARENT} exec python3 -m oq_node.{role.modules[0]} "$@"\n'
+    program = f'#!/bin/sh\nPYTHONPATH={LIBRARY_PARENT} exec python3 -P -m oq_node.{role.modules[0]} "$@"\n'
     return {
         # SSH keys that nobody uses cost seconds of every boot.
         "ssh_genkeytypes": ["ed25519"],
@@ -423,12 +423,12 @@ def _volumes(node: MasterNode) -> str:
         + f"systemctl enable --quiet {units}\n"
         + f"wait={FIRST_VOLUMES_SECONDS}\n"
         + f"[ ! -e {facts.BOOTSTRAP_DONE} ] || wait={LATER_VOLUMES_SECONDS}\n"
-        + f"timeout $wait systemctl start {units} || echo 'the boot goes on without all data volumes'\n"
+        + f"timeout $wait systemctl start {units} || echo 'the boot goes on'\n"
     )
 
 
 # At once, since a unit may be about to run what is written anew: a shell that finds its script empty has done it.
-_PUT = 'put() { mkdir -p "${1%/*}"; cat > "$1.new"; chmod "$2" "$1.new"; mv "$1.new" "$1"; }\n'
+_PUT = "put() { mkdir -p ${1%/*}; cat > $1.new && chmod $2 $1.new && mv $1.new $1; }\n"
 
 
 def _here(path: str, content: str, permissions: str) -> str:

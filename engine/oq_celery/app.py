@@ -57,6 +57,20 @@ class SteadyControl(Control):  # type: ignore[misc]
     Mailbox = OwnMailbox
 
 
+def asking(settings: Settings, seconds: float) -> Celery:
+    """The application for a command that asks the workers, and waits so long for each answer of the broker.
+
+    It waits for no confirm of a question: RabbitMQ that has an alarm gives none, and Kombu would ask again for ever.
+    """
+    app = make(settings)
+    app.conf.broker_transport_options |= {
+        "confirm_publish": False,
+        "read_timeout": seconds,
+        "write_timeout": seconds,
+    }
+    return app
+
+
 def make(settings: Settings) -> Celery:
     """The application for the given broker, without its task: light enough for a command line."""
     app = Celery("oq_celery", broker=settings.url, amqp=SteadyAMQP, control=SteadyControl)

@@ -114,7 +114,8 @@ def depth(connection: amqp.Connection, queue: str) -> tuple[int, int] | None:
 def alarm(connection: amqp.Connection) -> str | None:
     """Why the broker takes no messages, in its own words ("low on disk"); None when it takes them.
 
-    It says so to those only who publish, and listens no more to them: drop such a connection.
+    It says so to those only who publish, and listens no more to them: drop such a connection. The first message it
+    still takes, and its word of the alarm may come behind the confirm: the second one it takes only without an alarm.
 
     Args:
         connection: of its own, with timeouts.
@@ -128,8 +129,9 @@ def alarm(connection: amqp.Connection) -> str | None:
     channel = connection.channel()
     channel.confirm_select()
     channel.events["basic_ack"].add(lambda tag, _: confirmed.append(tag))
-    channel.basic_publish(amqp.Message(""))  # to no queue
-    while not reasons and not confirmed:
+    for _ in range(2):
+        channel.basic_publish(amqp.Message(""))  # to no queue
+    while not reasons and 2 not in confirmed:
         connection.drain_events(timeout=CONNECT_TIMEOUT)
     return reasons[0] if reasons else None
 

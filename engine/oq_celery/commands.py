@@ -30,6 +30,11 @@ WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
 AND workflow_id IS NULL AND start_time < datetime('now', ?x) ORDER BY id DESC"""
 _ALL = "SELECT id FROM job WHERE user_name=?x ORDER BY id DESC"
+# The last number of a calculation, and another one if it is higher.
+_LAST = "SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name='job'"
+_SKIP = "UPDATE sqlite_sequence SET seq=max(seq, ?x) WHERE name='job'"
+_SKIP_FIRST = """INSERT INTO sqlite_sequence (name, seq) SELECT 'job', ?x
+WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name='job')"""
 _MARK = "UPDATE job SET status='aborted', is_running=0 WHERE id=?x AND status IN (?X)"
 
 
@@ -55,7 +60,17 @@ def extend_actions(actions: Any) -> None:
         """Note that a calculation which has not ended is aborted."""
         db(_MARK, job_id, list(UNFINISHED))
 
+    def last_number(db: Any) -> int:
+        """The highest number that a calculation has had."""
+        return int(db(_LAST)[0].number)
+
+    def skip_numbers(db: Any, last: int) -> None:
+        """Give calculations numbers above `last` from now on."""
+        db(_SKIP, last)
+        db(_SKIP_FIRST, last)
+
     actions.del_calc = del_calc
+    actions.last_number, actions.skip_numbers = last_number, skip_numbers
     actions.abort_unfinished = abort_unfinished
     actions.delete_uncompleted_calculations = delete_uncompleted_calculations
 

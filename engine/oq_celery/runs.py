@@ -1,5 +1,5 @@
 """How the commands of the engine run calculations: what was aborted before its turn is not computed, what is aborted
-while it is computed is called so, and several at once survive the death of one.
+while it is computed is called so, several at once survive the death of one, and none gets the number of old results.
 
 For `oq engine --run` upstream writes the process into the calculation's record and gives it the title `oq-job-N`. It
 does neither for a calculation inside another one (the hazard that `hazard_calculation_id = job.ini` of a risk job asks
@@ -39,8 +39,15 @@ def extend_logs(logs: Any) -> None:
     failed, and what a calculation has cost is in its log; so is the first of several errors, each of which came from
     the one before.
     """
+    upstream_init = logs.LogContext.__init__
     upstream_enter, upstream_exit = logs.LogContext.__enter__, logs.LogContext.__exit__
     former: list[Callable[[], None]] = []
+
+    @functools.wraps(upstream_init)
+    def init(self: Any, params: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not int(params.get("job_id", 0)):  # it gets a number
+            _skip_taken(logs)
+        upstream_init(self, params, *args, **options)
 
     def enter(self: Any) -> Any:
         # Before the look at the status: who aborts it later finds this process.
@@ -77,7 +84,23 @@ def extend_logs(logs: Any) -> None:
         finally:
             former.pop()()
 
+    logs.LogContext.__init__ = init
     logs.LogContext.__enter__, logs.LogContext.__exit__ = enter, leave
+
+
+def _skip_taken(logs: Any) -> None:
+    """Take no number under which there are results already, as after a restore of the database from a snapshot.
+
+    Upstream takes it and says that the file is there, once for each; its record then is of somebody else's results,
+    and goes with them when it is deleted.
+    """
+    taken = {
+        int(number)
+        for path in Path(logs.get_datadir()).glob("calc_*")
+        if (number := path.name.removeprefix("calc_").partition(".")[0].removesuffix("_tmp")).isdecimal()
+    }
+    if logs.dbcmd("last_number") + 1 in taken:
+        logs.dbcmd("skip_numbers", max(taken))
 
 
 def _begun() -> dict[str, object]:

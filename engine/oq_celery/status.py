@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 import amqp
 from kombu.exceptions import OperationalError
@@ -106,8 +105,7 @@ def read(settings: Settings) -> Status:
     Raises:
         one of broker.ERRORS: if the broker does not answer.
     """
-    timeouts: dict[str, Any] = {"read_timeout": EXCHANGE_SECONDS, "write_timeout": EXCHANGE_SECONDS}
-    connection = broker.connect(settings, **timeouts)
+    connection = broker.connect(settings, read_timeout=EXCHANGE_SECONDS, write_timeout=EXCHANGE_SECONDS)
     try:
         waiting, consumers = broker.depth(connection, settings.queue) or (0, 0)
         progress = _progress(settings.spool, connection)
@@ -119,9 +117,7 @@ def read(settings: Settings) -> Status:
         connection.collect()
         return Status(settings.host, waiting, consumers, [], _tasks([], progress), alarm)
     broker.close(connection)
-    celery = app.make(settings)
-    celery.conf.broker_transport_options |= timeouts
-    inspect = celery.control.inspect(timeout=REPLY_SECONDS)
+    inspect = app.asking(settings, EXCHANGE_SECONDS).control.inspect(timeout=REPLY_SECONDS)
     try:
         active = inspect.active(safe=True) or {}
         pools = inspect.stats() or {}

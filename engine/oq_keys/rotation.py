@@ -182,12 +182,7 @@ def _celery() -> Any:
     from openquake.baselib import config
     from oq_celery import app, settings
 
-    celery = app.make(settings.load(config))
-    celery.conf.broker_transport_options |= {
-        "read_timeout": EXCHANGE_SECONDS,
-        "write_timeout": EXCHANGE_SECONDS,
-    }
-    return celery
+    return app.asking(settings.load(config), EXCHANGE_SECONDS)
 
 
 def _old_users() -> list[str]:

@@ -28,9 +28,10 @@ def _no_queue_stays(broker: Broker) -> Iterator[None]:
         broker.delete_queue(queue)
 
 
-def status(cluster: Cluster) -> object:
+def status(cluster: Cluster) -> dict[int, tuple[str, bool, bool]]:
     """Of each calculation: its status, whether it is said to run, and whether it is said to be without an end."""
-    return ast.literal_eval(cluster.python(STATUS))
+    found: dict[int, tuple[str, bool, bool]] = ast.literal_eval(cluster.python(STATUS))
+    return found
 
 
 def test_a_calculation_that_was_killed_is_failed_and_frees_its_place_and_others_run_on(
@@ -69,6 +70,29 @@ def test_a_webui_that_starts_leaves_running_calculations_alone(tmp_path: Path, b
         job.wait()
         cluster.python(start)
         assert status(cluster) == {1: FAILED}
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["without DbServer", "with DbServer"])
+def test_a_restored_database_gives_no_number_of_results_that_are_there(
+    tmp_path: Path, broker: Broker, served: bool
+) -> None:
+    """Of a snapshot that is older than the results, or of no calculation at all."""
+    port = harness.free_port()
+    changes = {"dbserver.host": "localhost", "dbserver.port": str(port)} if served else {}
+    with harness.cluster(tmp_path / "oqlab-restored", broker, **changes) as cluster:
+        if served:
+            cluster.start("oq", "dbserver", "start", LOGNAME="openquake")
+            wait_until(lambda: harness.answers(port), "the DbServer")
+        for number in (1, 2, 7):
+            (cluster.data / f"calc_{number}.hdf5").write_text("results")
+        ini = harness.qa_job("classical/case_01", tmp_path)
+        for number in (8, 9):
+            job = cluster.run(ini, OQ_DISTRIBUTE="no")
+            assert (job.status, [path.name for path in job.datastores]) == (0, [f"calc_{number}.hdf5"]), (
+                job.output
+            )
+        assert {path.read_text() for path in cluster.data.glob("calc_[127].hdf5")} == {"results"}
+        assert sorted(status(cluster)) == [8, 9]
 
 
 def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path, broker: Broker) -> None:

@@ -46,6 +46,56 @@ def test_status_says_which_alarm_there_is_and_what_to_do(
     )
 
 
+def test_an_alarm_is_seen_whose_word_comes_behind_the_confirm() -> None:
+    """RabbitMQ takes the first message of a connection also while it has an alarm; the two come from two processes."""
+    code = """
+        import types
+        from oq_celery import broker
+        class Connection:
+            sent, blocked, alarm = 0, False, True
+            def channel(self):
+                return self
+            def confirm_select(self):
+                self.events = {"basic_ack": set()}
+            def basic_publish(self, message):
+                self.sent += 1
+            def drain_events(self, timeout):
+                if self.sent:
+                    self.sent -= 1
+                    self.tag = getattr(self, "tag", 0) + 1
+                    (confirm,) = self.events["basic_ack"]
+                    confirm(self.tag, False)
+                if self.alarm and self.tag == 1 and not self.blocked:
+                    self.blocked, self.sent = True, 0
+                elif self.blocked:
+                    self.on_blocked("low on disk")
+        calm = Connection()
+        calm.alarm = False
+        print(broker.alarm(Connection()), broker.alarm(calm))
+        """
+    assert harness.python(code) == ["low on disk None"]
+
+
+def test_status_ends_when_an_alarm_begins_while_it_asks(cluster: harness.Cluster, broker: Broker) -> None:
+    """The broker takes its connection, and not its question."""
+    on, off = FULL["low on memory"]
+    code = """
+        import contextlib, time
+        from openquake.baselib import config
+        from oq_celery import broker, settings, status
+        broker.alarm = lambda connection: None
+        begin = time.monotonic()
+        with contextlib.suppress(*broker.ERRORS):
+            status.read(settings.load(config))
+        print("ends", time.monotonic() - begin < 60)
+        """
+    broker.control(*on)
+    try:
+        assert cluster.python(code) == "ends True\n"
+    finally:
+        broker.control(*off)
+
+
 def test_the_progress_of_a_master_with_another_clock_is_seen(
     cluster: harness.Cluster, tmp_path: Path
 ) -> None:

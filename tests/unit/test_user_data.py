@@ -249,6 +249,20 @@ def test_the_boot_waits_for_the_volumes_but_not_for_ever(each_mode: Recording) -
     assert "/etc/systemd/system/openquake-volume@.service" in script
 
 
+def test_the_nodes_program_takes_nothing_from_the_directory_in_which_it_is_called(
+    each_mode: Recording, tmp_path: Path
+) -> None:
+    """An administrator may stand in one where anybody writes."""
+    for role, config in configs(each_mode).items():
+        for place in ("ours", "theirs"):
+            module = tmp_path / place / "oq_node" / f"{role}.py"
+            module.parent.mkdir(parents=True, exist_ok=True)
+            module.write_text(f"print('{place}')\n")
+        program = files(config)[facts.NODE_PROGRAM].replace(userdata.LIBRARY_PARENT, str(tmp_path / "ours"))
+        done = subprocess.run(["sh", "-c", program], cwd=tmp_path / "theirs", capture_output=True, text=True)
+        assert done.stdout == "ours\n", role
+
+
 def test_a_script_that_runs_while_a_boot_writes_it_anew_is_not_cut_off(
     record: Record, tmp_path: Path
 ) -> None:
