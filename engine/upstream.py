@@ -29,8 +29,8 @@ NAMES: Mapping[str, str] = {
     "openquake.baselib.general": "humansize",
     "openquake.baselib.hdf5": "File extend",
     "openquake.baselib.parallel": (
-        "Monitor Pickled Result Socket Starmap check_mem_usage decompress get_return_ip init_workers memory_gb "
-        "mp_context multispawn num_cores oq_distribute safely_call submit tot_cores"
+        "MasterKilled Monitor Pickled Result Socket Starmap check_mem_usage decompress get_return_ip init_workers "
+        "memory_gb mp_context multispawn num_cores oq_distribute safely_call submit tot_cores"
     ),
     "openquake.baselib.performance": "memory_rss",
     "openquake.baselib.zeromq": "Socket TimeoutError context zmq",

@@ -47,7 +47,8 @@ def extend_actions(actions: Any) -> None:
         jobs = db("SELECT * FROM job WHERE id=?x AND user_name=?x", int(job_id), user)
         if jobs and jobs[0].status in UNFINISHED and jobs[0].pid and lives(jobs[0]):
             return {"error": f"Cannot delete calculation {job_id}: it runs. `oq abort {job_id}` first"}
-        answer = upstream_del_calc(db, job_id, user, delete_file, force)
+        own = not jobs or _has_own_files(jobs[0])
+        answer = upstream_del_calc(db, job_id, user, delete_file and own, force)
         if "hdf5paths" in answer and jobs:
             _remove_files(jobs[0], files=delete_file)
         return answer
@@ -263,16 +264,21 @@ def _delete(
 
 def _remove_files(job: Any, *, files: bool) -> None:
     """Remove what a calculation has on the disk: the inputs that came through the WebUI, and the datastores."""
-    directory = Path(job.ds_calc_dir)
-    if directory.name == f"calc_{job.id}":
-        shutil.rmtree(directory, ignore_errors=True)
+    if _has_own_files(job):
+        shutil.rmtree(job.ds_calc_dir, ignore_errors=True)
     for path in _datastores(job) if files else ():
         path.unlink(missing_ok=True)
 
 
 def _datastores(job: Any) -> Iterator[Path]:
-    for ending in (".hdf5", "_tmp.hdf5"):
-        yield Path(job.ds_calc_dir + ending)
+    if _has_own_files(job):
+        for ending in (".hdf5", "_tmp.hdf5"):
+            yield Path(job.ds_calc_dir + ending)
+
+
+def _has_own_files(job: Any) -> bool:
+    """Whether the files that a calculation names are its own, not those of an equal one (`cache = true`)."""
+    return Path(job.ds_calc_dir).name == f"calc_{job.id}"
 
 
 def _purge(dbcmd: Callable[..., Any], jobs: Iterable[Any], force: bool) -> None:

@@ -5,6 +5,8 @@ is wrong for another calculation:
 
 - caches of functions whose keys do not tell two calculations apart, such as the tables of ground motions, which
   `interp_table` knows by the name of their file without its directory;
+- what classes of hazardlib keep in a dictionary of their own, such as the matrices of cross-correlations by the
+  periods, of which PGA and PGV have the same one;
 - rows that a table of coefficients has interpolated and keeps, between which it interpolates the next ones: their last
   bits depend on what was asked before;
 - the sections of multi-fault sources, by the path of a calculation's file, which another calculation has after a new
@@ -29,6 +31,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._caches: list[Any] = []
+        self._kept: list[Any] = []  # of classes
         self._tables: list[tuple[dict[Any, Any], int]] = []  # their rows, and how many are their own
         self._now: tuple[int, str] | None = None
         self._masters: dict[int, str] = {}  # by the number of a calculation
@@ -45,6 +48,11 @@ class Memory:
             if kind is functools._lru_cache_wrapper:
                 if one.__module__.startswith("openquake."):
                     self._caches.append(one)
+            elif issubclass(kind, type) and str(one.__module__).startswith("openquake.hazardlib."):
+                # What is filled before anything is computed is no memory.
+                self._kept += [
+                    kept for kept in vars(one).values() if type(kept) in (dict, list, set) and not kept
+                ]
             elif kind in tables:
                 self._tables.append((one._coeffs, len(one._coeffs)))
 
@@ -58,6 +66,8 @@ class Memory:
         if self._now not in (None, (job, master)):
             for cache in self._caches:
                 cache.cache_clear()
+            for kept in self._kept:
+                kept.clear()
             for rows, own in self._tables:
                 for imt in list(rows)[own:]:
                     del rows[imt]

@@ -66,7 +66,7 @@ def extend_logs(logs: Any) -> None:
 
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
         errors = _chain(error)
-        interruption = next((one for one in errors if isinstance(one, KeyboardInterrupt)), None)
+        interruption = next(filter(_interrupts, errors), None)
         if interruption is not None:
             # What comes now must not be interrupted by another Ctrl-C: tasks are taken back, the end is written down.
             with contextlib.suppress(ValueError):  # not the main thread
@@ -123,6 +123,13 @@ def _entitle(number: int) -> Callable[[], None]:
     return restore
 
 
+def _interrupts(error: BaseException | None) -> bool:
+    """Whether an exception is an abort or Ctrl-C, not the death of a process of a pool, which upstream makes one of."""
+    from openquake.baselib.parallel import MasterKilled
+
+    return isinstance(error, KeyboardInterrupt) and not isinstance(error, MasterKilled)
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     """An exception, the one in whose handling it was raised, and so on."""
     found = []
@@ -164,7 +171,7 @@ def extend_engine(engine: Any) -> None:
         try:
             upstream_run_jobs(wanted, *args, **kwargs)
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            interrupted = isinstance(error, SystemExit) or _interrupts(error)
             end_others(dbcmd, wanted, "aborted" if interrupted else "failed")
             raise
         return jobctxs
@@ -231,8 +238,11 @@ def _compute(func: Callable[..., Any], args: tuple[Any, ...], name: str) -> None
     except Exception as error:
         logging.error(f"{name}: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as error:
+        if _interrupts(error):
+            sys.exit(INTERRUPTED)
+        logging.error(f"{name}: {error}")
+        sys.exit(1)
 
 
 def _end_with_parent() -> None:

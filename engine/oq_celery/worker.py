@@ -24,6 +24,7 @@ os.environ["OQ_DISTRIBUTE"] = "no"  # a task never distributes itself
 # h5py looks at it once, when it is imported.
 os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
 
+import numpy
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
 import psutil
 from billiard.einfo import ExceptionWithTraceback
@@ -166,6 +167,8 @@ def _before_the_fork(**_: Any) -> None:
 def _after_the_fork(**_: Any) -> None:
     # ZeroMQ's context has threads, which a fork leaves behind; the engine talks to the DbServer through it.
     zeromq.context = zeromq.zmq.Context()
+    # Forks have numpy's generator in one state. Some of hazardlib draws from it, for events that are independent.
+    numpy.random.seed()
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]

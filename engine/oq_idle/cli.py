@@ -115,7 +115,6 @@ def main() -> None:
 
     os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
     gate = Gate(WEBUI)
-    gate.unbar(time.time())
     busy = _looked(group, people=not now)
     if not now:
         if busy:

@@ -3,6 +3,7 @@
 It is one file in the WebUI's runtime directory. The file's time is that of the last request. A request holds a shared
 lock on it until it is answered. Who wants to power off takes the exclusive lock, while which new requests wait, looks
 once more, and then bars the gate, or lets them go on. Something in the file means that it is barred: the master goes.
+The directory is the WebUI's user's and root is who decides, so it takes nothing for the file that only leads elsewhere.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,15 +42,18 @@ class Gate:
         """
         place = self.file.open("rb")
         fcntl.flock(place, fcntl.LOCK_SH)
-        if os.fstat(place.fileno()).st_size:
-            place.close()
-            return None
+        found = os.fstat(place.fileno())
+        if found.st_size:
+            if time.time() - found.st_mtime <= STALE_SECONDS:
+                place.close()
+                return None
+            self.file.write_bytes(b"")
         return place
 
     def asked(self) -> float:
         """When the last request came, in seconds since 1970; 0 if there is no gate."""
         try:
-            return self.file.stat().st_mtime
+            return self.file.lstat().st_mtime
         except FileNotFoundError:
             return 0.0
 
@@ -56,24 +61,29 @@ class Gate:
     def closed(self) -> Iterator[bool]:
         """Let nobody in while the block lasts; False if somebody stays inside, and then it stays open."""
         try:
-            place = self.file.open("rb")
+            place = self._open(os.O_RDONLY)
         except FileNotFoundError:
             yield True
+            return
+        except OSError:  # something else in its place
+            yield False
             return
         with place:
             yield _locked(place, time.monotonic() + TRY_SECONDS)
 
     def bar(self) -> None:
         """Refuse all requests from now on, those too that wait."""
-        if self.file.exists():
-            self.file.write_text("the master goes\n")
+        with contextlib.suppress(FileNotFoundError), self._open(os.O_WRONLY) as place:
+            place.write(b"the master goes\n")
 
-    def unbar(self, now: float) -> None:
-        """Let requests in again after a power-off that has failed."""
-        with contextlib.suppress(FileNotFoundError):
-            found = self.file.stat()
-            if found.st_size and now - found.st_mtime > STALE_SECONDS:
-                os.truncate(self.file, 0)
+    def _open(self, flags: int) -> IO[bytes]:
+        """Open the file itself; OSError for anything else under its name."""
+        descriptor = os.open(self.file, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        place = os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "wb")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            place.close()
+            raise OSError(f"{self.file} is no file")
+        return place
 
 
 def _locked(place: IO[bytes], deadline: float) -> bool:

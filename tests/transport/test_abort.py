@@ -273,15 +273,19 @@ main({arguments})
 
 def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served) -> None:
     """Two users of one directory, in which the files of both can be written by both."""
-    for number, (user, status) in enumerate(
-        itertools.product(("ann", "bob"), ("complete", "failed", "executing")), 1
-    ):
-        values = (number, user, status, str(served.data / f"calc_{number}"), "classical", "")
+
+    def add(number: int, user: str, status: str, of: int) -> None:
+        values = (number, user, status, str(served.data / f"calc_{of}"), "classical", "")
         served.query(
             "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description, is_running, pid) "
             "VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
             *values,
         )
+
+    for number, (user, status) in enumerate(
+        itertools.product(("ann", "bob"), ("complete", "failed", "executing")), 1
+    ):
+        add(number, user, status, number)
         (served.data / f"calc_{number}.hdf5").touch()
 
     def as_user(user: str, command: str, arguments: str, uid: int = 1000) -> str:
@@ -291,6 +295,10 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served) 
     def files() -> set[int]:
         return {int(path.stem.removeprefix("calc_")) for path in served.data.glob("calc_*.hdf5")}
 
+    add(7, "ann", "complete", 4)  # which `cache = true` has made of bob's
+    as_user("ann", "purge", "'7'")
+    assert files() == {1, 2, 3, 4, 5, 6}
+    assert 7 not in served.statuses()
     assert "Found 1 calculations" in as_user("ann", "purge", "'failed'")
     found = as_user("ann", "purge", "'old', days=0")
     assert "Found 2 calculations" in found

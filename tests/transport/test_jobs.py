@@ -212,3 +212,26 @@ def test_an_error_that_hides_another_one_does_not_hide_what_ended_a_calculation(
         )
         assert f"{ended}; " in found
         assert said in found
+
+
+def test_the_death_of_a_process_of_a_pool_is_a_failure_and_no_abort(tmp_path: Path, broker: Broker) -> None:
+    """As when the kernel needs its memory; upstream's exception is a KeyboardInterrupt."""
+    job = harness.qa_job("event_based/case_2", tmp_path)
+    with harness.cluster(tmp_path / "oqlab-killed", broker) as cluster:
+        found = cluster.python(
+            f"""
+            import multiprocessing, os, signal, time
+            from openquake.baselib import parallel
+            from openquake.commonlib import logs
+            logs.dbcmd("upgrade_db")
+            parallel.enable_sigchld()
+            try:
+                with logs.init({str(job)!r}) as context:
+                    if not os.fork():
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    time.sleep(60)
+            except parallel.MasterKilled:
+                print(logs.dbcmd("get_job", context.calc_id).status)
+            """
+        )
+        assert found == "failed\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,40 @@ def test_a_process_takes_no_table_or_coefficient_of_another_calculation_for_its_
         print(len(tables) > 0)
         """
     assert python(code, config=config) == ["True True True True True True"]
+
+
+def test_a_process_takes_no_matrix_of_another_calculation_for_its_own(config: Path) -> None:
+    """Upstream keeps it by the periods, and PGA and PGV have the same one."""
+    code = """
+        from oq_celery import worker
+        from openquake.hazardlib.cross_correlation import Bradley2012, GodaAtkinson2009
+        from openquake.hazardlib.imt import PGA, PGV, SA
+        worker._memory.find()
+        found = []
+        for job, first in enumerate((PGA(), PGV())):
+            worker._memory.turn_to(job, "m")
+            found.append(float(Bradley2012()._get_correlation_matrix([first, SA(0.3)])[0, 1]))
+        kept = [one.cache for one in (Bradley2012, GodaAtkinson2009)]
+        print(found, all(any(one is other for other in worker._memory._kept) for one in kept))
+        """
+    (line,) = python(code, config=config)
+    assert re.fullmatch(r"\[0\.0, 0\.68\d*\] True", line), line
+
+
+def test_processes_that_are_forked_from_one_draw_different_numbers(config: Path) -> None:
+    code = """
+        import os
+        from oq_celery import worker
+        import numpy
+        for _ in range(2):
+            if not os.fork():
+                worker._after_the_fork()
+                print(numpy.random.random(), flush=True)
+                os._exit(0)
+            os.wait()
+        """
+    one, other = python(code, config=config)
+    assert one != other
 
 
 WATCH = """

@@ -272,15 +272,33 @@ def webui_is_open(webui: Gate) -> bool:
         return empty
 
 
-def test_a_power_off_that_has_failed_lets_requests_in_again(webui: Gate) -> None:
+def test_a_power_off_that_has_failed_lets_requests_in_again(
+    activity: Activity, webui: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself, also where nobody looks whether the master is idle."""
     webui.bar()
-    os.utime(webui.file, (NOW, NOW))
-    webui.unbar(NOW + gate.STALE_SECONDS)
+    barred = webui.asked()
+    monkeypatch.setattr("oq_idle.gate.time.time", lambda: barred + gate.STALE_SECONDS)
     assert webui.enter() is None
-    webui.unbar(NOW + gate.STALE_SECONDS + 1)
-    place = webui.enter()
-    assert place is not None
-    place.close()
+    monkeypatch.setattr("oq_idle.gate.time.time", lambda: barred + gate.STALE_SECONDS + 1)
+    for request in ("the first", "the next"):
+        answer = activity(request)
+        assert answer.request == request
+        answer.close()
+
+
+@pytest.mark.parametrize("make", [os.symlink, lambda _, name: os.mkfifo(name)], ids=["link", "pipe"])
+def test_root_follows_nothing_that_the_webuis_user_has_put_in_the_gates_place(
+    webui: Gate, tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("root's")
+    webui.file.unlink()
+    make(secret, webui.file)
+    assert not webui_is_open(webui)
+    with pytest.raises(OSError, match=r"no file|symbolic links|No such device"):
+        webui.bar()
+    assert secret.read_text() == "root's"
 
 
 def test_a_master_whose_power_off_is_refused_bars_nobody(
