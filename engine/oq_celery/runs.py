@@ -99,7 +99,7 @@ def _skip_taken(logs: Any) -> None:
         for path in Path(logs.get_datadir()).glob("calc_*")
         if (number := path.name.removeprefix("calc_").partition(".")[0].removesuffix("_tmp")).isdecimal()
     }
-    if logs.dbcmd("last_number") + 1 in taken:
+    if taken and logs.dbcmd("last_number") + 1 in taken:
         logs.dbcmd("skip_numbers", max(taken))
 
 
@@ -123,7 +123,7 @@ def _entitle(number: int) -> Callable[[], None]:
     return restore
 
 
-def _interrupts(error: BaseException | None) -> bool:
+def _interrupts(error: BaseException) -> bool:
     """Whether an exception is an abort or Ctrl-C, not the death of a process of a pool, which upstream makes one of."""
     from openquake.baselib.parallel import MasterKilled
 
@@ -235,10 +235,7 @@ def _compute(func: Callable[..., Any], args: tuple[Any, ...], name: str) -> None
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         func(*args)
-    except Exception as error:
-        logging.error(f"{name}: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt as error:
+    except (Exception, KeyboardInterrupt) as error:
         if _interrupts(error):
             sys.exit(INTERRUPTED)
         logging.error(f"{name}: {error}")

@@ -220,7 +220,7 @@ def test_the_death_of_a_process_of_a_pool_is_a_failure_and_no_abort(tmp_path: Pa
     with harness.cluster(tmp_path / "oqlab-killed", broker) as cluster:
         found = cluster.python(
             f"""
-            import multiprocessing, os, signal, time
+            import os, signal, time
             from openquake.baselib import parallel
             from openquake.commonlib import logs
             logs.dbcmd("upgrade_db")

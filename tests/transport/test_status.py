@@ -49,7 +49,6 @@ def test_status_says_which_alarm_there_is_and_what_to_do(
 def test_an_alarm_is_seen_whose_word_comes_behind_the_confirm() -> None:
     """RabbitMQ takes the first message of a connection also while it has an alarm; the two come from two processes."""
     code = """
-        import types
         from oq_celery import broker
         class Connection:
             sent, blocked, alarm = 0, False, True
