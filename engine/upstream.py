@@ -32,12 +32,13 @@ NAMES: Mapping[str, str] = {
         "MasterKilled Monitor Pickled Result Socket Starmap check_mem_usage decompress get_return_ip init_workers "
         "memory_gb mp_context multispawn num_cores oq_distribute safely_call submit tot_cores"
     ),
-    "openquake.baselib.performance": "memory_rss",
+    "openquake.baselib.performance": "Monitor memory_rss",
     "openquake.baselib.zeromq": "Socket TimeoutError context zmq",
     # calculations, their files and their database
+    "openquake.calculators.base": "HazardCalculator parallel",
     "openquake.calculators.export": "",
     "openquake.commonlib.datastore": "DataStore get_oq read",
-    "openquake.commonlib.dbapi": "Db db",
+    "openquake.commonlib.dbapi": "Db NotFound Row Table TooManyColumns TooManyRows db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": "_PID _PPID logs parallel register_signals run_calc run_jobs setproctitle",
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
@@ -72,6 +73,7 @@ MEMBERS: Mapping[str, str] = {
     "openquake.baselib.parallel.Result": "__init__ func get nbytes pik tb_str",
     "openquake.baselib.zeromq.Socket": "__enter__ __exit__ end_point send timeout",
     "openquake.baselib.hdf5.File": "__delitem__ __getitem__ __setitem__ close flush",
+    "openquake.calculators.base.HazardCalculator": "read_inputs",
     "openquake.commonlib.datastore.DataStore": "filename hdf5 parent ppath tempname",
     "openquake.commonlib.dbapi.Db": "__call__ __enter__ path",
     "openquake.commonlib.logs.LogContext": "__enter__ __exit__ __init__ calc_id get_oqparam new",

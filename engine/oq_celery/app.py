@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from celery.app.control import Control
 from kombu import Connection, Queue
+from kombu.exceptions import ContentDisallowed
 from kombu.pidbox import Mailbox
 
 from oq_celery import broker
@@ -37,12 +39,42 @@ class SteadyAMQP(AMQP):  # type: ignore[misc]
     Connection = SteadyConnection
 
 
+class _Answers:
+    """A connection on which an answer that is not in the mailbox's language is none.
+
+    Those of workers with an older version of this package are pickles, and so may be one that means harm.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def drain_events(self, **options: Any) -> None:
+        """Take what the broker has."""
+        with contextlib.suppress(ContentDisallowed):
+            self._connection.drain_events(**options)
+
+
 class OwnMailbox(Mailbox):  # type: ignore[misc]
-    """Receives Celery's commands in a queue that no connection before had.
+    """Speaks JSON alone, and receives Celery's commands in a queue that no connection before had.
+
+    Celery gives commands and answers the language of tasks, pickle, in which whoever may send one makes the reader run
+    anything; those who ask the workers are root on the master, too.
 
     The queue is exclusive, and RabbitMQ gives a connection that was cut off up only after two or three heartbeats; a
     worker is back before, and under the same name it would be refused (RESOURCE_LOCKED), which ends Celery.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As Celery's, but for the languages that it asks for."""
+        super().__init__(*args, **(options | {"accept": ["json"], "serializer": "json"}))
+
+    def __call__(self, connection: Connection) -> OwnMailbox:
+        """This mailbox with a connection."""
+        bound: OwnMailbox = super().__call__(_Answers(connection))
+        return bound
 
     def get_queue(self, hostname: str) -> Queue:
         """Of the worker with this name; called once per connection."""

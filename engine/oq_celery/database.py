@@ -4,10 +4,15 @@ A DbServer that is restarted or killed takes with it the requests that it has no
 notice: upstream's waits ten minutes for the answer and then fails the calculation, for a line of its log as well as
 for its end. Here a client sees the connection break and asks the next DbServer. The request may have been done, with
 only its answer lost; so what must not be done twice is looked for first.
+
+Answers are pickles, which may make their reader run anything. Whoever may ask the DbServer may make it answer anything,
+and root asks it, too (`sudo oq abort`). So of an answer only plain values, the engine's rows and errors are read.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -29,6 +34,16 @@ DONE: Final[Mapping[str, Callable[..., tuple[Any, ...]]]] = {
 All others read, or say what is to be so afterwards. `create_job` may leave a row of a calculation that never begins,
 with the status `created`, which holds up nobody.
 """
+
+
+_ANSWERS: Final = {
+    "openquake.baselib.parallel": {"Pickled", "Result"},
+    "openquake.baselib.performance": {"Monitor"},
+    "openquake.commonlib.dbapi": {"NotFound", "Row", "Table", "TooManyColumns", "TooManyRows"},
+    "datetime": {"date", "datetime", "timedelta", "timezone"},
+}
+"""By module, what an answer of the DbServer is made of, beside plain values and errors of `_ERRORS`."""
+_ERRORS: Final = {"builtins", "sqlite3"}
 
 
 class _LostError(Exception):
@@ -94,10 +109,46 @@ class Connection(zeromq.Socket):  # type: ignore[misc]
         except zmq.Again:  # no DbServer
             ready = {}
         if self.zsocket in ready:
-            return self.zsocket.recv_pyobj()
+            return load(self.zsocket.recv())
         if ready:
             raise _LostError
         raise zeromq.TimeoutError(f"While sending {request!r} to {self.end_point}")
+
+
+def load(answer: bytes) -> Any:
+    """Read an answer of the DbServer.
+
+    Raises:
+        pickle.UnpicklingError: if there is something in it that is not of answers.
+    """
+    return _Answer(io.BytesIO(answer)).load()
+
+
+class _Answer(pickle.Unpickler):
+    """Finds the classes that answers are made of, and nothing that can be called beside."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of an answer."""
+        if name in _ANSWERS.get(module, ()):
+            found = super().find_class(module, name)
+            return _plain(found) if name == "Pickled" else found
+        if module in _ERRORS and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and issubclass(found, Exception):
+                return found
+        raise pickle.UnpicklingError(f"an answer of the DbServer has {module}.{name} in it")
+
+
+def _plain(pickled: Any) -> Any:
+    """Upstream's class of a value that is a pickle of its own, which reads that in the same way."""
+
+    from openquake.baselib.parallel import decompress
+
+    class Plain(pickled):  # type: ignore[misc]
+        def unpickle(self) -> Any:
+            return load(decompress(self.pik) if self.compressed else self.pik)
+
+    return Plain
 
 
 def _milliseconds(deadline: float) -> int:

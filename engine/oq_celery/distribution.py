@@ -7,7 +7,8 @@ replaced:
 - `Socket` also connects to `celery://` URLs, on which results go to a `Channel` or to the attempt under way;
 - `get_return_ip` is not asked for an address that nobody connects to;
 - a `Starmap` keeps the distribution that it began with, whatever other ones choose meanwhile;
-- `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet;
+- `Starmap.init` gives a processpool the cores of this machine, `num_cores` being those of the fleet, and
+  `HazardCalculator.read_inputs` wants memory for these;
 - `Starmap.submit` opens the channel where upstream binds a ZeroMQ port, for tasks of this process too;
 - `Starmap._loop`, and what it writes down about each task, write in batches (`bookkeeping.py`);
 - `Starmap.share` turns to the processpool, because shared memory ends at the machine, and so does `Starmap.submit` for
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -72,8 +75,7 @@ def extend(parallel: Any, settings: Settings) -> None:
         return "127.0.0.1" if starmap.distribute == CELERY else upstream_return_ip(receiver_host)
 
     def init(cls: Any, distribute: str | None = None) -> None:
-        own_cores = int(os.environ.get("OQ_NUM_CORES") or min(parallel.num_cores, parallel.tot_cores))
-        with mock.patch.object(parallel, "num_cores", own_cores):
+        with _own_cores(parallel):
             upstream_init(cls, distribute)
 
     def new(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -131,6 +133,28 @@ def extend(parallel: Any, settings: Settings) -> None:
     bookkeeping.extend(parallel)
     atexit.register(Channel.close_all)
     atexit.register(bookkeeping.write_all)
+
+
+def extend_calculators(base: Any) -> None:
+    """Change `openquake.calculators.base`: a processpool needs memory for the processes that it has.
+
+    Upstream computes in one process alone, for ever ("SLOW MODE"), where there is not a quarter of a GB for each of
+    `num_cores`.
+    """
+    upstream_read_inputs = base.HazardCalculator.read_inputs
+
+    @functools.wraps(upstream_read_inputs)
+    def read_inputs(self: Any) -> None:
+        with _own_cores(base.parallel):
+            upstream_read_inputs(self)
+
+    base.HazardCalculator.read_inputs = read_inputs
+
+
+def _own_cores(parallel: Any) -> AbstractContextManager[Any]:
+    """In it, `num_cores` is the number of processes of a processpool of this machine."""
+    own = int(os.environ.get("OQ_NUM_CORES") or min(parallel.num_cores, parallel.tot_cores))
+    return mock.patch.object(parallel, "num_cores", own)
 
 
 def _flush(h5: Any) -> None:

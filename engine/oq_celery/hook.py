@@ -143,6 +143,7 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.baselib": _around_baselib,
     "openquake.baselib.parallel": _around_parallel,
     "openquake.server.db.actions": _around_actions,
+    "openquake.calculators.base": _then("oq_celery.distribution.extend_calculators"),
     "openquake.commonlib.logs": _then(
         "oq_celery.database.extend",
         "oq_celery.inputs.extend",

@@ -5,8 +5,9 @@ of memory or that went down with its machine never does. It would be shown as ru
 whose number is higher by `[distribution] serialize_jobs` or more would wait for it.
 
 Upstream clears such calculations when the WebUI starts, and with them all that run: `reap` takes the place of that,
-too (`hook.py`). It judges those of its own machine alone, of which those without a host are (`runs.py`), and leaves
-those that have not begun: they hold up nobody.
+too (`hook.py`). It judges those of its own machine, of which those without a host are (`runs.py`), and where the
+DbServer is also those of a machine that was there before: a cluster has one master, and the next one may have another
+name and the database of before. It leaves those that have not begun: they hold up nobody.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ TITLE = "oq-job-"  # upstream's name of a process that computes, with the calcul
 UNFINISHED = ("created", "submitted", "executing")
 FOLLOW_SECONDS = 1.0
 
-_RUNNING = """SELECT id, pid, status, start_time FROM job
-WHERE status IN ('submitted', 'executing') AND pid > 0 AND (host=?x OR host IS NULL) ORDER BY id"""
+_RUNNING = """SELECT id, pid, status, start_time, host FROM job
+WHERE status IN ('submitted', 'executing') AND pid > 0 ORDER BY id"""
 _FAIL = "UPDATE job SET ?D WHERE id=?x AND status=?x"
 _NEXT = "SELECT id, timestamp, level, message FROM log WHERE job_id=?x AND id>?x ORDER BY id LIMIT 1000"
 _LOG = "INSERT INTO log (job_id, timestamp, level, process, message) VALUES (?X)"
 
 
 def reap(db: Any) -> list[str]:
-    """Mark the calculations of this machine whose process is gone as failed, with a line in the log of each.
+    """Mark calculations whose process is gone as failed, with a line in the log of each.
 
     Args:
         db: an openquake.commonlib.dbapi.Db of the engine's database.
@@ -43,7 +44,12 @@ def reap(db: Any) -> list[str]:
     Returns:
         Those lines.
     """
-    gone = [job for job in db(_RUNNING, socket.gethostname()) if not lives(job)]
+    here, booted = socket.gethostname(), _booted()
+    gone = [
+        job
+        for job in db(_RUNNING)
+        if (not lives(job) if job.host in (None, here) else booted is not None and _began(job) < booted)
+    ]
     said = []
     if gone:
         with db:
@@ -52,10 +58,23 @@ def reap(db: Any) -> list[str]:
                 now = datetime.now(UTC)
                 failed = {"is_running": 0, "status": "failed", "stop_time": now}
                 if db(_FAIL, failed, job.id, job.status).rowcount:
-                    line = f"The process {job.pid} of calculation {job.id} is gone: it has failed"
+                    where = "" if job.host in (None, here) else f" on {job.host}, which was here before,"
+                    line = f"The process {job.pid}{where} of calculation {job.id} is gone: it has failed"
                     db(_LOG, (job.id, now, "CRITICAL", "oq-celery reap", line))
                     said.append(line)
     return said
+
+
+def _booted() -> float | None:
+    """The time since when this machine runs, if the DbServer's address is one of its own."""
+    from openquake.baselib import config
+
+    try:
+        served = socket.gethostbyname(config.dbserver.host)
+    except OSError:
+        return None
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return psutil.Process(1).create_time() if served in own else None
 
 
 def follow(dbcmd: Callable[..., Any], number: int) -> Iterator[str]:
@@ -109,5 +128,12 @@ def owner(job: Any) -> psutil.Process | None:
 
 def older(process: psutil.Process, job: Any) -> bool:
     """Whether a process is older than the beginning of a calculation, as the one that computes it is."""
-    started = job.start_time and job.start_time.replace(tzinfo=UTC).timestamp()
-    return bool(started is None or process.create_time() < started + START_SECONDS)
+    return bool(process.create_time() < _began(job) + START_SECONDS)
+
+
+def _began(job: Any) -> float:
+    """When a calculation began, in seconds since 1970; infinitely late where that is not known."""
+    if job.start_time is None:
+        return float("inf")
+    began: float = job.start_time.replace(tzinfo=UTC).timestamp()
+    return began

@@ -140,9 +140,14 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def extend_engine(engine: Any) -> None:
-    """Change `openquake.engine.engine`: how it runs one calculation, several one after another, and several at once."""
+    """Change `openquake.engine.engine`: how it runs one calculation, several one after another, and several at once.
+
+    Of several at once each needs the master's memory: there are no more than the queue lets run.
+    """
+    from openquake.baselib import config
+
     upstream_run_calc, upstream_run_jobs = engine.run_calc, engine.run_jobs
-    dbcmd = engine.logs.dbcmd
+    dbcmd, parallel = engine.logs.dbcmd, engine.parallel
 
     def aborted(context: Any) -> bool:
         job = dbcmd("get_job", context.calc_id)
@@ -164,12 +169,21 @@ def extend_engine(engine: Any) -> None:
         return upstream_run_calc(log, *args, **kwargs)
 
     @functools.wraps(upstream_run_jobs)
-    def run_jobs(jobctxs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    def run_jobs(
+        jobctxs: Sequence[Any],
+        concurrent_jobs: int | None = None,
+        *args: Any,
+        precalc: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         wanted = [context for context in jobctxs if not aborted(context)]
         if not wanted:
             return jobctxs
+        if not concurrent_jobs and not precalc and len(wanted) > 1 and parallel.oq_distribute() != "no":
+            # Upstream's number alone would be that of a machine with the cores of the fleet: 100 on a master of two.
+            concurrent_jobs = max(1, min(parallel.num_cores // 8, config.distribution.serialize_jobs))
         try:
-            upstream_run_jobs(wanted, *args, **kwargs)
+            upstream_run_jobs(wanted, concurrent_jobs, *args, precalc=precalc, **kwargs)
         except BaseException as error:
             interrupted = isinstance(error, SystemExit) or _interrupts(error)
             end_others(dbcmd, wanted, "aborted" if interrupted else "failed")

@@ -25,7 +25,7 @@ ROWS = {
 # Upstream's client with a DbServer in a thread, which ends with the first request that it takes, done or not, and then
 # is there again.
 PROGRAM = """
-import json, threading, time, zmq
+import json, os, pickle, threading, time, zmq
 from datetime import UTC, datetime
 from openquake.baselib import config, parallel, zeromq
 from openquake.commonlib import logs
@@ -36,6 +36,10 @@ from oq_celery.database import DONE, Connection
 def do(action, *arguments):
     known = getattr(actions, action, None)
     return parallel.safely_call(known, (db, *arguments)) if known else parallel.safely_call(db, (action, *arguments))
+
+class Harm:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["HARMED"],)
 
 def bind(socket):
     while True:  # ZeroMQ closes sockets in its own time
@@ -82,6 +86,23 @@ for action, (arguments, rows) in REQUESTS.items():
         count = db("SELECT count(*) FROM " + rows, number)[0][0]
         found[f"{action} {does}"] = [answer, count]
 found["get_job"] = ask(False, "get_job", number).id == number
+(row,) = ask(False, "SELECT id, start_time, pid FROM job WHERE id=?x", number)
+found["rows"] = [type(value).__name__ for value in row]
+try:
+    ask(False, "SELECT nothing")
+except Exception as error:
+    found["error"] = type(error).__name__
+actions.harm = lambda db: Harm()
+do_harm, found["harm"] = parallel.safely_call, []
+for outside in (False, True):
+    if outside:
+        parallel.safely_call = lambda *_: Harm()
+    try:
+        ask(False, "harm")
+    except pickle.UnpicklingError as error:
+        found["harm"].append(str(error))
+parallel.safely_call = do_harm
+found["harmed"] = os.path.exists(os.environ["HARMED"])
 try:
     with Connection(f"tcp://127.0.0.1:{config.dbserver.port}", zmq.REQ, "connect", timeout=1) as connection:
         connection.send(("get_job", 1))
@@ -99,7 +120,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, broker: Broker) -> dict[str,
     # By this name another machine's as far as the engine knows, which would open the file itself otherwise.
     changes = {"dbserver.host": "localhost", "dbserver.port": str(free_port())}
     with harness.cluster(directory / "oqlab-database", broker, **changes) as made:
-        printed = made.python(f"REQUESTS = {requests!r}\n{PROGRAM}", LOGNAME="openquake")
+        code = f"REQUESTS = {requests!r}\n{PROGRAM}"
+        printed = made.python(code, HARMED=str(directory / "harmed"), LOGNAME="openquake")
         return dict(json.loads(printed.splitlines()[-1]))
 
 
@@ -117,6 +139,17 @@ def test_a_request_that_goes_down_with_the_dbserver_is_done_once_all_the_same(
 
 def test_what_only_reads_gets_its_answer_from_the_next_dbserver(found: dict[str, Any]) -> None:
     assert found["get_job"]
+
+
+def test_an_answer_is_read_as_values_and_rows_and_errors(found: dict[str, Any]) -> None:
+    assert found["rows"] == ["int", "datetime", "int"]
+    assert found["error"] == "OperationalError"
+
+
+def test_an_answer_that_would_run_something_is_not_read(found: dict[str, Any]) -> None:
+    """Whoever may ask the DbServer may make it answer anything, and root asks it, too."""
+    assert found["harm"] == ["an answer of the DbServer has posix.mkdir in it"] * 2
+    assert not found["harmed"]
 
 
 def test_without_a_dbserver_a_request_ends_in_time_and_says_so(found: dict[str, Any]) -> None:

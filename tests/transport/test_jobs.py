@@ -96,7 +96,8 @@ def test_a_restored_database_gives_no_number_of_results_that_are_there(
 
 
 def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path, broker: Broker) -> None:
-    """After a reboot numbers are given out anew. What is a zombie has ended, what another machine runs is unknown.
+    """After a reboot numbers are given out anew. What is a zombie has ended, what another machine runs is unknown, but
+    for one that was this cluster's master before.
 
     A calculation that waits behind another one of the same command has no number yet, however long it waits.
     """
@@ -105,6 +106,7 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
             """
             import os, socket, subprocess, sys, time
             from datetime import UTC, datetime, timedelta
+            from openquake.baselib import config
             from openquake.baselib.general import mp
             from openquake.commonlib.dbapi import db
             from openquake.server.db import actions
@@ -136,17 +138,21 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
                 ("complete", here, zombie, now),
                 ("executing", here, 0, now - hours),
                 ("executing", None, zombie, now),  # one inside another
+                ("executing", "before", os.getpid(), now - timedelta(days=1000)),
             ):
                 job = actions.create_job(db, "/tmp", host=host)
                 db("UPDATE job SET ?D WHERE id=?x", {"pid": pid, "start_time": start, "status": status}, job)
             db("UPDATE job SET is_running=0 WHERE id=3")  # as `oq abort` leaves one that waits, which then begins
             said = reap(db)
             print([job.id for job in db("SELECT * FROM job WHERE status='failed'")], len(said))
+            config.dbserver.host = "192.0.2.1"  # another machine's: there they may go on
+            db("UPDATE job SET status='executing' WHERE id=13")
+            print(reap(db))
             for process in (cat, of_another, of_nine):
                 process.communicate()
             """
         )
-        assert found == "[2, 3, 7, 12] 4\n"
+        assert found == "[2, 3, 7, 12, 13] 5\n[]\n"
 
 
 def test_a_calculation_of_a_session_has_its_process_and_holds_up_nobody(

@@ -135,6 +135,38 @@ def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path,
     assert cluster.python(code, prefix=["taskset", "--cpu-list", "0"]).split() == ["1", "128", "64"]
 
 
+def test_a_processpool_on_the_master_wants_memory_for_its_own_processes(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Upstream wants a quarter of a GB for each of `num_cores`, and computes in one process else."""
+    cluster = Cluster(tmp_path / "oqlab-pool", broker, **{"distribution.num_cores": "4000"})
+    job = cluster.run(harness.qa_job("event_based/case_2", tmp_path), OQ_DISTRIBUTE="processpool")
+    assert (job.status, "SLOW MODE" in job.output) == (0, False), job.output
+
+
+def test_no_more_calculations_of_a_command_run_at_once_than_the_queue_lets_run(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Upstream's number is that of a machine with the fleet's cores."""
+    changes = {"distribution.num_cores": "800", "distribution.serialize_jobs": "2"}
+    cluster = Cluster(tmp_path / "oqlab-several", broker, **changes)
+    code = """
+        from unittest import mock
+        from openquake.commonlib import logs
+        from openquake.engine import engine
+        logs.dbcmd("upgrade_db")
+        found = []
+        with mock.patch.object(engine.parallel, "multispawn", lambda *given: found.append(given[3])):
+            for number, options in ((3, {}), (3, {"concurrent_jobs": 3}), (2, {})):
+                jobs = engine.create_jobs([{"calculation_mode": "classical", "description": "one"}] * number)
+                engine.run_jobs(jobs, **options)
+                for job in jobs:
+                    logs.dbcmd("finish", job.calc_id, "complete")
+        print(found, engine.parallel.num_cores)
+        """
+    assert cluster.python(code).splitlines()[-1] == "[2, 3, 2] 800"
+
+
 def test_a_job_waits_for_workers_and_says_so(tmp_path: Path, broker: Broker) -> None:
     with harness.cluster(tmp_path / "oqlab-late", broker) as cluster:
         job = cluster.start("oq", "engine", "--run", harness.qa_job("event_based/case_2", tmp_path))

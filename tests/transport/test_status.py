@@ -95,6 +95,42 @@ def test_status_ends_when_an_alarm_begins_while_it_asks(cluster: harness.Cluster
         broker.control(*off)
 
 
+def test_an_answer_that_would_run_something_is_none(cluster: harness.Cluster, tmp_path: Path) -> None:
+    """Whoever knows the broker's password can answer a question to the workers, and root asks them."""
+    code = """
+        import contextlib, json, os, pickle, threading
+        from kombu import Connection, Exchange, Queue
+        from openquake.baselib import config
+        from oq_celery import settings, status
+
+        class Harm:
+            def __reduce__(self):
+                return os.mkdir, (os.environ["HARMED"],)
+
+        def answer(message):
+            plain = message.content_type == "application/json"
+            question = json.loads(message.body) if plain else pickle.loads(message.body)
+            properties = {"content_type": "application/x-python-serialize", "content_encoding": "binary"}
+            harm = channel.prepare_message(pickle.dumps(Harm()), headers={"ticket": question["ticket"]}, **properties)
+            channel.basic_publish(harm, **question["reply_to"])
+            answered.append(plain)
+
+        given, answered = settings.load(config), []
+        with Connection(given.url) as connection:
+            channel = connection.channel()
+            commands = Exchange("celery.pidbox", "fanout", durable=False, delivery_mode="transient")
+            heard = Queue("", commands, exclusive=True)
+            with connection.Consumer(heard, on_message=answer, no_ack=True, channel=channel):
+                read = threading.Thread(target=lambda: print(len(status.read(given).workers)))
+                read.start()
+                while read.is_alive():
+                    with contextlib.suppress(TimeoutError):
+                        connection.drain_events(timeout=0.1)
+        print(*answered, os.path.exists(os.environ["HARMED"]))
+        """
+    assert cluster.python(code, HARMED=str(tmp_path / "harmed")).split() == ["2", "True", "True", "False"]
+
+
 def test_the_progress_of_a_master_with_another_clock_is_seen(
     cluster: harness.Cluster, tmp_path: Path
 ) -> None:
