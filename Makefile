@@ -139,7 +139,7 @@ browser: host-packages
 	@lab/linux/install-host-packages tests/lab/packages.txt
 
 # What the engine's environment is made of.
-ENGINE_SOURCES := engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_fleet/* engine/oq_idle/* engine/oq_keys/* engine/oq_logs/* engine/oq_webui/* engine/oq_webui/templates/*/*)
+ENGINE_SOURCES := engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_fleet/* engine/oq_idle/* engine/oq_keys/* engine/oq_logs/* engine/oq_refresh/* engine/oq_webui/* engine/oq_webui/templates/*/*)
 
 # Two `make` of one clone make an environment once: the second waits for the first.
 ifndef LOCKED

@@ -32,6 +32,7 @@ _PARTS: Final = (
     "oq_idle",
     "oq_keys",
     "oq_logs",
+    "oq_refresh",
     "oq_webui",
 )
 _MODULES: Final = (".py", ".typed", ".conf", ".html")  # what counts of a directory

@@ -26,6 +26,7 @@ from components import facts
 from components.tags import of_stack
 
 CLOUD_INIT_DIR: Final = Path(__file__).resolve().parent.parent / "cloud-init"
+_ENGINE_DIR: Final = CLOUD_INIT_DIR.with_name("engine")
 LIBRARY_PARENT: Final = "/usr/local/lib"
 LIBRARY_DIR: Final = f"{LIBRARY_PARENT}/oq_node"
 _COMMON: Final = ("common", "secret")  # modules of both kinds of node
@@ -201,12 +202,15 @@ def _https(node: MasterNode) -> dict[str, str]:
 
 
 def node_facts(node: Node, *modules: str) -> dict[str, Any]:
-    """The values that these modules of the node's program ask for, as `FACTS["name"]`.
+    """The values that these modules of the node's program ask for, as `FACTS["name"]`, and those of the engine's
+    bundle that only the master runs.
 
     No others: each is a part of the user data, and a master with other user data is another master. Raises KeyError
     where a module asks for what there is not.
     """
     asked = {name for module in modules for name in _FACT.findall(_read(f"oq_node/{module}.py"))}
+    if isinstance(node, MasterNode):
+        asked |= {name for path in _ENGINE_DIR.glob("oq_*/*.py") for name in _FACT.findall(path.read_text())}
     known = values(node)
     return {name: known[name] for name in sorted(asked)}
 
@@ -309,7 +313,7 @@ class _Role:
 def _role(node: Node) -> _Role:
     if isinstance(node, MasterNode):
         return _Role(
-            modules=("master", "accounts", "growth"),
+            modules=("master", "accounts"),
             units=(
                 facts.DBSERVER_UNIT,
                 facts.METRICS_UNIT,

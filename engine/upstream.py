@@ -37,7 +37,7 @@ NAMES: Mapping[str, str] = {
     # calculations, their files and their database
     "openquake.calculators.base": "HazardCalculator parallel",
     "openquake.calculators.export": "",
-    "openquake.commonlib.datastore": "DataStore get_oq read",
+    "openquake.commonlib.datastore": "DataStore get_datadir get_oq read",
     "openquake.commonlib.dbapi": "Db NotFound Row Table TooManyColumns TooManyRows db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": "_PID _PPID logs parallel register_signals run_calc run_jobs setproctitle",
@@ -47,6 +47,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commands.abort": "main",
     "openquake.commands.dbserver": "main",
     "openquake.commands.engine": "confirm del_calculation logs main",
+    "openquake.commands.importcalc": "datastore logs main",
     "openquake.commands.purge": "datadir logs main",
     "openquake.commands.reset": "confirm logs main",
     "openquake.commands.webui": "main",
@@ -96,6 +97,7 @@ PARAMETERS: Mapping[str, str] = {
     "openquake.commands.engine.main": (
         "delete_calculation export_outputs exports hazard_calculation_id list_outputs param run show_log yes"
     ),
+    "openquake.commands.importcalc.main": "calc_id",
     "openquake.commands.purge.main": "what force days",
     "openquake.commands.reset.main": "yes",
     "openquake.commands.webui.main": "cmd hostport skip_browser",
@@ -103,7 +105,7 @@ PARAMETERS: Mapping[str, str] = {
 """By function, the names of its parameters."""
 
 COLUMNS: Mapping[str, str] = {
-    "job": "ds_calc_dir host id is_running pid start_time status stop_time user_name workflow_id",
+    "job": "description ds_calc_dir host id is_running pid start_time status stop_time user_name workflow_id",
     "log": "id job_id level message process timestamp",
     "output": "id oq_job_id",
 }

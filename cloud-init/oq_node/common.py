@@ -6,6 +6,7 @@ Standard library only: on a worker nothing else is there before the engine is mo
 from __future__ import annotations
 
 import configparser
+import fcntl
 import grp
 import io
 import json
@@ -139,6 +140,8 @@ def write(path: str, text: str, mode: int = 0o644, group: str = "root") -> None:
     new = target.with_name(target.name + ".new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut may leave an empty file
     shutil.chown(new, "root", group)
     new.chmod(mode)
     new.replace(target)
@@ -228,11 +231,13 @@ def passwords(secret: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 def write_configuration(values: Mapping[str, Mapping[str, str]]) -> None:
     """Put values, by section and key, into openquake.cfg; readable to group openquake only."""
-    config = read_configuration()
-    config.read_dict(values)
-    text = io.StringIO()
-    config.write(text)
-    write(FACTS["openquake_cfg"], text.getvalue(), 0o640, FACTS["openquake_user"])
+    with Path(FACTS["openquake_cfg"] + ".lock").open("w") as lock:  # two may write at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = read_configuration()
+        config.read_dict(values)
+        text = io.StringIO()
+        config.write(text)
+        write(FACTS["openquake_cfg"], text.getvalue(), 0o640, FACTS["openquake_user"])
 
 
 def read_configuration() -> configparser.ConfigParser:
@@ -272,6 +277,15 @@ def unit_problems(*units: str) -> list[str]:
     return problems
 
 
+def failed_units(*units: str) -> list[str]:
+    """A line for each unit that a timer starts and that has failed the last time."""
+    return [
+        f"{unit} has failed (journalctl -u {unit})"
+        for unit in units
+        if not subprocess.run(["systemctl", "is-failed", "--quiet", unit]).returncode
+    ]
+
+
 def mount_problems(*directories: str) -> list[str]:
     """A line for each directory that should be a mount point and is not."""
     return [f"{directory} is not mounted" for directory in directories if not os.path.ismount(directory)]
@@ -292,6 +306,7 @@ def main(
     if command == "bootstrap":
         started = time.monotonic()
         bootstrap()
+        os.sync()  # or a power cut may leave half of a node that counts as one
         Path(FACTS["bootstrap_done"]).touch()
         say(f"the {role} is ready, after {time.monotonic() - started:.1f} s")
     elif command == "status":

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from oq_node import accounts, growth
+from oq_node import accounts
 from oq_node.common import (
     FACTS,
     NodeError,
@@ -26,13 +26,13 @@ from oq_node.common import (
     answers,
     engine_image,
     ensure_user,
+    failed_units,
     main,
     metadata,
     mount_engine,
     mount_problems,
     mount_shared,
     passwords,
-    read_configuration,
     run,
     say,
     start,
@@ -309,54 +309,32 @@ def tell_price() -> None:
         write(FACTS["environment_file"], new)
 
 
-def refresh() -> None:
-    """Write people's accounts down, and let the configuration follow the fleet's size and price, file systems their
-    volumes, and everybody the last rotation of the secrets.
-    """
-    accounts.keep()
-    new, old = fleet_cores(), read_configuration()["distribution"]["num_cores"]
-    if new != old:
-        write_configuration({"distribution": {"num_cores": new}})
-        say(f"num_cores changed from {old} to {new}: calculations started from now on use the new fleet size")
-    tell_price()
-    growth.grow()
-    minutes = metadata(f"tags/instance/{FACTS['stop_when_idle_tag']}")
-    if minutes != "0" and (said := run(*idle(minutes), env=ENVIRONMENT)):
-        say(said)
-    # Until this machine is the master there may be no engine.
-    due = Path(FACTS["rotation"]).exists() and Path(FACTS["bootstrap_done"]).exists()
-    if due and (said := run(f"{FACTS['engine_dir']}/bin/oq-keys", "settle")):
-        say(said)
-
-
-def logs() -> None:
-    """Become the engine's program that shows workers' logs, with the further words of the command."""
-    program = f"{FACTS['engine_dir']}/bin/oq-logs"
-    os.execv(program, [program, FACTS["logs_dir"], FACTS["region"], *sys.argv[2:]])  # noqa: S606
-
-
 def idle(when: str) -> list[str]:
     """The engine's program that powers the master off: after so many minutes, or "now", if nothing computes."""
     return [f"{FACTS['engine_dir']}/bin/oq-idle", when, *FACTS["group_options"].split()]
 
 
-def sleep() -> None:
-    """Become that program."""
-    command = idle("now")
-    os.execve(command[0], command, ENVIRONMENT)  # noqa: S606
-
-
-def rotate() -> None:
-    """Become the engine's program that gives the cluster's secrets new values."""
-    program = f"{FACTS['engine_dir']}/bin/oq-keys"
-    os.execv(program, [program, "rotate"])  # noqa: S606
+def become(program: str, *words: str) -> None:
+    """Become a program of the engine."""
+    os.execve(program, [program, *words], ENVIRONMENT)  # noqa: S606
 
 
 OTHER_COMMANDS = {
-    "refresh": ("write accounts down; openquake.cfg follows the fleet's size (a timer calls it)", refresh),
-    "sleep": ("power this machine off, if nothing computes", sleep),
-    "rotate": ("new passwords and keys for the cluster; what runs goes on", rotate),
-    "logs": ("the workers, dead ones too; with the name of one, its log (--help)", logs),
+    "refresh": (
+        "what follows tags, volumes and people (a timer calls it)",
+        lambda: become(f"{FACTS['engine_dir']}/bin/oq-refresh"),
+    ),
+    "sleep": ("power this machine off, if nothing computes", lambda: become(*idle("now"))),
+    "rotate": (
+        "new passwords and keys for the cluster; what runs goes on",
+        lambda: become(f"{FACTS['engine_dir']}/bin/oq-keys", "rotate"),
+    ),
+    "logs": (
+        "the workers, dead ones too; with the name of one, its log (--help)",
+        lambda: become(
+            f"{FACTS['engine_dir']}/bin/oq-logs", FACTS["logs_dir"], FACTS["region"], *sys.argv[2:]
+        ),
+    ),
 }
 
 
@@ -380,6 +358,12 @@ def problems() -> list[str]:
     """What keeps this master from serving; empty when all services answer."""
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
     found += unit_problems(*services(), *background())
+    found += failed_units(FACTS["refresh_service"], FACTS["reap_service"])
+    found += [
+        f"{volume} is read-only: its file system has an error (journalctl -k)"
+        for volume in FACTS["volumes"]
+        if os.path.ismount(volume) and os.statvfs(volume).f_flag & os.ST_RDONLY
+    ]
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pickle
 import re
 import time
 import traceback
 import uuid
 from typing import ClassVar, Final
+from unittest import mock
 
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
@@ -179,7 +181,7 @@ class Attempt:
         """Call the task and send its results."""
         try:
             func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
-            with inputs.seen(self.header.inputs):
+            with inputs.seen(self.header.inputs), mock.patch.dict(os.environ, self.header.environment):
                 parallel.safely_call(func, args, self.header.task_no, monitor)
             if not self._finish():
                 log.info("Dropped the results of %s: nobody waits for them", self.header)

@@ -161,6 +161,7 @@ class Channel:
             size=sum(map(len, args)),
             versions=protocol.versions(),
             inputs=inputs,
+            environment=protocol.environment(),
         )
         self._submitted += 1
         self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)

@@ -35,6 +35,12 @@ _LAST = "SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name=
 _SKIP = "UPDATE sqlite_sequence SET seq=max(seq, ?x) WHERE name='job'"
 _SKIP_FIRST = """INSERT INTO sqlite_sequence (name, seq) SELECT 'job', ?x
 WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name='job')"""
+_IMPORTED = """UPDATE job SET status='complete', is_running=0, stop_time=start_time
+WHERE user_name=?x AND status='created' AND description LIKE 'Imported %'"""
+# Others that `cache = true` has taken from a calculation.
+_SAME_FILES = (
+    "SELECT id, user_name FROM job WHERE ds_calc_dir=?x AND id<>?x AND status<>'deleted' ORDER BY id"
+)
 _MARK = "UPDATE job SET status='aborted', is_running=0 WHERE id=?x AND status IN (?X)"
 
 
@@ -48,6 +54,11 @@ def extend_actions(actions: Any) -> None:
         if jobs and jobs[0].status in UNFINISHED and jobs[0].pid and lives(jobs[0]):
             return {"error": f"Cannot delete calculation {job_id}: it runs. `oq abort {job_id}` first"}
         own = not jobs or _has_own_files(jobs[0])
+        if jobs and own and (others := db(_SAME_FILES, jobs[0].ds_calc_dir, int(job_id))):
+            names = ", ".join(f"{one.id} of {one.user_name}" for one in others)
+            return {
+                "error": f"Cannot delete calculation {job_id}: its results are also those of {names} (`cache`)"
+            }
         answer = upstream_del_calc(db, job_id, user, delete_file and own, force)
         if "hdf5paths" in answer and jobs:
             _remove_files(jobs[0], files=delete_file)
@@ -111,6 +122,48 @@ def extend_engine(module: Any) -> None:
             sys.exit(str(error))
 
     module.del_calculation = del_calculation
+
+
+def extend_importcalc(module: Any) -> None:
+    """Change `oq importcalc`: it takes a file from another file system, too, and overwrites no results.
+
+    What it has imported is complete, where upstream's is "created" for ever. Upstream renames the file to one where
+    results are, with its own number, before it gives it another one.
+    """
+    upstream_main = module.main
+
+    @functools.wraps(upstream_main)
+    def main(calc_id: str) -> None:
+        numbered = re.fullmatch(r"\d+", str(calc_id))  # of another server
+        source = Path(calc_id).absolute()
+        target = Path(module.datastore.get_datadir(), source.name)
+        if not numbered and not source.is_file():
+            sys.exit(f"oq importcalc {calc_id}: there is no such file")
+        if numbered or target == source:
+            upstream_main(calc_id)
+        else:
+            _import(upstream_main, source, target)
+        module.logs.dbcmd(_IMPORTED, getpass.getuser())
+
+    module.main = main
+
+
+def _import(upstream_main: Callable[[str], None], source: Path, target: Path) -> None:
+    """Import a file that is not where results are; there it has this name until it gets its number."""
+    try:
+        with source.open("rb") as old, target.open("xb") as new:
+            shutil.copyfileobj(old, new)
+    except FileExistsError:
+        sys.exit(
+            f"oq importcalc {source}: {target} is there already, the results of another calculation. "
+            "Rename your file to calc_N.hdf5, with a number N that is not there"
+        )
+    try:
+        upstream_main(str(target))
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    source.unlink()
 
 
 def extend_purge(module: Any) -> None:

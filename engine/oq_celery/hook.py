@@ -153,6 +153,7 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.engine.engine": _then("oq_celery.runs.extend_engine"),
     "openquake.commands.abort": _then("oq_celery.commands.extend_abort"),
     "openquake.commands.engine": _then("oq_celery.commands.extend_engine"),
+    "openquake.commands.importcalc": _then("oq_celery.commands.extend_importcalc"),
     "openquake.commands.purge": _then("oq_celery.commands.extend_purge"),
     "openquake.commands.reset": _then("oq_celery.commands.extend_reset"),
     "openquake.server.views": _then("oq_celery.commands.extend_views"),

@@ -44,13 +44,18 @@ def queue_values(status: Any) -> Iterator[Value]:
 
 
 def machine_values(disks: Sequence[str]) -> Iterator[Value]:
-    """How full the memory and the file systems at these mount points are; of one that is not mounted nothing."""
+    """How full the memory and the file systems at these mount points are; of one that is not mounted nothing.
+
+    One that has become read-only, as ext4 does after an error, is full: nothing can be written.
+    """
     import psutil
 
     yield "MemoryUsedPercent", {}, psutil.virtual_memory().percent, "Percent"
     for disk in disks:
         if os.path.ismount(disk):
-            yield "DiskUsedPercent", {"Disk": disk}, psutil.disk_usage(disk).percent, "Percent"
+            read_only = os.statvfs(disk).f_flag & os.ST_RDONLY
+            used = 100.0 if read_only else psutil.disk_usage(disk).percent
+            yield "DiskUsedPercent", {"Disk": disk}, used, "Percent"
 
 
 def metric_data(

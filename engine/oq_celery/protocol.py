@@ -30,7 +30,7 @@ import pickle
 import platform
 import socket
 import uuid
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Literal
 
 from oq_celery import __version__
@@ -63,6 +63,17 @@ PROGRESS_FILE = "progress.json"
 
 class TransportError(RuntimeError):
     """A job cannot go on because of what happened between the master and the workers."""
+
+
+# The beginnings of names of the engine's and our environment variables that workers have values of their own for.
+OF_THE_PROCESS = (
+    "OQ_APPLICATION_MODE",
+    "OQ_CELERY_",
+    "OQ_CONFIG_FILE",
+    "OQ_DATA",
+    "OQ_DISTRIBUTE",
+    "OQ_NUM_CORES",
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ class TaskHeader:
     inputs: str = (
         ""  # the directory of the calculation's input files, if workers need one; see `oq_celery.inputs`
     )
+    environment: dict[str, str] = field(default_factory=dict)  # of the engine's variables, see `environment`
 
     def __str__(self) -> str:
         return f"{self.name} #{self.task_no} of job {self.job} of {self.user}"
@@ -123,6 +135,18 @@ class TaskHeader:
     def parse(cls, plain: dict[str, Any]) -> TaskHeader:
         """The inverse of `plain`; of the same version only, see `foreign`."""
         return cls(**{**plain, "versions": Versions(**plain["versions"])})
+
+
+def environment() -> dict[str, str]:
+    """The engine's variables by which this process computes something else, such as OQ_RUPTURE: its tasks read them.
+
+    Not those that say where and how a process runs.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("OQ_") and not name.startswith(OF_THE_PROCESS)
+    }
 
 
 def foreign(plain: dict[str, Any]) -> str | None:

@@ -214,7 +214,15 @@ def _put(secret_id: str, values: Mapping[str, str]) -> None:
 
 
 def _state() -> State | None:
-    return State(**json.loads(STATE.read_text())) if STATE.exists() else None
+    if not STATE.exists():
+        return None
+    try:
+        return State(**json.loads(STATE.read_text()))
+    except (
+        ValueError,
+        TypeError,
+    ):  # a power cut has emptied it: all steps once more, with what the secret is
+        return State(bringing=_generation(master.cluster_secret()))
 
 
 @contextmanager

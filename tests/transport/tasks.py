@@ -47,6 +47,10 @@ def size_of_both(one: bytes, two: bytes, monitor: Any) -> dict[str, int]:
     return {"size": len(one) + len(two)}
 
 
+def environment(name: str, monitor: Any) -> dict[str, str | None]:
+    return {name: os.environ.get(name)}
+
+
 def remembered(number: int, monitor: Any) -> list[str]:
     """What this process remembers of a calculation's file, and remember something."""
     before = sorted(multi_fault.SECTIONS)

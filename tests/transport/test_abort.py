@@ -297,6 +297,9 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served) 
         return {int(path.stem.removeprefix("calc_")) for path in served.data.glob("calc_*.hdf5")}
 
     add(7, "ann", "complete", 4)  # which `cache = true` has made of bob's
+    as_user("bob", "purge", "'4'")
+    assert files() == {1, 2, 3, 4, 5, 6}
+    assert {4, 7} <= served.statuses().keys()
     as_user("ann", "purge", "'7'")
     assert files() == {1, 2, 3, 4, 5, 6}
     assert 7 not in served.statuses()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from openquake.commonlib.dbapi import db
 print({job.id: (job.status, bool(job.is_running), job.stop_time is None) for job in db("SELECT * FROM job")})
 """
 RUNS, FAILED = ("executing", True, True), ("failed", False, False)
+COMPLETE = ("complete", False, False)
 
 
 @pytest.fixture(autouse=True)
@@ -241,3 +243,32 @@ def test_the_death_of_a_process_of_a_pool_is_a_failure_and_no_abort(tmp_path: Pa
             """
         )
         assert found == "failed\n"
+
+
+def test_a_file_is_imported_from_another_file_system_and_takes_no_place_of_another(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Here in memory. Upstream's `oq importcalc` moves it to where results are before it gives it a number."""
+    with (
+        harness.cluster(tmp_path / "oqlab-import", broker) as cluster,
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="oqlab") as elsewhere,
+    ):
+        job = cluster.run(harness.qa_job("classical/case_01", tmp_path), OQ_DISTRIBUTE="no")
+        (datastore,) = job.datastores
+        brought = Path(elsewhere, "calc_9.hdf5")
+        shutil.copyfile(datastore, brought)
+        taken = brought.with_name(datastore.name)
+        taken.write_text("another one")
+        before = datastore.read_bytes()
+        done = cluster.oq("importcalc", taken)
+        assert done.returncode == 1
+        assert f"{datastore} is there already" in done.stdout + done.stderr
+        assert (datastore.read_bytes(), taken.read_text()) == (before, "another one")
+        missing = cluster.oq("importcalc", Path(elsewhere, "calc_3.hdf5"))
+        assert (missing.returncode, "no such file" in missing.stderr) == (1, True)
+        done = cluster.oq("importcalc", brought)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not brought.exists()
+        imported = datastore.with_name("calc_2.hdf5")
+        assert imported.exists()
+        assert status(cluster) == {1: COMPLETE, 2: COMPLETE}

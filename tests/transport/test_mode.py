@@ -122,6 +122,22 @@ def test_a_worker_runs_as_many_processes_as_the_program_counts_with(
         assert cli.default_concurrency(facts.MEMORY_PER_PROCESS_MB, reserved_mb) == counted
 
 
+def test_a_task_sees_the_variables_by_which_its_command_computes_something_else(cluster: Cluster) -> None:
+    """As in a process of a processpool. Where and how its process runs is the worker's."""
+    code = """
+        from openquake.baselib.parallel import Starmap
+        import tasks
+        if __name__ == "__main__":
+            names = "OQ_RUPTURE", "OQ_CONFIG_FILE", "OQ_DISTRIBUTE", "OQ_NUM_CORES"
+            found = Starmap(tasks.environment, [(name,) for name in names]).reduce()
+            configured = found["OQ_CONFIG_FILE"] is not None
+            print(found["OQ_RUPTURE"], configured, found["OQ_DISTRIBUTE"], found["OQ_NUM_CORES"])
+        """
+    for _ in range(2):  # workers' processes, of which each has done several
+        assert cluster.python(code, OQ_RUPTURE="7", OQ_NUM_CORES="3").split() == ["7", "True", "no", "None"]
+        assert cluster.python(code).split() == ["None", "True", "no", "None"]
+
+
 def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path, broker: Broker) -> None:
     """`num_cores` is the fleet's: 64 processes on a master of one core would only stand in each other's way."""
     cluster = Cluster(tmp_path / "oqlab-pool", broker, **{"distribution.num_cores": "64"})

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import tomllib
 import zipfile
 from pathlib import Path
@@ -82,3 +83,26 @@ def test_the_program_uploads_the_bundle_under_its_hash(record: Record) -> None:
     data = base64.b64decode(uploaded["contentBase64"])
     assert data == engine_bundle(ENGINE).data
     assert uploaded["key"] == f"engine/{hashlib.sha256(data).hexdigest()}.zip"
+
+
+@pytest.mark.parametrize("node", [True, False])
+def test_a_build_removes_what_a_power_cut_has_left_of_another_one(tmp_path: Path, node: bool) -> None:
+    """On a node; the program that leads into the build's own namespace is made up here."""
+    program = tmp_path / "bin/unshare"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho builds\n")
+    program.chmod(0o755)
+    names = {"openquake-engine-old/tree", "openquake-engine-new/engine", "other"}
+    for name in names:
+        (tmp_path / "tmp" / name).mkdir(parents=True)
+    temporary = tmp_path / "tmp/openquake-engine-new" if node else tmp_path / "tmp"
+    environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
+    done = subprocess.run(
+        ["sh", ENGINE / "build-image", "/opt/openquake", "image"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "builds\n", done.stderr
+    kept = {name for name in names if (tmp_path / "tmp" / name).exists()}
+    assert kept == (names - {"openquake-engine-old/tree"} if node else names)

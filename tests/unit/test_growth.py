@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -57,11 +58,10 @@ def grow(record: Record, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str,
         ids = facts["volumes"]
         assert ids.keys() == sizes.keys()
         disks = Disks({ids[mount]: size for mount, size in sizes.items()}, dict.fromkeys(ids.values(), 10))
-        said: list[str] = []
-        with node_module("growth", facts) as module:
-            monkeypatch.setattr(module, "run", disks.run)
-            monkeypatch.setattr(module, "say", said.append)
-            module.grow()
+        with node_module("common", facts) as common:
+            growth = importlib.import_module("oq_refresh.growth")
+            monkeypatch.setattr(common, "run", disks.run)
+            said = growth.grow().splitlines()
         mounts = [mount for mount, id_ in ids.items() if id_ in disks.grown]
         assert said == [f"{mount} has grown with its volume" for mount in mounts]
         return mounts
@@ -77,15 +77,3 @@ def test_a_file_system_as_large_as_its_volume_is_left_alone(
     grow: Callable[[dict[str, int]], list[str]],
 ) -> None:
     assert grow(dict.fromkeys(("/home", "/var", "/var/lib/rabbitmq"), 10)) == []
-
-
-def test_the_masters_timer_lets_them_grow(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    with node_module("master", node_facts(record(), "master")) as module:
-        monkeypatch.setattr(module, "fleet_cores", lambda: "16")
-        monkeypatch.setattr(module, "metadata", lambda _path: "0")  # the tag by which it may stop
-        monkeypatch.setattr(module, "read_configuration", lambda: {"distribution": {"num_cores": "16"}})
-        monkeypatch.setattr(module, "tell_price", lambda: None)
-        monkeypatch.setattr(module.growth, "grow", lambda: called.append(True))
-        module.refresh()
-    assert called == [True]

@@ -1,15 +1,14 @@
-"""A running master that follows the size of its fleet, with metadata and systemd made up; the lab has the real ones."""
+"""The master's program, with systemd and RabbitMQ made up; the lab has the real ones."""
 
 from __future__ import annotations
 
-import configparser
 import contextlib
+import os
 import subprocess
-import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,109 +22,19 @@ GROUP = ("--region", "eu-central-1", "--tag", "Project=openquake-cluster", "--ta
 
 @dataclass
 class Master:
-    """A master whose num_cores has been 16; `tag`, `price` and `idle_tag` are what its instance's tags say."""
+    """A master's program, and what it has said."""
 
     module: Any
-    cfg: Path
-    environment: Path
-    tag: str = "16"
-    price: str = ""
-    idle_tag: str = "0"
     said: list[str] = field(default_factory=list)
-
-    def metadata(self, path: str) -> str:
-        tags = {facts.NUM_CORES_TAG: self.tag, facts.STOP_WHEN_IDLE_TAG: self.idle_tag}
-        if self.price:
-            tags[facts.PROCESS_HOUR_TAG] = self.price
-        try:
-            return tags[path.removeprefix("tags/instance/")]
-        except KeyError:
-            raise urllib.error.HTTPError(path, 404, "Not Found", Message(), None) from None
-
-    def num_cores(self) -> str:
-        config = configparser.ConfigParser(interpolation=None)
-        config.read(self.cfg)
-        assert config["amqp"]["password"] == "a%b"  # whatever else there is stays
-        return config["distribution"]["num_cores"]
 
 
 @pytest.fixture
-def master(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Master]:
-    cfg = tmp_path / "openquake.cfg"
-    cfg.write_text("[amqp]\npassword = a%b\n[distribution]\nnum_cores = 16\nserialize_jobs = 4\n")
-    environment = tmp_path / "default"
-    environment.write_text("AWS_DEFAULT_REGION=r\n")
-    own = {"openquake_cfg": str(cfg), "environment_file": str(environment)}
-    with node_module("master", node_facts(record(), "master") | own) as module:
-        master = Master(module, cfg, environment)
-        monkeypatch.setattr(module, "metadata", master.metadata)
+def master(record: Record, monkeypatch: pytest.MonkeyPatch) -> Iterator[Master]:
+    with node_module("master", node_facts(record(), "master")) as module:
+        master = Master(module)
         for name in ("oq_node.master.say", "oq_node.common.say"):
             monkeypatch.setattr(name, master.said.append)
-        monkeypatch.setattr("oq_node.common.shutil.chown", lambda *_arguments: None)
-        monkeypatch.setattr("oq_node.growth.grow", lambda: None)
         yield master
-
-
-def test_num_cores_follows_the_tag(master: Master) -> None:
-    master.tag = "400"
-    master.module.refresh()
-    assert master.num_cores() == "400"
-    assert master.cfg.stat().st_mode & 0o777 == 0o640  # the password is in it
-
-
-def test_only_a_master_that_may_stop_itself_looks_whether_it_is_idle(
-    master: Master, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands: list[tuple[str, ...]] = []
-
-    def run(*command: str, env: dict[str, str]) -> str:
-        commands.append(command)
-        assert env["AWS_CA_BUNDLE"]  # for what asks AWS; the timer's unit has none
-        return ""
-
-    monkeypatch.setattr(master.module, "run", run)
-    master.module.refresh()
-    assert commands == []
-    master.idle_tag = "30"
-    master.module.refresh()
-    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-idle", "30", *GROUP)]
-    assert master.said == []  # of what says nothing there is no line
-
-
-def test_the_price_of_a_process_follows_its_tag_and_goes_with_it(master: Master) -> None:
-    environments = []
-    for master.price in ("", "0.050925", "0.0209", ""):
-        master.module.refresh()
-        environments.append(master.environment.read_text())
-    region = "AWS_DEFAULT_REGION=r\n"  # whatever else there is stays
-    priced = region + "OQ_CELERY_PROCESS_HOUR_USD="
-    assert environments == [region, priced + "0.050925\n", priced + "0.0209\n", region]
-
-
-def test_without_a_change_nothing_is_written(master: Master) -> None:
-    def written() -> list[tuple[int, int]]:
-        """The files' identities: each writing is a new file in the old one's place."""
-        stats = [path.stat() for path in (master.cfg, master.environment)]
-        return [(stat.st_ino, stat.st_mtime_ns) for stat in stats]
-
-    before = written()
-    master.module.refresh()
-    assert written() == before
-    master.tag = "17"
-    master.module.refresh()
-    assert written() != before
-
-
-@pytest.mark.parametrize("tag", ["", "0", "many"])
-def test_a_tag_that_is_no_number_changes_nothing_and_says_so(
-    master: Master, monkeypatch: pytest.MonkeyPatch, tag: str
-) -> None:
-    master.tag = tag
-    monkeypatch.setattr("sys.argv", ["oq-node", "refresh"])
-    with pytest.raises(SystemExit, match="1"):
-        master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
-    assert facts.NUM_CORES_TAG in "".join(master.said)
-    assert master.num_cores() == "16"
 
 
 @pytest.fixture
@@ -179,7 +88,7 @@ def test_a_master_without_its_agent_serves_and_tries_again_to_get_it(
 @pytest.fixture
 def said_by_broker(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """The problems of a master whose services all answer, by what rabbitmq-diagnostics does."""
-    for name in ("mount_problems", "unit_problems"):
+    for name in ("mount_problems", "unit_problems", "failed_units"):
         monkeypatch.setattr(master.module, name, lambda *_: [])
     monkeypatch.setattr(master.module, "answers", lambda *_: True)
 
@@ -215,7 +124,8 @@ def test_a_master_with_a_bad_certificate_is_not_ready(
         monkeypatch.setattr(
             module, "mount_problems", lambda *paths: engine if facts.ENGINE_DIR in paths else []
         )
-        monkeypatch.setattr(module, "unit_problems", lambda *_: [])
+        for name in ("unit_problems", "failed_units"):
+            monkeypatch.setattr(module, name, lambda *_: [])
         monkeypatch.setattr(module, "answers", lambda *_: True)
         monkeypatch.setattr(module, "broker_alarms", list)
         asked: list[tuple[str, ...]] = []
@@ -268,55 +178,74 @@ def test_a_master_whose_broker_has_no_alarm_is_ready_and_one_that_does_not_say_i
 def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["oq-node", "--help"])
     with pytest.raises(
-        SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    write accounts down"
+        SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    what follows tags"
     ):
         master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
 
 
-def test_sleep_becomes_the_program_that_looks_whether_anything_computes(
-    master: Master, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (["refresh"], ["oq-refresh"]),
+        (["sleep"], ["oq-idle", "now", *GROUP]),
+        (["rotate"], ["oq-keys", "rotate"]),
+        (["logs", "one", "--help"], ["oq-logs", facts.LOGS_DIR, "eu-central-1", "one", "--help"]),
+    ],
+)
+def test_other_commands_become_programs_of_the_engine(
+    master: Master, monkeypatch: pytest.MonkeyPatch, words: list[str], program: list[str]
 ) -> None:
     became: list[list[str]] = []
 
-    def become(_program: str, words: list[str], env: dict[str, str]) -> None:
+    def become(path: str, words: list[str], env: dict[str, str]) -> None:
         became.append(words)
-        assert env["AWS_CA_BUNDLE"]
+        assert path == words[0]
+        assert env["AWS_CA_BUNDLE"]  # for what asks AWS; the timer's unit has none
 
     monkeypatch.setattr(master.module.os, "execve", become)
-    monkeypatch.setattr("sys.argv", ["oq-node", "sleep"])
+    monkeypatch.setattr("sys.argv", ["oq-node", *words])
     master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
-    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-idle", "now", *GROUP]]
+    assert became == [[f"{facts.ENGINE_DIR}/bin/{program[0]}", *program[1:]]]
 
 
-def test_while_a_rotation_is_not_over_the_timer_goes_on_with_it(
-    master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def machine(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """The problems of a master where all is well but for units that have failed and volumes that are read-only."""
+
+    def problems(failed: Sequence[str] = (), read_only: Sequence[str] = ()) -> list[str]:
+        module = master.module
+
+        def run(command: list[str], **_options: Any) -> Any:
+            assert command[:3] == ["systemctl", "is-failed", "--quiet"]
+            return subprocess.CompletedProcess(command, 0 if command[3] in failed else 1)
+
+        with monkeypatch.context() as patch:
+            for name in ("mount_problems", "unit_problems", "broker_alarms"):
+                patch.setattr(module, name, lambda *_: [])
+            patch.setattr(module, "answers", lambda *_: True)
+            patch.setattr(module.subprocess, "run", run)
+            patch.setattr(module.os.path, "ismount", lambda _: True)
+            flags = dict.fromkeys(read_only, os.ST_RDONLY)
+            patch.setattr(
+                module.os, "statvfs", lambda path: SimpleNamespace(f_flag=flags.get(path, os.ST_NOSUID))
+            )
+            found: list[str] = module.problems()
+            return found
+
+    return problems
+
+
+def test_a_master_whose_looks_after_itself_fail_is_not_ready(machine: Callable[..., list[str]]) -> None:
+    assert machine() == []
+    for unit in (facts.REFRESH_SERVICE, facts.REAP_SERVICE):
+        (problem,) = machine(failed=[unit])
+        assert problem == f"{unit} has failed (journalctl -u {unit})"
+
+
+@pytest.mark.parametrize("volume", facts.VOLUME_MOUNTS)
+def test_a_master_with_a_volume_that_nobody_can_write_is_not_ready(
+    machine: Callable[..., list[str]], volume: str
 ) -> None:
-    commands: list[tuple[str, ...]] = []
-
-    def run(*command: str) -> str:
-        commands.append(command)
-        return "the rotation is over"
-
-    monkeypatch.setattr(master.module, "run", run)
-    state = tmp_path / "rotation.json"
-    monkeypatch.setitem(master.module.FACTS, "rotation", str(state))
-    done = tmp_path / "bootstrap-done"
-    monkeypatch.setitem(master.module.FACTS, "bootstrap_done", str(done))
-    state.write_text("{}")
-    master.module.refresh()
-    state.unlink()
-    done.touch()
-    master.module.refresh()
-    assert commands == []
-    state.write_text("{}")
-    master.module.refresh()
-    assert commands == [(f"{facts.ENGINE_DIR}/bin/oq-keys", "settle")]
-    assert master.said == ["the rotation is over"]
-
-
-def test_rotate_becomes_the_engines_program(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
-    became: list[list[str]] = []
-    monkeypatch.setattr(master.module.os, "execv", lambda _program, words: became.append(words))
-    monkeypatch.setattr("sys.argv", ["oq-node", "rotate"])
-    master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
-    assert became == [[f"{facts.ENGINE_DIR}/bin/oq-keys", "rotate"]]
+    """ext4 becomes read-only after an error, and what wrote there goes on answering."""
+    (problem,) = machine(read_only=[volume])
+    assert problem.startswith(f"{volume} is read-only")

@@ -6,6 +6,7 @@ That oq_celery's status looks like the one made up here is shown by its own test
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import sqlite3
@@ -42,6 +43,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module.os.path, "ismount", lambda path: path != "/gone")
+    monkeypatch.setattr(module.os, "statvfs", lambda _: SimpleNamespace(f_flag=0))
     yield module
 
 
@@ -99,6 +101,11 @@ def test_how_full_memory_and_disks_are_is_published_but_not_of_a_disk_that_is_aw
         ("MemoryUsedPercent", {}, 40, "Percent"),
         ("DiskUsedPercent", {"Disk": "/home"}, 40, "Percent"),
     ]
+
+
+def test_a_disk_that_nobody_can_write_is_full(metrics: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics.os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert [value for name, _, value, _ in metrics.machine_values(["/home"])][1] == 100
 
 
 def test_what_is_published_is_what_the_alarms_watch_and_the_estimate_counts(metrics: Any) -> None:

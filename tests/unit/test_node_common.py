@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,49 @@ def test_whatever_a_check_raises_is_waited_out(common: Any) -> None:
         common.NodeError, match=r"^timed out after 0 s waiting for the secret \(JSONDecodeError"
     ):
         common.until("the secret", 0, lambda: json.loads("half an answer"), every=0)
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_the_old_ones_place(
+    common: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a power cut leaves an empty file under the name."""
+    target = tmp_path / "file"
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.read_text(), target.exists()))
+
+    monkeypatch.setattr(common.os, "fsync", fsync)
+    monkeypatch.setattr(common.shutil, "chown", lambda *_: None)
+    common.write(str(target), "text")
+    assert synced == [("text", False)]
+    assert target.read_text() == "text"
+
+
+def test_two_that_change_the_configuration_do_so_one_after_the_other(
+    common: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each writes the whole file: the timer must not put a password back that a rotation has just changed."""
+    cfg = tmp_path / "openquake.cfg"
+    cfg.write_text("[amqp]\npassword = old\n")
+    monkeypatch.setitem(common.FACTS, "openquake_cfg", str(cfg))
+    monkeypatch.setattr(common.shutil, "chown", lambda *_: None)
+    write, read, first = common.write, threading.Event(), threading.current_thread()
+
+    def written(*arguments: Any) -> None:
+        if threading.current_thread() is first:  # which has read the file, and now lets the other try
+            other.start()
+            read.wait(0.5)
+        write(*arguments)
+
+    def change() -> None:
+        common.write_configuration({"amqp": {"password": "new"}})
+        read.set()
+
+    other = threading.Thread(target=change)
+    monkeypatch.setattr(common, "write", written)
+    common.write_configuration({"distribution": {"num_cores": "4"}})
+    other.join()
+    config = common.read_configuration()
+    assert (config["amqp"]["password"], config["distribution"]["num_cores"]) == ("new", "4")

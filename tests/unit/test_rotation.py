@@ -340,6 +340,24 @@ def test_a_new_master_takes_the_users_of_earlier_secrets_away(rotation: Any, wor
     assert list(world.broker) == [facts.AMQP_USER, "monitoring"]
 
 
+@pytest.mark.parametrize("found", ["", "{", '{"other": 1}'])
+@pytest.mark.parametrize("effects", range(1, STEPS + 1))
+def test_a_rotation_whose_state_cannot_be_read_goes_on_from_the_secret(
+    rotation: Any, world: World, found: str, effects: int
+) -> None:
+    """As a power cut may leave it, whatever has been done."""
+    world.kill_after = effects
+    with pytest.raises(Killed):
+        rotation.rotate()
+    rotation.STATE.write_text(found)
+    generation = world.secrets["cluster"].get("generation", "1")
+    assert f"of generation {generation}" in rotation.settle()
+    assert world.on_master()["amqp_password"] == world.secrets["cluster"]["amqp_password"]
+    while rotation.STATE.exists():
+        rotation.settle()
+    assert list(world.broker) == [world.secrets["cluster"].get("amqp_user", facts.AMQP_USER)]
+
+
 @pytest.mark.parametrize(
     ("ready", "command", "status"),
     [(True, "rotate", ""), (False, "settle", ""), (False, "rotate", "not the master yet")],

@@ -1,0 +1,1 @@
+"""What the master looks at every minute."""
