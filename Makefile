@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test beside-lab unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-changes lab-people lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
+.PHONY: help demo test beside-lab unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-cache lab-client lab-changes lab-people lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,12 +16,12 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-# Side by side what keeps two cores busy together: environments are made while one core tests, and the lab waits for
-# boots, drains and alarms half of its time.
+# Side by side what keeps two cores busy together: environments are made while one core tests, the emulated machine has
+# one core, and the lab waits for boots, drains and alarms half of its time.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target unit policy-pack $(ENGINE_VENV)/.done
 	@$(MAKE) --no-print-directory --jobs=2 transport pulumi-cli
-	@$(MAKE) --no-print-directory vm-short
+	@$(MAKE) --no-print-directory --jobs=2 vm-short lab-cache
 	@$(MAKE) --no-print-directory --jobs=2 lab beside-lab
 
 # What is computed while the lab waits, one after the other.
@@ -30,7 +30,7 @@ beside-lab:
 
 # Each line of a target that runs beside others begins with its name. The filter outlives a Ctrl-C.
 WITH_NAME = &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
-PYTEST := $(VENV)/bin/python -m pytest --verbose --durations=10
+PYTEST := $(VENV)/bin/python -m pytest --verbose --durations=15
 
 unit: $(VENV)/.done ## the program under mocks, oq-cluster against stand-ins: a minute, no root
 	$(VENV)/bin/python -m pytest tests/unit tests/client
@@ -64,16 +64,22 @@ explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the 
 	$(VENV)/bin/python -m explorer
 
 lab: $(VENV)/.done host-packages browser pulumi-cli ## real boots on this machine: needs root
-	@$(MAKE) --no-print-directory --jobs=3 lab-changes lab-people lab-others
+	@$(MAKE) --no-print-directory --jobs=4 lab-client lab-changes lab-people lab-others
 
 # Side by side, each on labs of its own: they wait for boots, drains and alarms more than they compute.
-CHANGES_TESTS := $(foreach name,autoscaling client life mails,tests/lab/test_$(name).py)
-PEOPLE_TESTS := $(foreach name,sleep webui,tests/lab/test_$(name).py)
+CLIENT_TESTS := $(foreach name,mails client autoscaling,tests/lab/test_$(name).py)
+CHANGES_TESTS := $(foreach name,life diskless_cluster faults,tests/lab/test_$(name).py)
+PEOPLE_TESTS := $(foreach name,webui sleep,tests/lab/test_$(name).py)
+lab-client: TESTS := $(CLIENT_TESTS)
 lab-changes: TESTS := $(CHANGES_TESTS)
 lab-people: TESTS := $(PEOPLE_TESTS)
-lab-others: TESTS := tests/lab $(foreach path,$(CHANGES_TESTS) $(PEOPLE_TESTS),--ignore=$(path))
-lab-changes lab-people lab-others: $(VENV)/.done host-packages browser
+lab-others: TESTS := tests/lab $(foreach path,$(CLIENT_TESTS) $(CHANGES_TESTS) $(PEOPLE_TESTS),--ignore=$(path))
+lab-client lab-changes lab-people lab-others: $(VENV)/.done host-packages browser
 	@exec $(PYTEST) $(TESTS) $(WITH_NAME)
+
+# What they would wait for each other with.
+lab-cache: $(VENV)/.done host-packages browser
+	@exec $(VENV)/bin/python -m tests.lab.prepare $(WITH_NAME)
 
 pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, by the tests of the WebUI's pages: needs root
 	OQLAB_PICTURES=docs/pictures $(VENV)/bin/python -m pytest --verbose -k browser tests/lab/test_webui.py

@@ -38,7 +38,7 @@ NAMES: Mapping[str, str] = {
     "openquake.calculators.base": "HazardCalculator parallel",
     "openquake.calculators.export": "",
     "openquake.commonlib.datastore": "DataStore get_datadir get_oq read",
-    "openquake.commonlib.dbapi": "Db NotFound Row Table TooManyColumns TooManyRows db",
+    "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": "_PID _PPID logs parallel register_signals run_calc run_jobs setproctitle",
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
@@ -52,9 +52,10 @@ NAMES: Mapping[str, str] = {
     "openquake.commands.reset": "confirm logs main",
     "openquake.commands.webui": "main",
     "openquake.server.db.actions": (
-        "create_job create_outputs del_calc delete_uncompleted_calculations finish get_job import_job log "
+        "List create_job create_outputs del_calc delete_uncompleted_calculations finish get_job import_job log "
         "reset_is_running upgrade_db"
     ),
+    "openquake.server.db.upgrade_manager": "",
     # the WebUI as Django runs it
     "openquake.server.settings": "",
     "openquake.server.urls": "urlpatterns",
@@ -105,7 +106,7 @@ PARAMETERS: Mapping[str, str] = {
 """By function, the names of its parameters."""
 
 COLUMNS: Mapping[str, str] = {
-    "job": "description ds_calc_dir host id is_running pid start_time status stop_time user_name workflow_id",
+    "job": "ds_calc_dir host id is_running pid start_time status stop_time user_name workflow_id",
     "log": "id job_id level message process timestamp",
     "output": "id oq_job_id",
 }

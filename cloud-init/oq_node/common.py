@@ -145,6 +145,9 @@ def write(path: str, text: str, mode: int = 0o644, group: str = "root") -> None:
     shutil.chown(new, "root", group)
     new.chmod(mode)
     new.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
 
 
 def start(*units: str, boot: bool = True) -> None:
@@ -229,10 +232,20 @@ def passwords(secret: Mapping[str, str]) -> dict[str, dict[str, str]]:
     }
 
 
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Nobody else has this lock meanwhile; none but root can have it, since none can open it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def write_configuration(values: Mapping[str, Mapping[str, str]]) -> None:
     """Put values, by section and key, into openquake.cfg; readable to group openquake only."""
-    with Path(FACTS["openquake_cfg"] + ".lock").open("w") as lock:  # two may write at the same time
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(FACTS["openquake_cfg"] + ".lock"):  # two may write at the same time
         config = read_configuration()
         config.read_dict(values)
         text = io.StringIO()

@@ -216,11 +216,11 @@ def build_engine() -> None:
         new.rename(image)
         return
     say(f"neither {image} nor {baked} is there: building the engine, which needs a way to PyPI")
-    with tempfile.TemporaryDirectory(prefix="openquake-engine-", dir="/var/tmp") as directory:
-        source = fetch_bundle(Path(directory))
-        log = Path("/var/log/openquake-engine-build.log")
-        with log.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    log = Path("/var/log/openquake-engine-build.log")
+    with log.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with tempfile.TemporaryDirectory(prefix="openquake-engine-", dir="/var/tmp") as directory:
+            source = fetch_bundle(Path(directory))
             done = subprocess.run(
                 ["/bin/sh", str(source / "build-image"), FACTS["engine_dir"], str(new)],
                 env={**ENVIRONMENT, **FACTS["cpu_environment"], "TMPDIR": directory},
@@ -359,11 +359,6 @@ def problems() -> list[str]:
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
     found += unit_problems(*services(), *background())
     found += failed_units(FACTS["refresh_service"], FACTS["reap_service"])
-    found += [
-        f"{volume} is read-only: its file system has an error (journalctl -k)"
-        for volume in FACTS["volumes"]
-        if os.path.ismount(volume) and os.statvfs(volume).f_flag & os.ST_RDONLY
-    ]
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")

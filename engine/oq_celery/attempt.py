@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -10,8 +11,8 @@ import re
 import time
 import traceback
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
-from unittest import mock
 
 from openquake.baselib import parallel
 from openquake.baselib.parallel import Pickled, Result
@@ -181,7 +182,7 @@ class Attempt:
         """Call the task and send its results."""
         try:
             func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
-            with inputs.seen(self.header.inputs), mock.patch.dict(os.environ, self.header.environment):
+            with inputs.seen(self.header.inputs), _variables(self.header.environment):
                 parallel.safely_call(func, args, self.header.task_no, monitor)
             if not self._finish():
                 log.info("Dropped the results of %s: nobody waits for them", self.header)
@@ -240,6 +241,21 @@ class Attempt:
             seconds=0.0 if self._begun is None else time.monotonic() - self._begun,
             body=b"" if isinstance(body, Stored) else body,
         )
+
+
+@contextlib.contextmanager
+def _variables(given: Mapping[str, str]) -> Iterator[None]:
+    """These variables are in the environment meanwhile."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _is_of_the_machine(error: BaseException) -> bool:

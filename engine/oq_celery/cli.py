@@ -81,8 +81,8 @@ def main() -> None:
     reaper = commands.add_parser(
         "reap",
         help="mark calculations whose process is gone as failed",
-        description="Mark the calculations of this machine whose process is gone as failed, so that others need not "
-        "wait for them. For a timer on the master; it needs leave to write the engine's database.",
+        description="Mark calculations whose process, or whose master, is gone as failed, so that others need not wait "
+        "for them. For a timer on the master; it needs leave to write the engine's database.",
     )
     reaper.set_defaults(run=reap_jobs)
     arguments = parser.parse_args()

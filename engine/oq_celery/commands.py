@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from openquake.baselib import config
 from openquake.baselib.general import humansize
@@ -24,6 +25,7 @@ from openquake.baselib.general import humansize
 from oq_celery import settings
 from oq_celery.abort import Refused, abort, remove_leftovers
 from oq_celery.jobs import UNFINISHED, lives
+from oq_celery.runs import skip_taken
 
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
@@ -35,8 +37,6 @@ _LAST = "SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name=
 _SKIP = "UPDATE sqlite_sequence SET seq=max(seq, ?x) WHERE name='job'"
 _SKIP_FIRST = """INSERT INTO sqlite_sequence (name, seq) SELECT 'job', ?x
 WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name='job')"""
-_IMPORTED = """UPDATE job SET status='complete', is_running=0, stop_time=start_time
-WHERE user_name=?x AND status='created' AND description LIKE 'Imported %'"""
 # Others that `cache = true` has taken from a calculation.
 _SAME_FILES = (
     "SELECT id, user_name FROM job WHERE ds_calc_dir=?x AND id<>?x AND status<>'deleted' ORDER BY id"
@@ -55,9 +55,10 @@ def extend_actions(actions: Any) -> None:
             return {"error": f"Cannot delete calculation {job_id}: it runs. `oq abort {job_id}` first"}
         own = not jobs or _has_own_files(jobs[0])
         if jobs and own and (others := db(_SAME_FILES, jobs[0].ds_calc_dir, int(job_id))):
-            names = ", ".join(f"{one.id} of {one.user_name}" for one in others)
+            names = ", ".join(f"calculation {one.id} ({one.user_name})" for one in others)
             return {
-                "error": f"Cannot delete calculation {job_id}: its results are also those of {names} (`cache`)"
+                "error": f"Cannot delete calculation {job_id}: its results are also those of {names} (`cache = true`). "
+                "Delete that before; root may: `sudo oq purge`"
             }
         answer = upstream_del_calc(db, job_id, user, delete_file and own, force)
         if "hdf5paths" in answer and jobs:
@@ -131,39 +132,71 @@ def extend_importcalc(module: Any) -> None:
     results are, with its own number, before it gives it another one.
     """
     upstream_main = module.main
+    logs = module.logs
+
+    def taken_in(calc_id: str) -> None:
+        """Import what is where results are, or on another server."""
+        made: list[int] = []
+
+        def noting(action: str, *args: Any) -> Any:
+            answer = dbcmd(action, *args)
+            if action == "create_job":
+                made.append(answer)
+            return answer
+
+        dbcmd, status = logs.dbcmd, "failed"
+        try:
+            with mock.patch.object(logs, "dbcmd", noting):
+                upstream_main(calc_id)
+            status = "complete"
+        finally:
+            for number in made:
+                dbcmd("finish", number, status)
 
     @functools.wraps(upstream_main)
     def main(calc_id: str) -> None:
-        numbered = re.fullmatch(r"\d+", str(calc_id))  # of another server
-        source = Path(calc_id).absolute()
+        skip_taken(logs)
+        if re.fullmatch(r"\d+", str(calc_id)):
+            taken_in(calc_id)
+            return
+        source = Path(calc_id)
         target = Path(module.datastore.get_datadir(), source.name)
-        if not numbered and not source.is_file():
-            sys.exit(f"oq importcalc {calc_id}: there is no such file")
-        if numbered or target == source:
-            upstream_main(calc_id)
-        else:
-            _import(upstream_main, source, target)
-        module.logs.dbcmd(_IMPORTED, getpass.getuser())
+        try:
+            if target.exists() and source.samefile(target):
+                taken_in(str(target))
+                return
+            _copy_new(source, target)
+        except OSError as error:
+            sys.exit(f"oq importcalc: {error}")
+        try:
+            taken_in(str(target))
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        try:
+            source.unlink()
+        except OSError as error:
+            print(f"It is imported, and {source} stays: {error}")
 
     module.main = main
 
 
-def _import(upstream_main: Callable[[str], None], source: Path, target: Path) -> None:
-    """Import a file that is not where results are; there it has this name until it gets its number."""
-    try:
-        with source.open("rb") as old, target.open("xb") as new:
-            shutil.copyfileobj(old, new)
-    except FileExistsError:
-        sys.exit(
-            f"oq importcalc {source}: {target} is there already, the results of another calculation. "
-            "Rename your file to calc_N.hdf5, with a number N that is not there"
-        )
-    try:
-        upstream_main(str(target))
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
-    source.unlink()
+def _copy_new(source: Path, target: Path) -> None:
+    """Copy a file; OSError where there is one already, or anything goes wrong, and then there is no copy."""
+    with source.open("rb") as old:
+        try:
+            new = target.open("xb")
+        except FileExistsError:
+            raise OSError(
+                f"{target} is there already, the results of another calculation. Rename your file to calc_N.hdf5, "
+                "with a number N that is not there"
+            ) from None
+        try:
+            with new:
+                shutil.copyfileobj(old, new)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
 
 
 def extend_purge(module: Any) -> None:

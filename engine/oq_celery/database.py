@@ -11,6 +11,7 @@ and root asks it, too (`sudo oq abort`). So of an answer only plain values, the 
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import time
@@ -39,11 +40,19 @@ with the status `created`, which holds up nobody.
 _ANSWERS: Final = {
     "openquake.baselib.parallel": {"Pickled", "Result"},
     "openquake.baselib.performance": {"Monitor"},
-    "openquake.commonlib.dbapi": {"NotFound", "Row", "Table", "TooManyColumns", "TooManyRows"},
+    "openquake.commonlib.dbapi": {"Row", "Table"},
+    "openquake.server.db.actions": {"List"},
     "datetime": {"date", "datetime", "timedelta", "timezone"},
 }
 """By module, what an answer of the DbServer is made of, beside plain values and errors of `_ERRORS`."""
-_ERRORS: Final = {"builtins", "sqlite3"}
+_ERRORS: Final = {
+    "builtins",
+    "openquake.commonlib.dbapi",
+    "openquake.server.db.upgrade_manager",
+    "psutil",
+    "sqlite3",
+}
+"""The modules whose exceptions an answer may be."""
 
 
 class _LostError(Exception):
@@ -139,6 +148,7 @@ class _Answer(pickle.Unpickler):
         raise pickle.UnpicklingError(f"an answer of the DbServer has {module}.{name} in it")
 
 
+@functools.cache
 def _plain(pickled: Any) -> Any:
     """Upstream's class of a value that is a pickle of its own, which reads that in the same way."""
 

@@ -58,8 +58,11 @@ def reap(db: Any) -> list[str]:
                 now = datetime.now(UTC)
                 failed = {"is_running": 0, "status": "failed", "stop_time": now}
                 if db(_FAIL, failed, job.id, job.status).rowcount:
-                    where = "" if job.host in (None, here) else f" on {job.host}, which was here before,"
-                    line = f"The process {job.pid}{where} of calculation {job.id} is gone: it has failed"
+                    line = (
+                        f"The process {job.pid} of calculation {job.id} is gone: it has failed"
+                        if job.host in (None, here)
+                        else f"Calculation {job.id} ran on {job.host}, the former master: it has failed"
+                    )
                     db(_LOG, (job.id, now, "CRITICAL", "oq-celery reap", line))
                     said.append(line)
     return said

@@ -46,16 +46,30 @@ def queue_values(status: Any) -> Iterator[Value]:
 def machine_values(disks: Sequence[str]) -> Iterator[Value]:
     """How full the memory and the file systems at these mount points are; of one that is not mounted nothing.
 
-    One that has become read-only, as ext4 does after an error, is full: nothing can be written.
+    One that has had an error is full: ext4 writes nothing to it any more.
     """
     import psutil
 
     yield "MemoryUsedPercent", {}, psutil.virtual_memory().percent, "Percent"
     for disk in disks:
         if os.path.ismount(disk):
-            read_only = os.statvfs(disk).f_flag & os.ST_RDONLY
-            used = 100.0 if read_only else psutil.disk_usage(disk).percent
+            used = 100.0 if disk_trouble(disk) else psutil.disk_usage(disk).percent
             yield "DiskUsedPercent", {"Disk": disk}, used, "Percent"
+
+
+def disk_trouble(disk: str) -> str:
+    """What is wrong with the file system that is mounted somewhere, in words; empty for nothing.
+
+    After an error the volumes are read-only (`errors=remount-ro`), since Linux 6.12 without a flag that says so.
+    https://docs.kernel.org/admin-guide/ext4.html#sys-entries
+    """
+    number = Path(disk).stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve().name
+    count = Path("/sys/fs/ext4", device, "errors_count")
+    errors = int(count.read_text()) if count.exists() else 0
+    if errors or os.statvfs(disk).f_flag & os.ST_RDONLY:
+        return f"the file system of {disk} has had {errors} errors and takes no more data (journalctl -k)"
+    return ""
 
 
 def metric_data(
@@ -143,10 +157,15 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
             found = "" if now.alarm is None else f"RabbitMQ takes no messages: {now.alarm}"
         except Exception as error:  # the broker's errors have no common base
             found = str(error) or type(error).__name__
+        failed = 0
         try:
             failed = failures.count()
+            values.append(("CalculationsFailed", {}, failed, "Count"))
+        except (OSError, sqlite3.Error) as error:  # such as of a disk that is in the values
+            found = str(error)
+        try:
             if busy or worked or failed or started - published >= arguments.idle:
-                values += [("CalculationsFailed", {}, failed, "Count"), *machine_values(arguments.disk)]
+                values += machine_values(arguments.disk)
                 client.put_metric_data(
                     Namespace=arguments.namespace, MetricData=metric_data(values, dimensions)
                 )

@@ -72,7 +72,9 @@ OF_THE_PROCESS = (
     "OQ_CONFIG_FILE",
     "OQ_DATA",
     "OQ_DISTRIBUTE",
+    "OQ_IMPORT_PATH",
     "OQ_NUM_CORES",
+    "OQ_WEBUI_",
 )
 
 

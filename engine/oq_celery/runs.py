@@ -46,7 +46,7 @@ def extend_logs(logs: Any) -> None:
     @functools.wraps(upstream_init)
     def init(self: Any, params: dict[str, Any], *args: Any, **options: Any) -> None:
         if not int(params.get("job_id", 0)):  # it gets a number
-            _skip_taken(logs)
+            skip_taken(logs)
         upstream_init(self, params, *args, **options)
 
     def enter(self: Any) -> Any:
@@ -88,7 +88,7 @@ def extend_logs(logs: Any) -> None:
     logs.LogContext.__enter__, logs.LogContext.__exit__ = enter, leave
 
 
-def _skip_taken(logs: Any) -> None:
+def skip_taken(logs: Any) -> None:
     """Take no number under which there are results already, as after a restore of the database from a snapshot.
 
     Upstream takes it and says that the file is there, once for each; its record then is of somebody else's results,
@@ -181,7 +181,8 @@ def extend_engine(engine: Any) -> None:
             return jobctxs
         if not concurrent_jobs and not precalc and len(wanted) > 1 and parallel.oq_distribute() != "no":
             # Upstream's number alone would be that of a machine with the cores of the fleet: 100 on a master of two.
-            concurrent_jobs = max(1, min(parallel.num_cores // 8, config.distribution.serialize_jobs))
+            upstreams = max(1, parallel.num_cores // 8)
+            concurrent_jobs = min(upstreams, config.distribution.serialize_jobs or upstreams)
         try:
             upstream_run_jobs(wanted, concurrent_jobs, *args, precalc=precalc, **kwargs)
         except BaseException as error:

@@ -14,10 +14,9 @@ and then open one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ def rotate() -> str:
         common.NodeError: if a step fails; the next call, or `settle`, goes on there.
     """
     with _lock():
-        state = _state() or State()
+        state = _state(State) or State()
         if not state.bringing:
             state.bringing = _generation(master.cluster_secret()) + 1
             state.save()
@@ -82,7 +81,8 @@ def settle() -> str:
         common.NodeError: if the broker or AWS does not answer.
     """
     with _lock():
-        state = _state()
+        # Where that is lost, all steps once more, with what the secret is.
+        state = _state(lambda: State(bringing=_generation(master.cluster_secret())))
         if state is None:
             return ""
         if state.bringing:  # `rotate` was killed
@@ -213,22 +213,19 @@ def _put(secret_id: str, values: Mapping[str, str]) -> None:
         raise common.NodeError(f"{secret_id}: {error}") from error
 
 
-def _state() -> State | None:
+def _state(lost: Callable[[], State]) -> State | None:
+    """How far the last rotation is; `lost` says it where that cannot be read, as a power cut may leave it."""
     if not STATE.exists():
         return None
     try:
         return State(**json.loads(STATE.read_text()))
-    except (
-        ValueError,
-        TypeError,
-    ):  # a power cut has emptied it: all steps once more, with what the secret is
-        return State(bringing=_generation(master.cluster_secret()))
+    except (ValueError, TypeError):
+        return lost()
 
 
 @contextmanager
 def _lock() -> Iterator[None]:
     """One at a time: the timer's looks and people's calls."""
     LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with common.locked(str(LOCK)):
         yield

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from oq_celery import metrics
 from oq_node import accounts, common, master
 
 from oq_refresh import growth
@@ -38,6 +39,13 @@ def _price() -> str:
     return ""
 
 
+def _file_systems() -> str:
+    """See whether the data volumes can be written."""
+    if found := [trouble for mount in FACTS["volumes"] if (trouble := metrics.disk_trouble(mount))]:
+        raise common.NodeError("; ".join(found))
+    return ""
+
+
 def _secrets() -> str:
     """Bring everybody the last rotation of the secrets, until it is over."""
     if not Path(FACTS["rotation"]).exists():
@@ -57,6 +65,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "people's accounts": _accounts,
     "the fleet's size": _cores,
     "the price of a worker": _price,
+    "the data volumes": _file_systems,
     "the size of the data volumes": growth.grow,
     "the rotation of the secrets": _secrets,
     "power-off when idle": _idle,

@@ -170,12 +170,19 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until(what: str, ready: Callable[[], object], timeout: float) -> None:
-    """Call `ready()` until it is true; LabError naming `what` after `timeout` seconds."""
+    """Call `ready()` until it is true; LabError naming `what` after `timeout` seconds.
+
+    Between two calls there is a pause as long as a call, so that many programs that look leave others a core.
+    """
     deadline = time.monotonic() + timeout
-    while not ready():
-        if time.monotonic() > deadline:
+    while True:
+        began = time.monotonic()
+        if ready():
+            return
+        now = time.monotonic()
+        if now > deadline:
             raise LabError(f"timed out after {timeout:.0f} s waiting for {what}")
-        time.sleep(0.1)
+        time.sleep(min(0.5, max(0.1, now - began)))
 
 
 def cores() -> list[int]:

@@ -23,7 +23,8 @@ OWN_IMAGE = "ami-0123456789abcdef0"
 NAMES = ("oqlabtest", *(f"oqlabtest{number}" for number in range(2, 9)))
 
 
-def _paths(name: str) -> Paths:
+def paths_of(name: str) -> Paths:
+    """A lab of the tests: it shares the cache with the others of this clone."""
     return Paths(name, host.lab_paths().cache)
 
 
@@ -36,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in marked:
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(TIMEOUT))
-    if marked and (lacks := host.missing(_paths(NAMES[0]))):
+    if marked and (lacks := host.missing(paths_of(NAMES[0]))):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"missing here: {', '.join(lacks)}"))
 
@@ -44,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def paths() -> Iterator[Paths]:
     with own_name() as name:
-        yield _paths(name)
+        yield paths_of(name)
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def own_name() -> Iterator[str]:
         except BlockingIOError:
             lock.close()
             continue
-        teardown.remove(_paths(name))
+        teardown.remove(paths_of(name))
         if own is None:
             own = name, lock
         else:

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-SECONDS = 120
+SECONDS = 300
 
 
 def main(user: str, directory: str) -> None:

@@ -132,15 +132,15 @@ def test_what_a_worker_said_before_it_was_killed_is_read_on_the_master(nfs_clust
     instance = node.id
     tick = "while sleep 0.1; do date +tick-%s.%N; done"
     on(nfs_cluster, "worker-1", f"systemd-run --quiet sh -c '{tick}'; sleep 5; logger last words")
-    time.sleep(LOST_SECONDS)
+    wait_until("its last words", partial(has_said, nfs_cluster, instance, "last words"), 5 + LOST_SECONDS)
     cluster.kill(nfs_cluster, "worker-1")
     died = time.time()
+    fleet.scale(nfs_cluster, 2)
     said = shown(nfs_cluster, instance)
     assert "last words" in said
     print(f"lost: the last {died - max(map(float, re.findall(r'tick-([0-9.]+)', said))):.2f} s")
     wait_until("its silence to be seen", lambda: not listed(nfs_cluster)[instance]["alive"], 120)
     assert listed(nfs_cluster)[nfs_cluster.nodes["worker-2"].id]["alive"]
-    fleet.scale(nfs_cluster, 2)
     cluster.wait_until_ready(nfs_cluster, print, timeout=450)
     assert "last words" in shown(nfs_cluster, instance)
 

@@ -23,6 +23,7 @@ import pytest
 from components import facts, userdata
 from lab.aws.cloud import S3
 from lab.aws.plan import make_plan
+from lab.base import LabError
 from lab.cluster import build, cache, cluster, fleet
 from lab.cluster.cluster import Lab
 from lab.cluster.program import SMALL_VOLUMES, record
@@ -291,10 +292,22 @@ def test_reset_leaves_the_database_and_the_calculations_of_others(nfs_cluster: L
     assert "bob" in as_user(nfs_cluster, "bob", "oq purge old --days 0")[1]
 
 
+def a_broken_file_system_is_seen(lab: Lab, mount: str) -> None:
+    """Let the kernel find an error in a data volume, of which nothing but a boot heals it, and see who says so."""
+    device = on(lab, "master", f"sync; findmnt --noheadings --output SOURCE {mount}").strip()
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+    with pytest.raises(LabError):
+        run_oneshot(lab, facts.REFRESH_SERVICE)
+    assert says(lab, "master", f"{facts.REFRESH_SERVICE} has failed")
+    said = on(lab, "master", f"journalctl --output=cat --identifier {facts.NODE_LOG} --lines 20")
+    assert f"the file system of {mount} has had 1 errors" in said
+
+
 def test_after_a_reboot_volumes_are_mounted_and_services_up_as_soon_as_the_shared_file_system_answers(
     nfs_cluster: Lab,
 ) -> None:
     on(nfs_cluster, "master", "date > /home/kept && rabbitmqctl --silent add_vhost kept")
+    a_broken_file_system_is_seen(nfs_cluster, facts.HOME_MOUNT)
     waiting = {"master": facts.DBSERVER_UNIT, "worker-1": facts.CELERY_UNIT}
     with blocked(nfs_cluster, facts.NFS_PORT):
         for name in waiting:
@@ -417,7 +430,8 @@ def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster
 def test_a_restart_of_the_dbserver_ends_no_calculation_that_came_through_the_api(nfs_cluster: Lab) -> None:
     with ThreadPoolExecutor() as pool:
         since = time.time()
-        log = pool.submit(submit, nfs_cluster, fetch_job(nfs_cluster, LONG_JOB))
+        job = DemoJob("restarted", CLASSICAL.folder, {"area_source_discretization": "3"})
+        log = pool.submit(submit, nfs_cluster, fetch_job(nfs_cluster, job))
         wait_until_a_task_runs(nfs_cluster, since, log)
         faults.restart(nfs_cluster, "dbserver")
         assert not log.done()
@@ -549,7 +563,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
     }
     assert before
     assert {name: digest for digest, name in map(str.split, exported.splitlines())} == before
-    second = run_job(nfs_cluster, job_ini, None, show=False, limit=120)
+    second = run_job(nfs_cluster, job_ini, None, show=False, limit=300)
     assert compare(nfs_cluster, first, second).absolute == 0
     assert second.calculation == first.calculation + 1
     assert {node.name: on(nfs_cluster, node.name, celery) for node in nfs_cluster.workers()} == workers

@@ -102,7 +102,7 @@ class Life:
         self.lab.machine("master").execute(["systemctl", "start", facts.REFRESH_SERVICE])
 
     def compute(self) -> Run:
-        return run_job(self.lab, fetch_job(self.lab, CLASSICAL), None, show=False, limit=120)
+        return run_job(self.lab, fetch_job(self.lab, CLASSICAL), None, show=False, limit=300)
 
     def look(self) -> None:
         """Remember what those who compute see."""

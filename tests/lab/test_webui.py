@@ -546,5 +546,5 @@ def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_he
     wait_until("the master to go down", lambda: machine.init() != before, 80)
     wait_until("the boot", lambda: machine.init() is not None, 180)
     office.lab.nodes["master"].ready_after = None
-    cluster.wait_until_ready(office.lab, print, timeout=120)
+    cluster.wait_until_ready(office.lab, print, timeout=300)
     assert office.ann.status(number) == "aborted"  # by a session that has outlived the machine's boot

@@ -87,6 +87,7 @@ for action, (arguments, rows) in REQUESTS.items():
         found[f"{action} {does}"] = [answer, count]
 found["get_job"] = ask(False, "get_job", number).id == number
 (row,) = ask(False, "SELECT id, start_time, pid FROM job WHERE id=?x", number)
+found["list"] = type(ask(False, "get_executing_jobs")).__name__
 found["rows"] = [type(value).__name__ for value in row]
 try:
     ask(False, "SELECT nothing")
@@ -143,6 +144,7 @@ def test_what_only_reads_gets_its_answer_from_the_next_dbserver(found: dict[str,
 
 def test_an_answer_is_read_as_values_and_rows_and_errors(found: dict[str, Any]) -> None:
     assert found["rows"] == ["int", "datetime", "int"]
+    assert found["list"] == "List"
     assert found["error"] == "OperationalError"
 
 

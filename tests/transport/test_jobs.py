@@ -265,10 +265,19 @@ def test_a_file_is_imported_from_another_file_system_and_takes_no_place_of_anoth
         assert f"{datastore} is there already" in done.stdout + done.stderr
         assert (datastore.read_bytes(), taken.read_text()) == (before, "another one")
         missing = cluster.oq("importcalc", Path(elsewhere, "calc_3.hdf5"))
-        assert (missing.returncode, "no such file" in missing.stderr) == (1, True)
+        assert (missing.returncode, "No such file" in missing.stderr) == (1, True)
+        next_one = datastore.with_name("calc_2.hdf5")  # as after a restore of the database
+        next_one.write_text("of another")
         done = cluster.oq("importcalc", brought)
         assert done.returncode == 0, done.stdout + done.stderr
         assert not brought.exists()
-        imported = datastore.with_name("calc_2.hdf5")
-        assert imported.exists()
-        assert status(cluster) == {1: COMPLETE, 2: COMPLETE}
+        assert next_one.read_text() == "of another"
+        assert datastore.with_name("calc_3.hdf5").read_bytes()
+        # One that lies where results are; another name of the same file is no other file.
+        shutil.copyfile(datastore, datastore.with_name("calc_9.hdf5"))
+        done = cluster.oq("importcalc", datastore.parent / ".." / datastore.parent.name / "calc_9.hdf5")
+        assert done.returncode == 0, done.stdout + done.stderr
+        broken = datastore.with_name("calc_8.hdf5")
+        broken.write_text("no results")
+        assert cluster.oq("importcalc", broken).returncode != 0
+        assert status(cluster) == {1: COMPLETE, 3: COMPLETE, 4: COMPLETE, 5: FAILED}

@@ -163,24 +163,27 @@ def test_a_processpool_on_the_master_wants_memory_for_its_own_processes(
 def test_no_more_calculations_of_a_command_run_at_once_than_the_queue_lets_run(
     tmp_path: Path, broker: Broker
 ) -> None:
-    """Upstream's number is that of a machine with the fleet's cores."""
-    changes = {"distribution.num_cores": "800", "distribution.serialize_jobs": "2"}
-    cluster = Cluster(tmp_path / "oqlab-several", broker, **changes)
+    """Upstream's number is of a machine with the fleet's cores; it stays where it is less, or there is no queue."""
+    cluster = Cluster(tmp_path / "oqlab-several", broker)
     code = """
         from unittest import mock
         from openquake.commonlib import logs
         from openquake.engine import engine
         logs.dbcmd("upgrade_db")
         found = []
-        with mock.patch.object(engine.parallel, "multispawn", lambda *given: found.append(given[3])):
-            for number, options in ((3, {}), (3, {"concurrent_jobs": 3}), (2, {})):
+        with mock.patch.object(engine, "_run", lambda *given: found.append(given[4])):
+            for cores, queue, options in (
+                (800, 2, {}), (800, 2, {"concurrent_jobs": 3}), (16, 4, {}), (4, 4, {}), (800, 0, {}),
+            ):
+                engine.parallel.num_cores, engine.config.distribution["serialize_jobs"] = cores, queue
+                number = 3
                 jobs = engine.create_jobs([{"calculation_mode": "classical", "description": "one"}] * number)
                 engine.run_jobs(jobs, **options)
                 for job in jobs:
                     logs.dbcmd("finish", job.calc_id, "complete")
-        print(found, engine.parallel.num_cores)
+        print(found)
         """
-    assert cluster.python(code).splitlines()[-1] == "[2, 3, 2] 800"
+    assert cluster.python(code).splitlines()[-1] == "[2, 3, 2, 1, 100]"
 
 
 def test_a_job_waits_for_workers_and_says_so(tmp_path: Path, broker: Broker) -> None:

@@ -33,7 +33,8 @@ class Disks:
     file_systems: dict[str, int]
     grown: list[str] = field(default_factory=list)
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, timeout: float) -> str:
+        assert timeout >= 60
         device = command[-1]
         prefix, serial = device.rsplit("_vol", 1)
         assert prefix == "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store"

@@ -6,7 +6,6 @@ That oq_celery's status looks like the one made up here is shown by its own test
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shlex
 import sqlite3
@@ -15,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import boto3
 import pytest
@@ -103,9 +102,38 @@ def test_how_full_memory_and_disks_are_is_published_but_not_of_a_disk_that_is_aw
     ]
 
 
-def test_a_disk_that_nobody_can_write_is_full(metrics: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics.os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
-    assert [value for name, _, value, _ in metrics.machine_values(["/home"])][1] == 100
+def test_a_disk_whose_file_system_has_had_an_error_is_full(
+    metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/lab/test_cluster.py lets the kernel find one."""
+    monkeypatch.setattr(metrics, "disk_trouble", lambda disk: "it has had 1 errors" if disk == "/var" else "")
+    found = [value for _, _, value, _ in metrics.machine_values(["/home", "/var"])]
+    assert found == [40, 40, 100]
+
+
+def test_a_database_that_cannot_be_read_keeps_nothing_else_from_being_published(
+    metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its disk is in trouble, which the values then say."""
+
+    def fail(*_: Any) -> int:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    failures = SimpleNamespace(count=fail, told=lambda: None)
+    monkeypatch.setitem(sys.modules, "oq_celery.status", cast(ModuleType, SimpleNamespace(read=fail)))
+    published: list[str] = []
+
+    def put(**given: Any) -> None:
+        published.extend(one["MetricName"] for one in given["MetricData"])
+        raise KeyboardInterrupt
+
+    arguments = Namespace(
+        dimension="Cluster", cluster="test", namespace="OpenQuake", busy=0, idle=0, disk=["/home"]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        metrics.publish(SimpleNamespace(put_metric_data=put), arguments, None, failures)
+    assert "DiskUsedPercent" in published
+    assert "CalculationsFailed" not in published
 
 
 def test_what_is_published_is_what_the_alarms_watch_and_the_estimate_counts(metrics: Any) -> None:

@@ -108,7 +108,7 @@ def test_whatever_a_check_raises_is_waited_out(common: Any) -> None:
         common.until("the secret", 0, lambda: json.loads("half an answer"), every=0)
 
 
-def test_what_is_written_is_on_the_disk_before_it_takes_the_old_ones_place(
+def test_what_is_written_is_on_the_disk_before_and_after_it_takes_the_old_ones_place(
     common: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Else a power cut leaves an empty file under the name."""
@@ -117,12 +117,12 @@ def test_what_is_written_is_on_the_disk_before_it_takes_the_old_ones_place(
 
     def fsync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        synced.append((path.read_text(), target.exists()))
+        synced.append((path.read_text() if path.is_file() else path.name, target.exists()))
 
     monkeypatch.setattr(common.os, "fsync", fsync)
     monkeypatch.setattr(common.shutil, "chown", lambda *_: None)
     common.write(str(target), "text")
-    assert synced == [("text", False)]
+    assert synced == [("text", False), (tmp_path.name, True)]  # and its name
     assert target.read_text() == "text"
 
 
