@@ -28,6 +28,7 @@ import numpy
 import openquake.engine.engine  # noqa: F401 - what jobs need, imported once for all processes
 import psutil
 from billiard.einfo import ExceptionWithTraceback
+from billiard.process import current_process
 from celery import signals
 from celery.exceptions import Reject, WorkerLostError
 from celery.worker import state
@@ -54,8 +55,11 @@ DONE_TASKS = 4096  # that a worker remembers
 # Their numbers, 64 bits of their ids, each at a place that follows from it: memory that all processes share without a
 # lock, which a process that is killed would keep.
 _done = multiprocessing.RawArray(ctypes.c_uint64, DONE_TASKS)
-# The same number of the task that a process does now, at a place that follows from the process's number.
-_doing = multiprocessing.RawArray(ctypes.c_uint64, DONE_TASKS)
+PROCESSES = 4096  # that a worker has at most
+# The same number of the task that a process does now, and the process's own, at its place in the pool.
+_doing = multiprocessing.RawArray(ctypes.c_uint64, PROCESSES)
+_pids = multiprocessing.RawArray(ctypes.c_uint32, PROCESSES)
+_place = 0  # of this process
 # The pause of a process that cannot do a task, so that another worker takes it; twice as long with every further one.
 PAUSE_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -121,7 +125,7 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
             return
         parsed = TaskHeader.parse(header)
         _memory.turn_to(parsed.job, parsed.master)
-        _doing[os.getpid() % DONE_TASKS] = number
+        _doing[_place] = number
         may_be_copy = self.request.delivery_info["redelivered"] or self.request.get(AGAIN)
         Attempt(SETTINGS, _publisher, parsed, self.request.hostname, self.request.id).run(
             Stored(**stored) if stored else body or b"", may_be_copy=bool(may_be_copy)
@@ -135,7 +139,7 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
         _unable += 1
         raise Reject(str(error), requeue=True) from error
     finally:
-        _doing[os.getpid() % DONE_TASKS] = 0
+        _doing[_place] = 0
 
 
 def _number(task_id: str) -> int:
@@ -165,6 +169,9 @@ def _before_the_fork(**_: Any) -> None:
 
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _after_the_fork(**_: Any) -> None:
+    global _place
+    _place = current_process().index
+    _pids[_place] = os.getpid()
     # ZeroMQ's context has threads, which a fork leaves behind; the engine talks to the DbServer through it.
     zeromq.context = zeromq.zmq.Context()
     # Forks have numpy's generator in one state. Some of hazardlib draws from it, for events that are independent.
@@ -201,7 +208,7 @@ def _stop(work: Work) -> None:
     with contextlib.suppress(ProcessLookupError):
         handle = os.pidfd_open(work.pid)  # before it is asked what it does: the number may become another's
         try:
-            if _doing[work.pid % DONE_TASKS] == _number(work.message):
+            if (work.pid, _number(work.message)) in zip(_pids, _doing, strict=True):
                 _stopped.add(work.message)
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         finally:
