@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import os
 import shlex
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from oq_cluster import certificate, diag, inputs, reach, stack, submit
 from oq_cluster.certificate import Certificate
-from oq_cluster.errors import ClientError, Unreachable, UsageError
+from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Unreachable, UsageError
 from oq_cluster.session_manager import Answer
 from oq_cluster.stack import Outputs, Source
 from oq_cluster.submit import Line
@@ -160,19 +161,53 @@ def run(context: Context, given: argparse.Namespace) -> Shown:
     jobs = [inputs.gather(path) for path in given.job_ini]
     if given.dry_run:
         return _files(jobs)
-    numbers: list[int] = []
-    hazard = given.hazard
+    hazard = _hazard(jobs, given.hazard)
+    if given.out is not None:
+        submit.writable(given.out)  # not to be found out after hours
+    all_shown: list[Shown] = []
     for job in jobs:
         number = submit.upload(context.webui, job, hazard, context.terminal)
         context.terminal.say(f"calculation {number}: {job.ini}")
-        numbers.append(number)
-        hazard = numbers[0] if given.hazard is None else given.hazard
+        if hazard is None:
+            hazard = number
         if given.no_wait:
             return Shown({"id": number}, str(number))
-        shown = _followed(context, number, given.out, given.type)
-        if shown.status:
-            return shown
-    return shown
+        all_shown.append(_followed(context, number, given.out, given.type))
+        if all_shown[-1].data["status"] not in GOOD:
+            break
+    if len(jobs) == 1:
+        return all_shown[0]
+    *others, last = all_shown
+    for shown in others:
+        context.terminal.say(shown.text)
+    return Shown([shown.data for shown in all_shown], last.text, max(shown.status for shown in all_shown))
+
+
+def _hazard(jobs: list[inputs.Job], given: int | None) -> int | None:
+    """The calculation that the first job continues: of the command line, or the job file's own.
+
+    Raises:
+        UsageError: a job file names another one, which the server would not heed.
+    """
+    if given is None and jobs[0].hazard.isdecimal():
+        given = int(jobs[0].hazard)
+    problems = []
+    if given is not None and len(jobs) > 1 and any(job.hazard != str(given) for job in jobs):
+        problems.append(
+            f"each of these jobs would continue calculation {given}, and none the first one's: run them one by one"
+        )
+    for job in jobs:
+        heeded = {str(given), ""} | (
+            {os.path.relpath(jobs[0].ini, job.ini.parent)} if job is not jobs[0] else set()
+        )
+        if os.path.normpath(job.hazard) not in map(os.path.normpath, heeded):
+            problems.append(
+                f"{job.ini}: hazard_calculation_id = {job.hazard}: the server does not heed it. Take it out, and write "
+                "--hazard ID for a calculation that is there, or the first job's file before this one for a new one"
+            )
+    if problems:
+        raise UsageError("\n".join(problems))
+    return given
 
 
 def _files(jobs: list[inputs.Job]) -> Shown:
@@ -197,27 +232,34 @@ def _followed(context: Context, number: int, out: Path | None, kinds: list[str])
         if not (context.terminal.live and line.percent):  # the status line shows it
             context.terminal.say(str(line))
 
-    with _left_alone(context, number):
+    with _left_alone(context, number, LostConnection, NotLoggedIn, Unreachable):
         calculation = submit.follow(context.webui, number, show, context.terminal)
-        status = str(calculation["status"])
-        data: dict[str, Any] = {"id": number, "status": status}
-        if status not in GOOD:
-            why = submit.reasons(lines)
-            text = f"calculation {number} is {status}:\n" + "\n".join(f"  {line}" for line in why)
-            return Shown(data | {"reasons": why}, text, 1)
-        text = f"calculation {number} is {status}"
-        if out is None:
-            return Shown(data, f"{text}; its outputs: oq-cluster get {number} --out DIR")
-        files = submit.download(context.webui, number, out, kinds, context.terminal)
-    return Shown(data | {"files": list(map(str, files))}, f"{text}; {len(files)} files in {out}")
+    status = str(calculation["status"])
+    data: dict[str, Any] = {"id": number, "status": status}
+    if status not in GOOD:
+        why = submit.reasons(lines)
+        text = f"calculation {number} is {status}:\n" + "\n".join(f"  {line}" for line in why)
+        return Shown(data | {"reasons": why}, text, 1)
+    text = f"calculation {number} is {status}"
+    again = f"oq-cluster get {number} --out {out or 'DIR'}"
+    if out is None:
+        return Shown(data, f"{text}; its outputs: {again}")
+    try:
+        files, problems = submit.download(context.webui, number, out, kinds, context.terminal)
+    except BaseException:
+        context.terminal.say(f"\n{text}; its outputs: {again}")
+        raise
+    data |= {"files": list(map(str, files))} | ({"problems": problems} if problems else {})
+    return Shown(data, "\n".join([*problems, f"{text}; {len(files)} files in {out}"]), 1 if problems else 0)
 
 
 @contextmanager
-def _left_alone(context: Context, number: int) -> Iterator[None]:
-    """Ctrl-C ends the command, and leaves the calculation alone."""
+def _left_alone(context: Context, number: int, *others: type[ClientError]) -> Iterator[None]:
+    """Ctrl-C, and other things that end the command, leave the calculation alone."""
+    ends: tuple[type[BaseException], ...] = (KeyboardInterrupt, *others)
     try:
         yield
-    except KeyboardInterrupt:
+    except ends:
         context.terminal.say(
             f"\nThe calculation goes on. To see it: oq-cluster log {number} --follow; to end it: "
             f"oq-cluster abort {number}"
@@ -227,7 +269,7 @@ def _left_alone(context: Context, number: int) -> Iterator[None]:
 
 def list_(context: Context, given: argparse.Namespace) -> Shown:
     """The calculations that the user sees."""
-    found = context.webui.calculations()[: given.limit or None]
+    found = context.webui.calculations(given.limit)
     names = ("id", "owner", "status", "start_time", "calculation_mode", "description")
     rows = [[str(calculation[name]) for name in names] for calculation in found]
     return Shown(found, table(("id", "owner", "status", "started", "mode", "description"), rows))
@@ -266,10 +308,13 @@ def get(context: Context, given: argparse.Namespace) -> Shown:
         found = context.webui.outputs(given.id)
         rows = [[str(output["id"]), output["name"], ", ".join(output["outtypes"])] for output in found]
         return Shown(found, table(("id", "output", "types"), rows))
-    files = submit.download(context.webui, given.id, given.out, given.type, context.terminal)
+    files, problems = submit.download(context.webui, given.id, given.out, given.type, context.terminal)
     if given.datastore:
         files.append(submit.download_datastore(context.webui, given.id, given.out, context.terminal))
-    return Shown({"id": given.id, "files": list(map(str, files))}, "\n".join(map(str, files)))
+    data = {"id": given.id, "files": list(map(str, files))} | ({"problems": problems} if problems else {})
+    for problem in problems:
+        context.terminal.say(f"oq-cluster: {problem}")
+    return Shown(data, "\n".join(map(str, files)), 1 if problems else 0)
 
 
 def act(context: Context, given: argparse.Namespace) -> Shown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,12 +47,11 @@ def replace(path: Path, text: str) -> None:
     Raises:
         UsageError: there is no way to write it.
     """
-    new = path.with_suffix(".new")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        handle, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of this command alone
+        with os.fdopen(handle, "w") as file:
             file.write(text)
-        new.replace(path)
+        Path(new).replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from None

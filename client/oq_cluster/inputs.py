@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import configparser
+import contextlib
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,20 @@ from oq_cluster.errors import UsageError
 
 # Parameters whose value the engine takes for file names (openquake.commonlib.readinput.update).
 _FILE_KEYS: Final = ("_file", "_csv", "_hdf5")
+# Those that may have several, without spaces in them. All others have one.
+_LISTS: Final = frozenset(
+    {
+        *(
+            "hazard_curves_csv",
+            "hazard_curves_file",
+            "gmfs_csv",
+            "gmfs_file",
+            "site_model_csv",
+            "site_model_file",
+        ),
+        *("source_model_file", "exposure_csv", "exposure_file"),
+    }
+)
 # A word that may be a file's name: numbers are not tried, of which large models have millions.
 _NAME: Final = re.compile(r"""[^\s"'<>=,;{}()\[\]]*\.[A-Za-z]\w*""")
 _MOSAIC: Final = "${mosaic}/"  # a directory of the server
@@ -43,12 +59,14 @@ class Job:
         files: all files of the job, the job file among them, sorted.
         root: the directory that all of them are below, by which their relative paths are kept.
         description: as the job file has it.
+        hazard: what the job file says of the calculation to continue, mostly nothing.
     """
 
     ini: Path
     files: tuple[Path, ...]
     root: Path
     description: str
+    hazard: str = ""
 
     def name(self, file: Path) -> str:
         """A file's name in the archive."""
@@ -69,12 +87,14 @@ def gather(job_ini: Path) -> Job:
     values = _values(ini)
     gathering = _Gathering()
     gathering.take(ini)
-    if gathering.problems:
-        problems = "\n".join(f"  {problem}" for problem in gathering.problems)
-        raise UsageError(f"{job_ini}: files that the job names cannot be uploaded:\n{problems}")
+    if problems := gathering.problems():
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise UsageError(f"{job_ini}: files that the job names cannot be uploaded:\n{lines}")
     files = tuple(sorted(gathering.files))
     root = Path(os.path.commonpath([file.parent for file in files]))
-    job = Job(ini, files, root, values.get("description", ""))
+    job = Job(
+        ini, files, root, values.get("description", ""), values.get("hazard_calculation_id", "").strip()
+    )
     # The server takes the first of all files that end in the job file's name.
     first = min((file for file in files if file.name.endswith(ini.name)), key=job.name)
     if first != ini:
@@ -103,7 +123,7 @@ class _Gathering:
 
     def __init__(self) -> None:
         self.files: set[Path] = set()
-        self.problems: list[str] = []
+        self.missing: list[tuple[Path, str, str]] = []  # by which file, what, and how it says so
 
     def take(self, file: Path) -> None:
         """Take a file, what it names, and what the engine looks for beside it."""
@@ -120,7 +140,7 @@ class _Gathering:
                 self._name(file, name, wanted and name.lower().endswith(_MODEL_FILES), f"names {name}")
 
     def _ini_value(self, ini: Path, key: str, value: str) -> None:
-        wanted = set(_listed(value)) if key.endswith(_FILE_KEYS) else set()
+        wanted = set(_listed(key, value)) if key.endswith(_FILE_KEYS) else set()
         for name in sorted({value.strip(), *_words(value)} | wanted):
             self._name(ini, name, name in wanted, f"{key} = {name}")
 
@@ -130,7 +150,15 @@ class _Gathering:
         if (found := self._found(name, file.parent)) is not None:
             self.take(found)
         elif wanted and not name.startswith(_MOSAIC):
-            self.problems.append(f"{file.name}: {context}: {self._trouble(name, file.parent)}")
+            self.missing.append((file, name, context))
+
+    def problems(self) -> list[str]:
+        """What the engine would look for and not find, a line for each; when all is taken."""
+        return [
+            f"{file.name}: {context}: {self._trouble(name, file.parent)}"
+            for file, name, context in self.missing
+            if not self._packed(name, file.parent)
+        ]
 
     @staticmethod
     def _found(name: str, base: Path) -> Path | None:
@@ -143,6 +171,16 @@ class _Gathering:
         except OSError:  # too long for a name
             return None
 
+    def _packed(self, name: str, base: Path) -> bool:
+        """Whether the file comes with an archive of the job, which the engine unpacks where it lies."""
+        path = Path(os.path.normpath(base / name))
+        for archive in self.files:
+            if archive.suffix.lower() == ".zip" and path.is_relative_to(archive.parent):
+                with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
+                    if path.relative_to(archive.parent).as_posix() in opened.namelist():
+                        return True
+        return False
+
     @staticmethod
     def _trouble(name: str, base: Path) -> str:
         if Path(name).is_absolute():
@@ -151,8 +189,8 @@ class _Gathering:
         return f"{path} is a directory" if path.is_dir() else f"there is no {path}"
 
 
-def _listed(value: str) -> Iterator[str]:
-    """The file names of a parameter that the engine takes for files: a dictionary, or words."""
+def _listed(key: str, value: str) -> Iterator[str]:
+    """The file names of a parameter that the engine takes for files: a dictionary, words, or one name."""
     if value.startswith("{"):
         try:
             dictionary = ast.literal_eval(value)
@@ -161,8 +199,10 @@ def _listed(value: str) -> Iterator[str]:
             return  # the engine will say so
         for item in named:
             yield from (str(name) for name in (item if isinstance(item, list) else [item]))
-    else:
+    elif key in _LISTS:
         yield from value.split()
+    elif value.strip():
+        yield value.strip()
 
 
 def _words(text: str) -> Iterator[str]:
@@ -196,8 +236,11 @@ def _xml_names(file: Path) -> Iterator[tuple[str, bool]]:
                 for value in element.attrib.values():
                     yield from ((name, False) for name in _words(value))
             else:
-                wanted = tag in _FILE_ELEMENTS or (tag == "uncertaintyModel" and branches in _SOURCE_BRANCHES)
-                yield from ((name, wanted) for name in _words(element.text or ""))
+                text = element.text or ""
+                if tag in _FILE_ELEMENTS or (tag == "uncertaintyModel" and branches in _SOURCE_BRANCHES):
+                    yield from ((name, True) for name in text.split())  # as the engine does
+                else:
+                    yield from ((name, False) for name in _words(text))
                 element.clear()
     except ElementTree.ParseError:
         return

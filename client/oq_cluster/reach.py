@@ -75,6 +75,7 @@ class Forward(Door):
         self.wanted = port
         self._port = 0
         self._log: IO[str] | None = None
+        self._opened = False  # it was, once
 
     @abstractmethod
     def start(self, port: int, log: IO[str]) -> subprocess.Popen[Any]:
@@ -85,18 +86,28 @@ class Forward(Door):
         """End the process."""
 
     def url(self) -> str:
-        """The forwarded address; waits until something answers there."""
+        """The forwarded address; waits until something answers there.
+
+        Raises:
+            LostConnection: nothing does, or there is no way any more where one was.
+            Unreachable: there is no way from the beginning.
+        """
         if self._log is None:
             port = self.wanted or _free_port(self._port)  # a browser has the former one
             log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
             self._log = log
-            process = self.start(port, log)
             try:
+                process = self.start(port, log)
                 _wait_for(f"{self.scheme}://127.0.0.1:{port}", process, log)
+            except Unreachable as error:
+                self.close()
+                if self._opened:
+                    raise LostConnection(str(error)) from error
+                raise
             except BaseException:
                 self.close()
                 raise
-            self._port = port
+            self._port, self._opened = port, True
         return f"{self.scheme}://127.0.0.1:{self._port}"
 
     def close(self) -> None:
@@ -151,7 +162,9 @@ def _knock(url: str) -> None:
     if parts.scheme == "https":
         ssl.get_server_certificate((parts.hostname or "", parts.port or 0), timeout=10)
     else:
-        requests.get(url + PROBE, timeout=10, allow_redirects=False)
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy is asked for what is on this computer
+            session.get(url + PROBE, timeout=10, allow_redirects=False)
 
 
 def _tail(log: IO[str]) -> str:

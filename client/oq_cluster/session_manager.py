@@ -109,6 +109,8 @@ def explained(instance_id: str = "") -> Iterator[None]:
         else:
             text = f"AWS: {code}: {message}"
         raise ClientError(text) from error
+    except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
+        raise Unreachable(f"AWS cannot be reached: {error}") from error
     except BotoCoreError as error:
         raise ClientError(f"AWS cannot be asked: {error}") from error
 

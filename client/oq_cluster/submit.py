@@ -8,12 +8,12 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from oq_cluster.errors import ClientError, LostConnection
+from oq_cluster.errors import ClientError, LostConnection, Missing, NotLoggedIn, Unreachable, UsageError
 from oq_cluster.inputs import Job
 from oq_cluster.terminal import Terminal, megabytes
 from oq_cluster.webui import UNFINISHED, WebUI, unpack
@@ -24,13 +24,16 @@ _APPEARS_SECONDS: Final = 15.0
 # How the server calls a calculation whose job file it has not read yet (submit_job in openquake.server.views).
 _WAITING: Final = "Calculation waiting to start"
 _POLL_SECONDS: Final = 1.0
+_BLOCK: Final = 64 * 1024  # of an upload; each is to be sent in some minutes
 # How the engine logs progress (Starmap.log_percent in openquake.baselib.parallel).
 _PERCENT: Final = re.compile(r"^(\S+)\s+(\d+)% \[")
 
 
 def pack(job: Job, file: IO[bytes]) -> None:
     """Write a job's archive. Models are text, which the fastest compression makes a fifth of."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(
+        file, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False
+    ) as archive:
         for path in job.files:
             archive.write(path, job.name(path))
 
@@ -41,8 +44,14 @@ class Form:
     `requests` sends what has a length and `read` in blocks.
     """
 
-    def __init__(self, archive: IO[bytes], fields: dict[str, str], sent: Callable[[int, int], None]) -> None:
-        """`sent` is told the bytes that are sent, and all of them."""
+    def __init__(
+        self,
+        archive: IO[bytes],
+        fields: dict[str, str],
+        sent: Callable[[int, int], None],
+        ends: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`sent` is told the bytes that are sent, and all of them; `ends` is called before the last ones are."""
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         head = "".join(
@@ -57,14 +66,15 @@ class Form:
         self._after = f"\r\n--{boundary}--\r\n".encode()
         self._total = len(self._before) + archive.seek(0, 2) + len(self._after)
         archive.seek(0)
-        self._report = sent
+        self._report, self._ends = sent, ends
         self._blocks = self._parts()
         self._read = 0
 
     def _parts(self) -> Iterator[bytes]:
         yield self._before
-        while block := self._archive.read(256 * 1024):
+        while block := self._archive.read(_BLOCK):
             yield block
+        self._ends()
         yield self._after
 
     def __len__(self) -> int:
@@ -89,7 +99,7 @@ def upload(webui: WebUI, job: Job, hazard: int | None, terminal: Terminal) -> in
     """Start a job on the cluster; the calculation's number.
 
     An upload that breaks off has started nothing, and is repeated. One whose answer is lost may have: then the
-    calculation is found in the list.
+    calculation is found in the list, among those that were not there when the last bytes were sent.
 
     Args:
         hazard: the calculation to continue.
@@ -97,31 +107,53 @@ def upload(webui: WebUI, job: Job, hazard: int | None, terminal: Terminal) -> in
     Raises:
         ClientError: the engine refuses the job, or it is not clear whether it has started.
     """
+    with tempfile.TemporaryFile() as archive:
+        try:
+            pack(job, archive)
+        except OSError as error:
+            raise ClientError(
+                f"the job cannot be packed in {tempfile.gettempdir()}: {error}. TMPDIR may name a directory with more "
+                "room"
+            ) from error
+        return _upload(webui, job, hazard, archive, terminal)
+
+
+def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], terminal: Terminal) -> int:
     fields = {"job_ini": job.ini.name}
     if hazard is not None:
         fields["hazard_job_id"] = str(hazard)
     before = {calculation["id"] for calculation in webui.calculations()}
-    with tempfile.TemporaryFile() as archive:
-        pack(job, archive)
-        for attempt in range(1, ATTEMPTS + 1):
-            progress = _Progress(terminal)
-            form = Form(archive, fields, progress)
-            try:
-                number = webui.start(form, form.content_type)
-            except LostConnection as error:
-                webui.door.close()
-                found = _started(webui, job, before, _APPEARS_SECONDS if form.complete else 0.0)
-                if found is not None:
-                    terminal.say("the connection was lost after the upload; the calculation has started")
-                    return found
-                if attempt == ATTEMPTS:
-                    raise LostConnection(
-                        f"the upload broke off {ATTEMPTS} times, nothing has started: {error}"
-                    ) from error
-                terminal.say("the connection was lost during the upload, nothing has started; trying again")
-            else:
-                progress.done(job)
-                return number
+
+    def look() -> None:
+        with suppress(ClientError):  # then what was there before counts
+            before.update(calculation["id"] for calculation in webui.calculations(patiently=False))
+
+    for attempt in range(1, ATTEMPTS + 1):
+        progress = _Progress(terminal)
+        form = Form(archive, fields, progress, look)
+        try:
+            number = webui.start(form, form.content_type)
+        except LostConnection as error:
+            webui.door.close()
+            found = _started(webui, job, hazard, before) if form.complete else None
+            if found is not None:
+                terminal.say("the connection was lost after the upload; the calculation has started")
+                return found
+            if attempt == ATTEMPTS:
+                raise LostConnection(
+                    f"the upload broke off {ATTEMPTS} times, nothing has started: {error}"
+                ) from error
+            terminal.say("the connection was lost during the upload, nothing has started; trying again")
+        except KeyboardInterrupt:
+            terminal.say(
+                "\nThe upload was complete: the calculation may start. oq-cluster list shows it"
+                if form.complete
+                else "\nNothing has started"
+            )
+            raise
+        else:
+            progress.done(job)
+            return number
     raise AssertionError("unreachable")
 
 
@@ -152,32 +184,40 @@ class _Progress:
         )
 
 
-def _started(webui: WebUI, job: Job, before: set[int], seconds: float) -> int | None:
-    """The calculation that an upload without an answer has started.
+def _started(webui: WebUI, job: Job, hazard: int | None, before: set[int]) -> int | None:
+    """The calculation that a complete upload without an answer has started; None if none has appeared in time.
+
+    One that the engine has refused counts: who follows it sees why.
 
     Raises:
-        ClientError: there are several that it could be.
+        ClientError: it cannot be told from others.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _APPEARS_SECONDS
     while True:
         new = [
-            calculation
-            for calculation in webui.calculations()
-            if calculation["id"] not in before and webui.user in ("", calculation["owner"].partition("@")[0])
+            found
+            for found in webui.calculations()
+            if found["id"] not in before and webui.user in ("", found["owner"].partition("@")[0])
         ]
-        mine = [found for found in new if found["description"] == (job.description or found["description"])]
-        reading = [found for found in new if found["description"] == _WAITING]
-        if len(mine) > 1:
-            numbers = ", ".join(str(found["id"]) for found in mine)
-            raise ClientError(
-                f"the connection was lost after the upload, and the job may be calculation {numbers}: "
-                "look with oq-cluster status before you run it again"
-            )
-        if mine:
-            return int(mine[0]["id"])
+        waiting = [found for found in new if found["description"] == _WAITING]
+        reading = [found for found in waiting if found["status"] in UNFINISHED]
         if time.monotonic() > deadline and not reading:
-            return None
+            break
         time.sleep(_POLL_SECONDS)
+    like = [
+        found
+        for found in new
+        if found not in waiting
+        and found["description"] == (job.description or found["description"])
+        and found["parent_id"] == hazard
+    ]
+    found = [int(one["id"]) for one in [*like, *waiting]]
+    if len(found) > 1 or (found and not webui.user):
+        raise ClientError(
+            f"the connection was lost after the upload, and the job may be calculation {', '.join(map(str, found))}: "
+            "look with oq-cluster status before you run it again"
+        )
+    return found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -233,41 +273,75 @@ def reasons(lines: list[Line]) -> list[str]:
     return [text for line in last for text in line.splitlines()[-15:]]
 
 
-def downloads(outputs: list[dict[str, Any]], kinds: list[str]) -> list[tuple[dict[str, Any], str]]:
+def downloads(
+    outputs: list[dict[str, Any]], kinds: list[str]
+) -> tuple[list[tuple[dict[str, Any], str]], list[str]]:
     """Which outputs to download in which type of file: all of the wanted types, or csv where there is one.
 
-    Raises:
-        ClientError: a wanted type is none of any output.
+    Returns:
+        Those, and a line if some types are none of any output.
     """
     offered = {kind for output in outputs for kind in output["outtypes"]}
+    problems = []
     if unknown := sorted(set(kinds) - offered):
-        raise ClientError(
-            f"no output can be had as {', '.join(unknown)}; there is {', '.join(sorted(offered))}"
-        )
+        problems = [f"no output can be had as {', '.join(unknown)}; there is {', '.join(sorted(offered))}"]
     if kinds:
-        return [(output, kind) for output in outputs for kind in kinds if kind in output["outtypes"]]
-    return [(output, "csv" if "csv" in output["outtypes"] else output["outtypes"][0]) for output in outputs]
+        wanted = [(output, kind) for output in outputs for kind in kinds if kind in output["outtypes"]]
+    else:
+        wanted = [
+            (output, "csv" if "csv" in output["outtypes"] else output["outtypes"][0]) for output in outputs
+        ]
+    return wanted, problems
 
 
-def download(webui: WebUI, number: int, directory: Path, kinds: list[str], terminal: Terminal) -> list[Path]:
-    """Download a calculation's outputs into a directory; the files.
+def writable(directory: Path) -> None:
+    """See whether downloads can be written into a directory, which is made.
 
     Raises:
-        ClientError: it has none (yet), or not of such a type.
+        UsageError: they cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UsageError(f"{directory}: nothing can be written there: {error}") from error
+
+
+def download(
+    webui: WebUI, number: int, directory: Path, kinds: list[str], terminal: Terminal
+) -> tuple[list[Path], list[str]]:
+    """Download a calculation's outputs into a directory. What cannot be had keeps none of the others back.
+
+    Returns:
+        The files, and a line for each thing that could not be had.
+
+    Raises:
+        ClientError: it has no outputs (yet), or there is no way to the cluster or into the directory.
     """
     outputs = webui.outputs(number)
     if not outputs:
         status = webui.calculation(number)["status"]
         raise ClientError(f"calculation {number} is {status} and has no outputs: oq-cluster log {number}")
-    directory.mkdir(parents=True, exist_ok=True)
+    writable(directory)
+    wanted, problems = downloads(outputs, kinds)
     written = []
-    for output, kind in downloads(outputs, kinds):
+    for output, kind in wanted:
         terminal.status(f"downloading {output['name']} as {kind} …")
-        with _part(directory) as partial:
-            name = webui.download(f"/v1/calc/result/{output['id']}?export_type={kind}", partial)
-            written += unpack(partial, name, output, kind, directory)
+        try:
+            with _part(directory) as partial:
+                name = webui.download(f"/v1/calc/result/{output['id']}?export_type={kind}", partial)
+                written += unpack(partial, name, output, kind, directory)
+        except Missing:  # it is listed, and the engine's exporter gives no file
+            terminal.say(f"{output['name']} has nothing to export as {kind}")
+        except (LostConnection, NotLoggedIn, Unreachable):
+            raise
+        except ClientError as error:
+            problems.append(f"{output['name']} as {kind}: {error}")
+        except OSError as error:
+            raise ClientError(f"{directory}: {error}. Then: oq-cluster get {number} --out DIR") from error
     terminal.status("")
-    return written
+    return written, problems
 
 
 def download_datastore(webui: WebUI, number: int, directory: Path, terminal: Terminal) -> Path:

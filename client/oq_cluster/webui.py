@@ -14,7 +14,7 @@ import requests
 
 from oq_cluster import config, reach
 from oq_cluster.certificate import Certificate, TrustsIt, refused
-from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Unreachable
+from oq_cluster.errors import ClientError, LostConnection, Missing, NotLoggedIn, Unreachable
 from oq_cluster.reach import Door
 
 UNFINISHED: Final = frozenset({"created", "submitted", "executing"})
@@ -23,6 +23,8 @@ _COOKIE: Final = "sessionid"  # Django's
 _FORGERY_COOKIE: Final = "csrftoken"  # Django's
 _OWN_ACCOUNT: Final = "/accounts/password/"
 _CONNECT_SECONDS: Final = 20
+# For a block of an upload, while which urllib3 has the connection's own limit; nginx waits as long for one.
+_SEND_SECONDS: Final = 300
 # Between two bytes of an answer. Reading a large model, or exporting a result, takes minutes.
 _ANSWER_SECONDS: Final = 3600
 _GLANCE_SECONDS: Final = 60  # for what the server only looks up
@@ -77,7 +79,9 @@ class WebUI:
             raise ClientError("this cluster asks nobody for a login (setting webuiLogin): just go on")
         self._not_too_many(answer)
         cookie = self.session.cookies.get(_COOKIE)
-        if answer.status_code != 200 or not cookie:
+        if answer.status_code != 403:
+            self._good(answer)
+        if not cookie:
             raise ClientError(
                 f"{user}: wrong name or password. Somebody who can start sessions on the master makes accounts and new "
                 f"passwords: oq-cluster users add {user}, oq-cluster users password {user}"
@@ -149,9 +153,16 @@ class WebUI:
             return False
         return True
 
-    def calculations(self) -> list[dict[str, Any]]:
-        """All that this user sees, the newest first."""
-        found: list[dict[str, Any]] = self.get("/v1/calc/list").json()
+    def calculations(self, limit: int = 100, *, patiently: bool = True) -> list[dict[str, Any]]:
+        """The last ones that this user sees, the newest first.
+
+        Args:
+            limit: how many at most, 0 for all.
+            patiently: whether to ask again after a lost connection.
+        """
+        path = f"/v1/calc/list?limit={limit or -1}"  # SQLite's word for no limit
+        ask = self._patiently if patiently else self._glance
+        found: list[dict[str, Any]] = self._good(ask(path)).json()
         return found
 
     def calculation(self, number: int) -> dict[str, Any]:
@@ -196,7 +207,13 @@ class WebUI:
             LostConnection: before the answer; it may have started.
             ClientError: the engine refuses the job.
         """
-        answer = self._request("POST", "/v1/calc/run", data=body, headers={"Content-Type": content_type})
+        answer = self._request(
+            "POST",
+            "/v1/calc/run",
+            data=body,
+            headers={"Content-Type": content_type},
+            connect_seconds=_SEND_SECONDS,
+        )
         if answer.status_code == 500:
             try:
                 refusal = answer.json()
@@ -210,19 +227,23 @@ class WebUI:
     def download(self, path: str, target: Path) -> str:
         """Write an answer's body to a file; the name that the server gives it."""
 
+        most = 0
+
         def once() -> str:
+            nonlocal most
             with self._request("GET", path, stream=True) as answer:
                 self._good(answer)
                 try:
                     with target.open("wb") as file:
                         for block in answer.iter_content(_BLOCK):
                             file.write(block)
+                            most = max(most, file.tell())
                 except requests.RequestException as error:
                     raise LostConnection(f"the download has broken off: {error}") from error
                 named = re.search(r"filename=([^;]+)", answer.headers.get("Content-Disposition", ""))
                 return Path(named[1].strip('" ')).name if named else target.name
 
-        return self._repeated(once)
+        return self._repeated(once, lambda: most)
 
     # --- requests ---
 
@@ -236,16 +257,24 @@ class WebUI:
         return self._good(self._patiently(path))
 
     def _patiently(self, path: str) -> requests.Response:
-        return self._repeated(lambda: self._request("GET", path, seconds=_GLANCE_SECONDS))
+        return self._repeated(lambda: self._glance(path))
+
+    def _glance(self, path: str) -> requests.Response:
+        return self._request("GET", path, seconds=_GLANCE_SECONDS)
 
     def _request(
-        self, method: str, path: str, seconds: float = _ANSWER_SECONDS, **options: Any
+        self,
+        method: str,
+        path: str,
+        seconds: float = _ANSWER_SECONDS,
+        connect_seconds: float = _CONNECT_SECONDS,
+        **options: Any,
     ) -> requests.Response:
         url = self.door.url() + path
 
         def ask() -> requests.Response:
             return self.session.request(
-                method, url, timeout=(_CONNECT_SECONDS, seconds), allow_redirects=False, **options
+                method, url, timeout=(connect_seconds, seconds), allow_redirects=False, **options
             )
 
         try:
@@ -283,22 +312,31 @@ class WebUI:
         self.session.mount("https://", TrustsIt())
         self._trusts = True
 
-    def _repeated(self, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer, through a new door after each lost connection."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        for pause in (*_PAUSES, *[_PAUSES[-1]] * int(PATIENCE_SECONDS)):
+    def _repeated(self, ask: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Ask until there is an answer, through a new door after each lost connection.
+
+        Args:
+            ask: raises LostConnection.
+            progress: how far it has ever come. From where it has not come any further it is tried for
+                PATIENCE_SECONDS.
+        """
+        deadline, best, failures = 0.0, -1, 0
+        while True:
             try:
                 return ask()
             except LostConnection as error:
                 if reason := self.asleep():
                     raise reason from error
+                if progress() > best:
+                    best, failures = progress(), 0
+                    deadline = time.monotonic() + PATIENCE_SECONDS
                 if time.monotonic() > deadline:
                     raise
-                if pause == _PAUSES[0]:
+                if not failures:
                     self.tell(f"trying again: {error}")
-                time.sleep(pause)
+                time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+                failures += 1
                 self.door.close()
-        raise LostConnection("the WebUI does not answer")
 
     def _good(self, answer: requests.Response) -> requests.Response:
         """The same answer, unless it is a refusal."""
@@ -306,7 +344,7 @@ class WebUI:
             return answer
         text = answer.text.strip()
         if answer.status_code == 404:
-            raise ClientError(
+            raise Missing(
                 f"there is no such calculation or output, or it is not yours to see: {_path(answer)}"
             )
         if answer.status_code == 403 and self._probe() == 403:

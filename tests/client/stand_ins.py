@@ -56,6 +56,9 @@ class FakeWebUI:
     after: list[Callable[[str, str], bool]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     refusal: str = ""
+    broken_outputs: dict[int, int] = field(
+        default_factory=dict
+    )  # by number, the status that one is answered with
     ends: str = "complete"
     endless: bool = False
     lines: list[list[str]] = field(
@@ -83,10 +86,14 @@ class FakeWebUI:
         if path == "/v1/engine_version":
             return 200, b"3.26.2", {}
         if path == "/v1/calc/list":
-            return self._json([self._status(found) for found in reversed(self.calculations.values())])
+            limit = int(query.get("limit", ["100"])[0])
+            found_all = [self._status(found) for found in reversed(self.calculations.values())]
+            return self._json(found_all if limit < 0 else found_all[:limit])
         if path == "/v1/calc/run":
             return self._run(headers, body)
         if found := re.fullmatch(r"/v1/calc/result/(\d+)", path):
+            if int(found[1]) in self.broken_outputs:
+                return self.broken_outputs[int(found[1])], b"an exporter's error", {}
             return self._result(int(found[1]), query["export_type"][0])
         found = re.fullmatch(r"/v1/calc/(\d+)/(\w+)(?:/(\d*):)?", path)
         if not found or int(found[1]) not in self.calculations:
@@ -166,7 +173,8 @@ class FakeWebUI:
     def _status(one: Calculation) -> dict[str, Any]:
         return {
             "id": one.id, "owner": "ann", "status": one.status, "description": one.description,
-            "calculation_mode": "classical", "start_time": "2026-11-26, 10:00:00 UTC", "parent_id": None,
+            "calculation_mode": "classical", "start_time": "2026-11-26, 10:00:00 UTC",
+            "parent_id": int(one.fields["hazard_job_id"]) if "hazard_job_id" in one.fields else None,
         }  # fmt: skip
 
     @staticmethod

@@ -9,18 +9,20 @@ import re
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from oq_cluster import cli, completion, config, diag, submit
+from oq_cluster import cli, completion, config, diag, reach, submit
 from oq_cluster.inputs import gather
 from oq_cluster.terminal import Terminal
 
 from tests.client.conftest import World
-from tests.client.stand_ins import COOKIE, CSV, DATASTORE, PASSWORD
+from tests.client.stand_ins import COOKIE, CSV, DATASTORE, PASSWORD, Calculation
 
 
 @pytest.fixture
@@ -215,6 +217,197 @@ def test_an_upload_whose_answer_is_lost_is_found_and_not_repeated(ann: World) ->
     assert list(ann.webui.calculations) == [1]
 
 
+def at(world: World, request: str, do: Callable[[], object], number: int = 1) -> None:
+    """Do something before the nth request of a kind is answered."""
+    seen = [0]
+
+    def fault(method: str, path: str) -> bool:
+        if f"{method} {path}".startswith(request):
+            seen[0] += 1
+            if seen[0] == number:
+                do()
+        return False
+
+    world.webui.faults.append(fault)
+
+
+def other(world: World, number: int = 1, **values: Any) -> None:
+    """Another calculation of the same user, begun in another terminal with a copy of the job file."""
+    world.webui.calculations[number] = Calculation(number, [], {}, "a job", **values)
+
+
+def test_an_upload_that_broke_off_is_not_taken_for_a_calculation_that_began_meanwhile(ann: World) -> None:
+    at(ann, "GET /v1/calc/list", lambda: other(ann), 2)  # while the upload goes on
+    breaks(ann, "POST /v1/calc/run", 1)
+    assert json.loads(ann.oq("run", ann.job("a job"), "--json"))["id"] == 2
+    assert "trying again" in ann.errors
+
+
+def test_an_upload_whose_calculation_cannot_be_told_from_another_one_is_not_guessed(ann: World) -> None:
+    breaks(ann, "POST /v1/calc/run", 1, after=True)
+    at(ann, "GET /v1/calc/list", lambda: other(ann, 2), 3)  # after the upload
+    ann.oq("run", ann.job("a job"), status=1)
+    assert re.search("may be calculation (1, 2|2, 1)", ann.errors)
+    assert sorted(ann.webui.calculations) == [1, 2]
+
+
+def test_a_job_that_is_refused_after_its_answer_was_lost_ends_the_command(ann: World) -> None:
+    """Upstream leaves the description of one that it has not read."""
+
+    def refuse(method: str, path: str) -> bool:
+        if f"{method} {path}" != "POST /v1/calc/run":
+            return False
+        one = ann.webui.calculations[1]
+        one.description, one.status = "Calculation waiting to start", "failed"
+        return True
+
+    ann.webui.after.append(refuse)
+    assert "calculation 1 is failed" in ann.oq("run", ann.job(), status=1)
+
+
+def test_without_a_login_a_lost_answer_is_not_guessed(world: World) -> None:
+    world.direct()
+    world.webui.login = False
+    breaks(world, "POST /v1/calc/run", 1, after=True)
+    world.oq("run", world.job(), status=1)
+    assert "may be calculation 1" in world.errors
+
+
+@pytest.mark.parametrize(("complete", "words"), [(True, "the calculation may start"), (False, "Nothing has")])
+def test_ctrl_c_during_an_upload_says_whether_something_may_start(
+    ann: World, monkeypatch: pytest.MonkeyPatch, complete: bool, words: str
+) -> None:
+    def start(_: Any, form: submit.Form, content_type: str) -> int:
+        assert content_type
+        while complete and form.read():
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("oq_cluster.webui.WebUI.start", start)
+    ann.oq("run", ann.job(), status=130)
+    assert words in ann.errors
+
+
+def test_the_hazard_that_a_job_file_names_is_continued(ann: World) -> None:
+    """The server would compute it anew, since what it is told of the hazard overrides the file."""
+    other(ann, 5, status="complete")
+    job = ann.job()
+    job.write_text(job.read_text() + "hazard_calculation_id = 5\n")
+    ann.oq("run", job)
+    assert ann.webui.calculations[6].fields["hazard_job_id"] == "5"
+    ann.oq("run", job, "--hazard", "5")
+    before = list(ann.webui.asked)
+    ann.oq("run", job, "--hazard", "4", status=2)
+    assert "hazard_calculation_id = 5: the server does not heed it" in ann.errors
+    risk = ann.job("risk", "risk.ini")
+    ann.oq("run", job, risk, status=2)
+    assert "would continue calculation 5" in ann.errors
+    risk.write_text(risk.read_text() + "hazard_calculation_id = job.ini\n")
+    ann.oq("run", risk, status=2)
+    ann.oq("run", job, risk, status=2)
+    assert ann.webui.asked == before
+    ann.oq("run", ann.job(), risk)
+    assert ann.webui.calculations[9].fields["hazard_job_id"] == "8"
+
+
+@pytest.mark.parametrize(("answered", "status"), [(404, 0), (500, 1)])
+def test_an_output_that_cannot_be_had_keeps_no_other_back(ann: World, answered: int, status: int) -> None:
+    """An exporter may have nothing to export."""
+    ann.webui.broken_outputs[11] = answered
+    out = ann.path / "out"
+    printed = ann.oq("run", ann.job(), "--out", out, status=status)
+    assert [path.name for path in out.iterdir()] == ["report_1.rst"]
+    assert ("Hazard Curves as csv: the WebUI answers 500" in printed) == (answered == 500)
+    assert ("Hazard Curves has nothing to export as csv" in ann.errors) == (answered == 404)
+
+
+def test_a_type_that_one_of_several_jobs_has_not_stops_none(ann: World) -> None:
+    out = ann.path / "out"
+    result = json.loads(
+        ann.oq("run", ann.job(), ann.job("r", "risk.ini"), "--out", out, "--type", "shp", "--json", status=1)
+    )
+    assert [one["id"] for one in result] == [1, 2]
+    assert [one["problems"] for one in result] == [
+        ["no output can be had as shp; there is csv, rst, xml"]
+    ] * 2
+
+
+def test_a_directory_that_cannot_be_written_is_wrong_usage_and_nothing_is_sent(ann: World) -> None:
+    before, file = list(ann.webui.asked), ann.path / "file"
+    file.touch()
+    ann.oq("run", ann.job(), "--out", file, status=2)
+    assert "nothing can be written there" in ann.errors
+    assert ann.webui.asked == before
+
+
+def test_an_archive_for_which_there_is_no_room_says_which_directory(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(submit, "pack", full)
+    ann.oq("run", ann.job(), status=1)
+    assert "TMPDIR" in ann.errors
+    assert "an error of oq-cluster itself" not in ann.errors
+
+
+def test_files_of_before_1980_are_packed(ann: World) -> None:
+    """As reproducible archives and Nix have them."""
+    job = ann.job()
+    os.utime(job.parent / "sites.csv", (0, 0))
+    ann.oq("run", job)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_computer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    reach._knock(f"http://127.0.0.1:{os.environ['STAND_IN_PORT']}")
+    assert world.webui.asked[-1] == f"GET {reach.PROBE}"
+
+
+def test_a_network_that_is_away_for_a_while_is_waited_for(forwarded: World) -> None:
+    """The plugin dies with it, and AWS starts no session meanwhile."""
+
+    def away(method: str, path: str) -> bool:
+        del method
+        if path == "/v1/calc/1/log/1:" and not forwarded.aws.error:
+            os.kill(forwarded.plugins()[-1]["pid"], 9)
+            forwarded.aws.error = "TargetNotConnected"
+            threading.Timer(3, lambda: setattr(forwarded.aws, "error", "")).start()
+            forwarded.webui.faults.remove(away)
+            return True
+        return False
+
+    forwarded.webui.faults.append(away)
+    assert "calculation 1 is complete" in forwarded.oq("run", forwarded.job())
+    assert "trying again" in forwarded.errors
+
+
+def test_a_long_download_that_breaks_off_is_tried_again_as_long_as_it_gets_further(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann.oq("run", ann.job())
+    good, sizes = requests.Response.iter_content, iter((1, 2, 3))
+
+    def content(answer: requests.Response, size: int) -> Iterator[bytes]:
+        if "datastore" not in answer.url or (part := next(sizes, None)) is None:
+            yield from good(answer, size)
+            return
+        time.sleep(0.4)  # longer than one is patient
+        yield b"x" * part
+        raise requests.ConnectionError("broken off")
+
+    monkeypatch.setattr("requests.Response.iter_content", content)
+    monkeypatch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0.3)
+    ann.oq("get", "1", "--datastore", "--out", ann.path / "out")
+    assert (ann.path / "out/calc_1.hdf5").read_bytes() == DATASTORE
+
+
 def test_a_connection_lost_while_following_is_opened_again_and_no_line_is_lost_or_repeated(
     forwarded: World,
 ) -> None:
@@ -329,6 +522,21 @@ def test_abort_waits_for_the_end_and_says_no_to_one_that_has_ended(ann: World) -
     assert "is aborted" in ann.oq("abort", "1")
     ann.oq("abort", "1", status=1)
     assert "not running" in ann.errors
+
+
+def test_the_list_shows_as_many_as_are_wanted(ann: World) -> None:
+    for number in range(1, 131):
+        other(ann, number, status="complete")
+    for limit, shown in (("5", 5), ("120", 120), ("0", 130)):
+        assert len(json.loads(ann.oq("list", "--limit", limit, "--json"))) == shown
+
+
+def test_an_error_of_the_server_is_no_wrong_password(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PASSWORD}\n"))
+    monkeypatch.setattr(world.webui, "answer", lambda *_: (500, b"database or disk is full", {}))
+    world.oq("login", "ann", "--password-stdin", status=1)
+    assert "the WebUI answers 500" in world.errors
+    assert "wrong name or password" not in world.errors
 
 
 def test_share_unshare_and_remove_ask_for_just_that(ann: World) -> None:

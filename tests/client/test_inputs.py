@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,32 @@ def test_a_byte_order_mark_and_percent_signs_are_no_trouble(tmp_path: Path) -> N
     ini = tmp_path / "job.ini"
     ini.write_bytes(b"\xef\xbb\xbf[a]\ndescription = 10% in 50 years\n")
     assert gather(ini).description == "10% in 50 years"
+
+
+def test_names_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
+    """Of most parameters the whole value is one name; in XML inputs a name ends with a space."""
+    ini = tmp_path / "job.ini"
+    ini.write_text("[a]\nsource_model_logic_tree_file = my trees/ssmLT.xml\nexposure_file = a.xml b.xml\n")
+    (tmp_path / "my trees").mkdir()
+    (tmp_path / "my trees/ssmLT.xml").write_text(
+        '<nrml><logicTreeBranchSet uncertaintyType="sourceModel"><uncertaintyModel>source_model(1).xml b=0.9.xml'
+        "</uncertaintyModel></logicTreeBranchSet></nrml>"
+    )
+    found = ["my trees/source_model(1).xml", "my trees/b=0.9.xml", "a.xml", "b.xml"]
+    for name in found:
+        (tmp_path / name).write_text("<nrml/>")
+    job = gather(ini)
+    assert {job.name(file) for file in job.files} == {"job.ini", "my trees/ssmLT.xml", *found}
+
+
+def test_what_comes_in_an_archive_of_the_job_is_not_missing(tmp_path: Path) -> None:
+    """The engine unpacks the logic tree first, and finds the others beside it."""
+    ini = tmp_path / "job.ini"
+    ini.write_text("[a]\ngsim_logic_tree_file = gmmLT.xml\nsource_model_logic_tree_file = ssmLT.zip\n")
+    with zipfile.ZipFile(tmp_path / "ssmLT.zip", "w") as archive:
+        archive.writestr("ssmLT.xml", "<nrml/>")
+        archive.writestr("gmmLT.xml", "<nrml/>")
+    assert [file.name for file in gather(ini).files] == ["job.ini", "ssmLT.zip"]
+    ini.write_text(ini.read_text() + "site_model_file = sites.csv\n")
+    with pytest.raises(UsageError, match="site_model_file"):
+        gather(ini)

@@ -105,6 +105,25 @@ def test_nobody_computes_in_anothers_name_or_takes_away_everybodys_tags(tmp_path
     assert chiefs[1] == 200, chiefs
 
 
+def test_a_hazard_is_its_owners_however_its_number_is_written(tmp_path: Path) -> None:
+    """Upstream reads it by int(), which takes more than digits."""
+    found = office(
+        tmp_path,
+        "logs.dbcmd(\"UPDATE job SET user_name='chief' WHERE id=1\")",
+        *[f"ask('bob', 'run', hazard_job_id={number!r})" for number in ("1", " 1", "+1", "0_1", "\u0661")],
+        "ask('bob', 'run', hazard_job_id='')",
+    )
+    assert [status for _, status, _ in found] == [403] * 5 + [found[-1][1]]
+    assert found[-1][1] != 403  # nothing is continued; that it has no archive is another matter
+
+
+def test_the_pages_about_everybodys_tags_are_the_administrators(tmp_path: Path) -> None:
+    """Upstream lets in whom it shows all pages."""
+    see = "client = Client(SERVER_NAME='localhost'); client.force_login(get_user_model().objects.get(username={!r}))"
+    page = "print(client.get('/tagadmin/db/job/').status_code)"
+    assert office(tmp_path, see.format("bob"), page, see.format("chief"), page) == [403, 200]
+
+
 def test_the_directory_of_input_files_is_the_servers_before_anybody_computes(tmp_path: Path) -> None:
     """Its owner counts as the workers' account; a user whose calculation came first would be taken for it."""
     found = office(

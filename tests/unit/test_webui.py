@@ -91,6 +91,8 @@ def test_uploads_are_neither_limited_nor_collected_by_nginx(conf: str) -> None:
         "/accounts/password/",
         "/admin/login/",
         "/admin/password_change/",
+        "/tagadmin/login/",
+        "/tagadmin/password_change/",
     ],
 )
 def test_wherever_a_password_is_tried_nginx_limits_how_often(conf: str, path: str) -> None:
