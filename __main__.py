@@ -25,7 +25,7 @@ from components.security import Security, SecurityArgs
 from components.snapshots import Snapshots, SnapshotsArgs
 from components.storage import Storage, StorageArgs, take_data_back
 from components.subnets import share_out
-from components.tags import ACTIVATE_COST_TAG, cluster_name
+from components.tags import ACTIVATE_COST_TAG, dashboard_name
 from components.workers import WARMUP_SECONDS, Workers, WorkersArgs
 
 # --- what is asked for, and where ---
@@ -219,6 +219,8 @@ session = pulumi.Output.concat(
     "aws ssm start-session --region ", region.name, " --target ", master.instance_id
 )
 pulumi.export("region", region.name)
+pulumi.export("vpcId", network.vpc_id)
+pulumi.export("masterRouteTableId", network.master_route_table_id)
 pulumi.export("masterAddress", str(subnets.master_address))
 pulumi.export("masterInstanceId", master.instance_id)
 pulumi.export("shellCommand", session)
@@ -237,7 +239,7 @@ if secrets.webui and settings.webui_login:
 pulumi.export(
     "dashboardUrl",
     f"https://{region.name}.console.aws.amazon.com/cloudwatch/home?region={region.name}"
-    f"#dashboards/dashboard/{cluster_name(pulumi.get_stack())}",
+    f"#dashboards/dashboard/{dashboard_name(pulumi.get_stack())}",
 )
 pulumi.export("costPerMonthIdle", costs.idle_text())
 pulumi.export("costPerHourFull", costs.full_text())

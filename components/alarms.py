@@ -231,7 +231,7 @@ class Alarms(Component):
         return topic
 
     def _unready(self, args: AlarmsArgs, topic: aws.sns.Topic) -> None:
-        """An alarm on machines that the group counts as workers and the master does not."""
+        """An alarm on machines that the group counts as workers and the master does not, while it says anything."""
         advice = (
             "A machine of the group has not become a worker for ten minutes. Look at its console, aws ec2 "
             "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
@@ -255,8 +255,20 @@ class Alarms(Component):
                     "WorkersAlive",
                     {facts.METRICS_DIMENSION: self._cluster},
                 ),
+                _query(
+                    "heard",
+                    "SampleCount",
+                    facts.METRICS_NAMESPACE,
+                    "WorkersAlive",
+                    {facts.METRICS_DIMENSION: self._cluster},
+                ),
+                # Nothing where the master has said nothing, which has an alarm of its own: a missing number would count
+                # as none.
                 aws.cloudwatch.MetricAlarmMetricQueryArgs(
-                    id="unready", expression="machines - workers", label="Unready", return_data=True
+                    id="unready",
+                    expression="IF(heard, machines - workers, 0)",
+                    label="Unready",
+                    return_data=True,
                 ),
             ],
             comparison_operator="GreaterThanOrEqualToThreshold",

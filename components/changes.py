@@ -15,7 +15,10 @@ class Change(Enum):
     MASTER_REPLACED = ("**replaces the master**", "running calculations end; data stay")
     MASTER_RESIZED = ("stops the master, changes its type, starts it", "running calculations end; data stay")
     WORKERS_ROLLED = ("rolls the workers", "running tasks end first, as said below")
-    FLEET_SIZE = ("changes the group and its scaling policies", "running workers stay")
+    FLEET_SIZE = (
+        "changes the group and its scaling policies",
+        "workers above a lower `workerMax` drain, a higher `workerMin` starts workers; the others stay",
+    )
     NUM_CORES = (
         "tells the master the new size of the full fleet",
         "within a minute `num_cores` follows; calculations that begin afterwards use the new fleet size",

@@ -13,7 +13,7 @@ import pulumi_aws as aws
 from components import facts
 from components.component import Component
 from components.prices import Estimate
-from components.tags import cluster_name
+from components.tags import cluster_name, dashboard_name
 from components.workers import IN_SERVICE_METRIC
 
 _COLUMNS: Final = 24  # of CloudWatch's grid
@@ -201,7 +201,7 @@ class Dashboard(Component):
         cluster = cluster_name(pulumi.get_stack())
         board = aws.cloudwatch.Dashboard(
             self.named("board"),
-            dashboard_name=cluster,
+            dashboard_name=dashboard_name(pulumi.get_stack()),
             dashboard_body=pulumi.Output.all(
                 instance_id=args.instance_id,
                 group_name=args.group_name,

@@ -41,6 +41,7 @@ class Network(Component):
     vpc_id: pulumi.Output[str]
     account: pulumi.Output[str]
     master_subnet_id: pulumi.Output[str]
+    master_route_table_id: pulumi.Output[str]
     worker_subnet_ids: Mapping[str, pulumi.Output[str]]
     s3_prefix_list_id: pulumi.Output[str]
 
@@ -68,6 +69,7 @@ class Network(Component):
 
         self.master_subnet_id = self._subnet("master", args.subnets.master, args.master_zone).id
         master_routes = self._route_table("master", [self.master_subnet_id])
+        self.master_route_table_id = master_routes.id
         self.worker_subnet_ids = {
             zone: self._subnet(f"workers-{zone}", cidr, zone).id
             for zone, cidr in args.subnets.workers.items()
@@ -81,6 +83,7 @@ class Network(Component):
             {
                 "vpcId": self.vpc_id,
                 "masterSubnetId": self.master_subnet_id,
+                "masterRouteTableId": self.master_route_table_id,
                 "workerSubnetIds": dict(self.worker_subnet_ids),
             }
         )

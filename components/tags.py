@@ -21,6 +21,11 @@ def cluster_name(stack: str) -> str:
     return f"{facts.PROJECT}-{stack}"
 
 
+def dashboard_name(stack: str) -> str:
+    """Of the cluster's dashboard; CloudWatch takes no dots, of which a stack's name may have some."""
+    return cluster_name(stack).replace(".", "-")
+
+
 def tags(stack: str, name: str) -> dict[str, str]:
     """The tags of the resource called `name` in `stack`.
 
@@ -40,4 +45,5 @@ def shown_in_metadata(key: str) -> bool:
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html
     """
-    return bool(re.fullmatch(rf"[a-zA-Z0-9{re.escape(OTHERS_IN_METADATA)}]{{1,255}}", key))
+    allowed = re.fullmatch(rf"[a-zA-Z0-9{re.escape(OTHERS_IN_METADATA)}]{{1,255}}", key)
+    return bool(allowed) and key not in (".", "..", "_index")

@@ -26,9 +26,9 @@ _ROOT_GB: Final = 20  # "less than 20GB are usually enough", says OpenQuake's ma
 WARMUP_SECONDS: Final = 120
 IN_SERVICE_METRIC: Final = aws.autoscaling.Metric.GROUP_IN_SERVICE_INSTANCES
 """AWS's name of how many machines of a group run and are not about to go."""
-# Deleting the group waits until its machines are gone; the provider's ten minutes are fewer than a worker may take that
-# still computes: its shutdown waits for the running tasks, until systemd's poweroff.target ends it by force after
-# JobTimeoutSec=30min. https://github.com/systemd/systemd/blob/main/units/poweroff.target
+# Deleting the group waits until its machines are gone. AWS ends one by force some minutes after it was told to go; the
+# provider's ten minutes may be fewer than many of them take, and systemd's own limit is JobTimeoutSec=30min.
+# https://github.com/systemd/systemd/blob/main/units/poweroff.target
 _GROUP_GONE: Final = pulumi.CustomTimeouts(delete="45m")
 
 
@@ -70,8 +70,9 @@ class Workers(Component):
     the group (scaling in, a change of the template, a rebalance of spot capacity) goes through the group's
     drain hook: the machine takes no more tasks, and has `drain_minutes` for those that it runs.
 
-    A change of the template replaces the machines by and by, half of them at a time; AWS counts
-    a new one as serving two minutes after its start, whatever it does. Spot capacity that AWS thinks it will take
+    A change of the template replaces the machines by and by, half of them at a time (of a single one AWS starts the new
+    one first, for minutes one more than the maximum); AWS counts a new one as serving two minutes after its start,
+    whatever it does. Spot capacity that AWS thinks it will take
     back is replaced before it goes.
     """
 

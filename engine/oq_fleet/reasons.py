@@ -18,6 +18,11 @@ _RAISE = "Ask for more in the Service Quotas console (EC2, {}), or lower workerM
 # The first whose pattern is found counts.
 _KNOWN = (
     (
+        r"not eligible for Free Tier",
+        "the account is on AWS's free plan, which has no such instance types",
+        "Upgrade the plan in the Billing console, then run pulumi up",
+    ),
+    (
         r"MaxSpotInstanceCountExceeded|Max spot instance count",
         "the account's quota of spot capacity is used up",
         _RAISE.format('"All Standard Spot Instance Requests"'),
@@ -59,6 +64,20 @@ class Reason:
 
     kind: str
     text: str
+
+
+def suspension(group: str, process: str) -> Reason:
+    """That a group does nothing of a kind any more, suspended by somebody, or by AWS after a day of failures.
+
+    https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html
+    """
+    what = f"the autoscaling group's process {process} is suspended"
+    return Reason(
+        what,
+        f"{what}, as AWS does after a day in which all launches have failed. Cure what the former lines or `aws "
+        f"autoscaling describe-scaling-activities --auto-scaling-group-name {group}` say, then: aws autoscaling "
+        f"resume-processes --auto-scaling-group-name {group} --scaling-processes {process}",
+    )
 
 
 def reason(message: str) -> Reason:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from oq_fleet.reasons import Reason, reason
+from oq_fleet.reasons import Reason, reason, suspension
 
 LOOK_SECONDS = 20.0
+LAUNCH = "Launch"  # the process of a group that starts instances
 RECENT = timedelta(hours=1)
 """How old a failure may be: a group that cannot start an instance tries again, in longer and longer intervals."""
 ACTIVITIES = 20
@@ -110,7 +111,10 @@ def read(client: Any, tags: Mapping[str, str], now: datetime) -> Fleet:
     states = [instance["LifecycleState"] for instance in group["Instances"]]
     present = sum(not state.startswith(_LEAVES) for state in states)
     wanted, failure = group["DesiredCapacity"], None
-    if present < wanted:
+    suspended = {one["ProcessName"] for one in group.get("SuspendedProcesses", ())}
+    if present < wanted and LAUNCH in suspended:
+        failure = suspension(group["AutoScalingGroupName"], LAUNCH)
+    elif present < wanted:
         activities = client.describe_scaling_activities(
             AutoScalingGroupName=group["AutoScalingGroupName"], MaxRecords=ACTIVITIES
         )["Activities"]

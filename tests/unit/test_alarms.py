@@ -159,8 +159,11 @@ def test_a_machine_that_does_not_become_a_worker_is_noticed_before_it_powers_off
     recording: Recording,
 ) -> None:
     alarm, group = alarms(recording)["unready"], recording.one("aws:autoscaling/group:Group")
-    machines, workers, difference = alarm["metricQueries"]
-    assert (difference["expression"], difference["returnData"]) == ("machines - workers", True)
+    machines, workers, heard, difference = alarm["metricQueries"]
+    # CloudWatch takes a missing number for 0 in arithmetic: without the first word a silent master would count as one
+    # whose workers are all broken.
+    assert (difference["expression"], difference["returnData"]) == ("IF(heard, machines - workers, 0)", True)
+    assert heard["metric"] == workers["metric"] | {"stat": "SampleCount"}
     assert machines["metric"]["dimensions"] == {"AutoScalingGroupName": group.outputs["name"]}
     assert [machines["metric"]["metricName"]] == group.inputs["enabledMetrics"]
     assert workers["metric"]["metricName"] in facts.METRICS

@@ -43,6 +43,10 @@ QUOTA = (
     "You have requested more vCPU capacity than your current vCPU limit of 32 allows for the instance bucket that the "
     "specified instance type belongs to. Launching EC2 instance failed."
 )
+FREE_PLAN = (
+    "Could not launch Spot Instances. InvalidParameterCombination - The specified instance type is not eligible for "
+    "Free Tier. For a list of Free Tier instance types, run 'describe-instance-types'. Launching EC2 instance failed."
+)
 NO_CAPACITY = (
     "We currently do not have sufficient c7i.2xlarge capacity in the Availability Zone you requested (eu-central-1a). "
     "Launching EC2 instance failed."
@@ -60,6 +64,7 @@ NO_CAPACITY = (
         ("VcpuLimitExceeded", "quota of vCPUs"),
         (NO_CAPACITY, "no capacity of these instance types .*workerInstanceTypes"),
         ("InsufficientFreeAddressesInSubnet", "no free address"),
+        (FREE_PLAN, "free plan.*Upgrade the plan"),
     ],
 )
 def test_a_reason_is_said_with_what_to_do_and_in_amazons_words(message: str, words: str) -> None:
@@ -160,7 +165,9 @@ def activity(
     }
 
 
-def asked(states: Sequence[str], wanted: int, activities: Sequence[Any] | None) -> Fleet:
+def asked(
+    states: Sequence[str], wanted: int, activities: Sequence[Any] | None, suspended: Sequence[str] = ()
+) -> Fleet:
     """What is read of a group, by botocore's model of AWS's answers; without activities nobody may ask for them."""
     client = boto3.client("autoscaling", region_name="x", aws_access_key_id="x", aws_secret_access_key="x")
     instance = {"AvailabilityZone": "x", "HealthStatus": "Healthy", "ProtectedFromScaleIn": False}
@@ -173,6 +180,7 @@ def asked(states: Sequence[str], wanted: int, activities: Sequence[Any] | None) 
         "AvailabilityZones": ["x"],
         "HealthCheckType": "EC2",
         "CreatedTime": NOW,
+        "SuspendedProcesses": [{"ProcessName": process} for process in ("AZRebalance", *suspended)],
         "Instances": [
             {**instance, "InstanceId": f"i-{number}", "LifecycleState": state}
             for number, state in enumerate(states)
@@ -204,6 +212,14 @@ def test_the_group_lacks_what_neither_serves_nor_starts_and_the_newest_failure_s
 def test_neither_an_old_failure_nor_one_to_end_an_instance_says_why_none_starts() -> None:
     activities = [activity("it is protected", 1, what="Terminating EC2 instance: i-1"), activity(NO_SPOT, 61)]
     assert not asked(["InService"], 2, activities).lacks
+
+
+def test_a_group_that_is_suspended_says_so_though_nothing_fails_any_more() -> None:
+    """As AWS does after a day of failures."""
+    failure = asked(["InService"], 2, None, ["Launch"]).failure
+    assert failure is not None
+    assert "resume-processes --auto-scaling-group-name workers --scaling-processes Launch" in failure.text
+    assert asked(["InService"], 2, [activity(NO_SPOT, 1)], ["HealthCheck"]).failure == reason(NO_SPOT)
 
 
 def test_of_a_full_group_no_activities_are_asked_for() -> None:

@@ -661,6 +661,7 @@ def test_the_machines_tags_have_only_keys_that_the_metadata_can_show(each_mode: 
     keys |= {tag["key"] for tag in group["tags"]} | each_mode.one(INSTANCE).inputs["tags"].keys()
     assert keys
     assert all(shown_in_metadata(key) for key in keys)
+    assert not any(map(shown_in_metadata, (".", "..", "_index", "a key", "a/b", "")))
 
 
 def test_the_engine_keeps_tasks_in_flight_for_the_full_fleet(record: Record) -> None:
@@ -973,6 +974,8 @@ def test_the_outputs_are_what_a_user_pastes(record: Record) -> None:
     session = f"aws ssm start-session --region {REGION} --target {instance}"
     assert recording.exports == {
         "region": REGION,
+        "vpcId": recording.one("aws:ec2/vpc:Vpc").id,
+        "masterRouteTableId": recording.one("aws:ec2/routeTable:RouteTable", "network-master").id,
         "masterAddress": "10.20.0.10",
         "masterInstanceId": instance,
         "shellCommand": session,
