@@ -17,7 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from oq_cluster import config
-from oq_cluster.errors import ClientError, Unreachable, UsageError
+from oq_cluster.errors import ClientError, Offline, Unreachable, UsageError
 
 # Where the master has it (components/facts.py of the program).
 ON_THE_MASTER: Final = "/etc/openquake/tls/certificate.pem"
@@ -50,9 +50,9 @@ class Certificate:
         """
         try:
             text = self._ask()
-        except Unreachable:
-            raise
         except ClientError as error:
+            if isinstance(error, Unreachable) and not isinstance(error, Offline):
+                raise
             raise ClientError(
                 f"the WebUI's certificate cannot be asked for: {error}. Get it from somebody who may use Run Command "
                 "on the master (oq-cluster certificate > webui.pem), then: oq-cluster use … --certificate webui.pem"

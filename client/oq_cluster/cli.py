@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from oq_cluster import __version__, commands, completion, stack
 from oq_cluster.commands import INTERRUPTED, Context, Shown
-from oq_cluster.errors import ClientError, LostConnection, Unreachable, UsageError
+from oq_cluster.errors import ClientError, LostConnection, Offline, Unreachable, UsageError
 from oq_cluster.stack import Source
 from oq_cluster.terminal import Terminal
 
@@ -268,7 +268,7 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
     try:
         shown = given.run(context, given)
     except (LostConnection, Unreachable) as error:
-        if reason := context.asleep():
+        if not isinstance(error, Offline) and (reason := context.asleep()):
             raise reason from error
         raise
     finally:

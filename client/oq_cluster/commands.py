@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from oq_cluster import certificate, diag, inputs, reach, stack, submit
 from oq_cluster.certificate import Certificate
-from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Unreachable, UsageError
+from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Offline, Unreachable, UsageError
 from oq_cluster.session_manager import Answer
 from oq_cluster.stack import Outputs, Source
 from oq_cluster.submit import Line
@@ -159,28 +159,32 @@ def run(context: Context, given: argparse.Namespace) -> Shown:
     if given.no_wait and len(given.job_ini) > 1:
         raise UsageError("--no-wait takes one job: the next one needs the first one's results")
     jobs = [inputs.gather(path) for path in given.job_ini]
+    hazard = _hazard(jobs, given.hazard)
     if given.dry_run:
         return _files(jobs)
-    hazard = _hazard(jobs, given.hazard)
     if given.out is not None:
         submit.writable(given.out)  # not to be found out after hours
-    all_shown: list[Shown] = []
-    for job in jobs:
-        number = submit.upload(context.webui, job, hazard, context.terminal)
-        context.terminal.say(f"calculation {number}: {job.ini}")
-        if hazard is None:
-            hazard = number
-        if given.no_wait:
-            return Shown({"id": number}, str(number))
-        all_shown.append(_followed(context, number, given.out, given.type))
-        if all_shown[-1].data["status"] not in GOOD:
-            break
+    ended: list[Shown] = []
+    try:
+        for job in jobs:
+            if ended:
+                context.terminal.say(ended[-1].text)
+            number = submit.upload(context.webui, job, hazard, context.terminal)
+            context.terminal.say(f"calculation {number}: {job.ini}")
+            if hazard is None:
+                hazard = number
+            if given.no_wait:
+                return Shown({"id": number}, str(number))
+            ended.append(_followed(context, number, given.out, given.type))
+            if ended[-1].data["status"] not in GOOD:
+                break
+    except (ClientError, KeyboardInterrupt):
+        if context.json and ended:  # programs hear of those that have come to an end
+            print(json_text([shown.data for shown in ended]), flush=True)
+        raise
     if len(jobs) == 1:
-        return all_shown[0]
-    *others, last = all_shown
-    for shown in others:
-        context.terminal.say(shown.text)
-    return Shown([shown.data for shown in all_shown], last.text, max(shown.status for shown in all_shown))
+        return ended[0]
+    return Shown([shown.data for shown in ended], ended[-1].text, max(shown.status for shown in ended))
 
 
 def _hazard(jobs: list[inputs.Job], given: int | None) -> int | None:
@@ -189,13 +193,14 @@ def _hazard(jobs: list[inputs.Job], given: int | None) -> int | None:
     Raises:
         UsageError: a job file names another one, which the server would not heed.
     """
+    problems = []
     if given is None and jobs[0].hazard.isdecimal():
         given = int(jobs[0].hazard)
-    problems = []
-    if given is not None and len(jobs) > 1 and any(job.hazard != str(given) for job in jobs):
-        problems.append(
-            f"each of these jobs would continue calculation {given}, and none the first one's: run them one by one"
-        )
+        if any(job.hazard != str(given) for job in jobs):
+            problems.append(
+                f"{jobs[0].ini}: hazard_calculation_id = {given}: are the other jobs to continue that calculation, "
+                f"too? Then write --hazard {given}; otherwise run them one by one"
+            )
     for job in jobs:
         heeded = {str(given), ""} | (
             {os.path.relpath(jobs[0].ini, job.ini.parent)} if job is not jobs[0] else set()
@@ -415,7 +420,7 @@ def workers(context: Context, given: argparse.Namespace) -> Shown:
         now: dict[str, Any] | None = json.loads(_done(context, ["oq-celery", "status", "--json"]))
         problem = ""
     except Unreachable as error:
-        now, problem = None, str(context.asleep() or error)
+        now, problem = None, str(error if isinstance(error, Offline) else context.asleep() or error)
     except (ClientError, ValueError) as error:
         now, problem = None, str(error)
     text = fleet_text(fleet, now, problem)

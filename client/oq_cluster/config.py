@@ -49,9 +49,13 @@ def replace(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of this command alone
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        Path(new).replace(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of this command alone
+        new = Path(name)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from None

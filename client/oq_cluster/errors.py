@@ -23,6 +23,10 @@ class Unreachable(ClientError):
     """Nothing runs commands or takes sessions on the master: it is off, booting, busy or gone."""
 
 
+class Offline(Unreachable):
+    """There is no way to AWS, so that nothing is known of the master."""
+
+
 class Missing(ClientError):
     """There is no such thing, or it is not this user's to see."""
 

@@ -16,6 +16,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -40,6 +41,7 @@ _LISTS: Final = frozenset(
 )
 # A word that may be a file's name: numbers are not tried, of which large models have millions.
 _NAME: Final = re.compile(r"""[^\s"'<>=,;{}()\[\]]*\.[A-Za-z]\w*""")
+_ARCHIVES: Final = frozenset({"source_model_logic_tree_file", "exposure_file"})  # which it may unpack
 _MOSAIC: Final = "${mosaic}/"  # a directory of the server
 _MODEL_FILES: Final = (".xml", ".nrml", ".csv", ".hdf5", ".zip")
 # Elements of XML inputs whose text the engine takes for file names: those of source models in logic trees, of assets in
@@ -123,6 +125,7 @@ class _Gathering:
 
     def __init__(self) -> None:
         self.files: set[Path] = set()
+        self.archives: set[Path] = set()
         self.missing: list[tuple[Path, str, str]] = []  # by which file, what, and how it says so
 
     def take(self, file: Path) -> None:
@@ -143,6 +146,10 @@ class _Gathering:
         wanted = set(_listed(key, value)) if key.endswith(_FILE_KEYS) else set()
         for name in sorted({value.strip(), *_words(value)} | wanted):
             self._name(ini, name, name in wanted, f"{key} = {name}")
+            # The engine takes an unpacked one that is there for it.
+            found = self._found(name, ini.parent) if key in _ARCHIVES and name.endswith(".zip") else None
+            if found is not None and not found.with_suffix(".xml").exists():
+                self.archives.add(found)
 
     def _name(self, file: Path, name: str, wanted: bool, context: str) -> None:
         """Take what a file names; complain of what the engine would look for and not find."""
@@ -157,7 +164,7 @@ class _Gathering:
         return [
             f"{file.name}: {context}: {self._trouble(name, file.parent)}"
             for file, name, context in self.missing
-            if not self._packed(name, file.parent)
+            if Path(name).is_absolute() or Path(os.path.normpath(file.parent / name)) not in self._packed
         ]
 
     @staticmethod
@@ -171,15 +178,14 @@ class _Gathering:
         except OSError:  # too long for a name
             return None
 
-    def _packed(self, name: str, base: Path) -> bool:
-        """Whether the file comes with an archive of the job, which the engine unpacks where it lies."""
-        path = Path(os.path.normpath(base / name))
-        for archive in self.files:
-            if archive.suffix.lower() == ".zip" and path.is_relative_to(archive.parent):
-                with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
-                    if path.relative_to(archive.parent).as_posix() in opened.namelist():
-                        return True
-        return False
+    @cached_property
+    def _packed(self) -> frozenset[Path]:
+        """What comes with the archives of the job that the engine unpacks where they lie; when all is taken."""
+        found = set[Path]()
+        for archive in self.archives:
+            with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
+                found |= {archive.parent / name for name in opened.namelist()}
+        return frozenset(found)
 
     @staticmethod
     def _trouble(name: str, base: Path) -> str:

@@ -23,7 +23,7 @@ from botocore import exceptions
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as ApiError
 
-from oq_cluster.errors import ClientError, Unreachable
+from oq_cluster.errors import ClientError, Offline, Unreachable
 
 PLUGIN: Final = "session-manager-plugin"
 # Plugins after this version take the session's token by an environment variable, so that no list of processes shows it.
@@ -110,7 +110,7 @@ def explained(instance_id: str = "") -> Iterator[None]:
             text = f"AWS: {code}: {message}"
         raise ClientError(text) from error
     except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
-        raise Unreachable(f"AWS cannot be reached: {error}") from error
+        raise Offline(f"AWS cannot be reached: {error}") from error
     except BotoCoreError as error:
         raise ClientError(f"AWS cannot be asked: {error}") from error
 

@@ -21,6 +21,8 @@ from oq_cluster.webui import UNFINISHED, WebUI, unpack
 ATTEMPTS: Final = 4  # of an upload that breaks off
 # After an upload whose answer was lost: how long the server may take to show the calculation in its list.
 _APPEARS_SECONDS: Final = 15.0
+# And to read the largest model; a WebUI that ended meanwhile leaves such a calculation for ever.
+_READ_SECONDS: Final = 3600.0
 # How the server calls a calculation whose job file it has not read yet (submit_job in openquake.server.views).
 _WAITING: Final = "Calculation waiting to start"
 _POLL_SECONDS: Final = 1.0
@@ -122,39 +124,66 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
     fields = {"job_ini": job.ini.name}
     if hazard is not None:
         fields["hazard_job_id"] = str(hazard)
-    before = {calculation["id"] for calculation in webui.calculations()}
-
-    def look() -> None:
-        with suppress(ClientError):  # then what was there before counts
-            before.update(calculation["id"] for calculation in webui.calculations(patiently=False))
-
-    for attempt in range(1, ATTEMPTS + 1):
-        progress = _Progress(terminal)
-        form = Form(archive, fields, progress, look)
-        try:
-            number = webui.start(form, form.content_type)
-        except LostConnection as error:
-            webui.door.close()
-            found = _started(webui, job, hazard, before) if form.complete else None
-            if found is not None:
-                terminal.say("the connection was lost after the upload; the calculation has started")
-                return found
-            if attempt == ATTEMPTS:
-                raise LostConnection(
-                    f"the upload broke off {ATTEMPTS} times, nothing has started: {error}"
-                ) from error
-            terminal.say("the connection was lost during the upload, nothing has started; trying again")
-        except KeyboardInterrupt:
-            terminal.say(
-                "\nThe upload was complete: the calculation may start. oq-cluster list shows it"
-                if form.complete
-                else "\nNothing has started"
-            )
-            raise
-        else:
-            progress.done(job)
-            return number
+    sent = _Sent(webui)
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            progress = _Progress(terminal)
+            form = Form(archive, fields, progress, sent.nearly)
+            try:
+                number = webui.start(form, form.content_type)
+            except LostConnection as error:
+                webui.door.close()
+                if form.complete and (found := _started(webui, job, hazard, sent.newest)) is not None:
+                    terminal.say("the connection was lost after the upload; the calculation has started")
+                    return found
+                if attempt == ATTEMPTS:
+                    raise LostConnection(f"the upload broke off {ATTEMPTS} times: {error}") from error
+                terminal.say("the connection was lost during the upload, nothing has started; trying again")
+                if not form.complete:
+                    webui.calculations()  # which waits until there is a way again
+            else:
+                progress.done(job)
+                return number
+    except KeyboardInterrupt:
+        terminal.say(f"\n{sent.words()}")
+        raise
+    except LostConnection as error:
+        raise LostConnection(f"{error}; {sent.words()}") from error
     raise AssertionError("unreachable")
+
+
+class _Sent:
+    """Whether some attempt at an upload was complete, so that its calculation may be there.
+
+    Attributes:
+        newest: the highest number of a calculation before that.
+        complete: whether all was sent, or all but the last bytes.
+    """
+
+    def __init__(self, webui: WebUI) -> None:
+        self._webui = webui
+        self.newest = self._last(webui.calculations())
+        self.complete = False
+
+    @staticmethod
+    def _last(calculations: list[dict[str, Any]]) -> int:
+        return max((int(found["id"]) for found in calculations), default=0)
+
+    def nearly(self) -> None:
+        """The last bytes are about to be sent. What began while the others were is none of this job's."""
+        if not self.complete:
+            with suppress(ClientError):  # then what was there before counts
+                self.newest = max(self.newest, self._last(self._webui.calculations(patiently=False)))
+        self.complete = True
+
+    def words(self) -> str:
+        """What may have come of it."""
+        if self.complete:
+            return (
+                "the upload was complete, and the calculation may start: look with oq-cluster list before you run it "
+                "again"
+            )
+        return "nothing has started"
 
 
 class _Progress:
@@ -184,24 +213,28 @@ class _Progress:
         )
 
 
-def _started(webui: WebUI, job: Job, hazard: int | None, before: set[int]) -> int | None:
+def _started(webui: WebUI, job: Job, hazard: int | None, newest: int) -> int | None:
     """The calculation that a complete upload without an answer has started; None if none has appeared in time.
 
     One that the engine has refused counts: who follows it sees why.
 
+    Args:
+        newest: the number of the last calculation before it.
+
     Raises:
         ClientError: it cannot be told from others.
     """
-    deadline = time.monotonic() + _APPEARS_SECONDS
+    begun = time.monotonic()
     while True:
         new = [
             found
             for found in webui.calculations()
-            if found["id"] not in before and webui.user in ("", found["owner"].partition("@")[0])
+            if found["id"] > newest and webui.user in ("", found["owner"].partition("@")[0])
         ]
         waiting = [found for found in new if found["description"] == _WAITING]
         reading = [found for found in waiting if found["status"] in UNFINISHED]
-        if time.monotonic() > deadline and not reading:
+        seconds = time.monotonic() - begun
+        if (seconds > _APPEARS_SECONDS and not reading) or seconds > _READ_SECONDS:
             break
         time.sleep(_POLL_SECONDS)
     like = [
@@ -212,7 +245,7 @@ def _started(webui: WebUI, job: Job, hazard: int | None, before: set[int]) -> in
         and found["parent_id"] == hazard
     ]
     found = [int(one["id"]) for one in [*like, *waiting]]
-    if len(found) > 1 or (found and not webui.user):
+    if len(found) > 1 or reading or (found and not webui.user):
         raise ClientError(
             f"the connection was lost after the upload, and the job may be calculation {', '.join(map(str, found))}: "
             "look with oq-cluster status before you run it again"
@@ -332,14 +365,17 @@ def download(
             with _part(directory) as partial:
                 name = webui.download(f"/v1/calc/result/{output['id']}?export_type={kind}", partial)
                 written += unpack(partial, name, output, kind, directory)
-        except Missing:  # it is listed, and the engine's exporter gives no file
+        except Missing:  # it is listed, and the engine's exporter gives no file: nothing is wrong
             terminal.say(f"{output['name']} has nothing to export as {kind}")
         except (LostConnection, NotLoggedIn, Unreachable):
             raise
         except ClientError as error:
             problems.append(f"{output['name']} as {kind}: {error}")
         except OSError as error:
-            raise ClientError(f"{directory}: {error}. Then: oq-cluster get {number} --out DIR") from error
+            problems.append(
+                f"{directory}: {error}; the rest was not tried: oq-cluster get {number} --out DIR"
+            )
+            break
     terminal.status("")
     return written, problems
 
@@ -348,9 +384,12 @@ def download_datastore(webui: WebUI, number: int, directory: Path, terminal: Ter
     """Download the engine's own file of a calculation into a directory; the file."""
     target = directory / f"calc_{number}.hdf5"
     terminal.status("downloading the datastore …")
-    with _part(directory) as partial:
-        webui.download(f"/v1/calc/{number}/datastore", partial)
-        partial.replace(target)
+    try:
+        with _part(directory) as partial:
+            webui.download(f"/v1/calc/{number}/datastore", partial)
+            partial.replace(target)
+    except OSError as error:
+        raise ClientError(f"{directory}: {error}") from error
     terminal.status("")
     return target
 

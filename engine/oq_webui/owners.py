@@ -35,8 +35,12 @@ class OwnersOnly:
 
     def __call__(self, request: Any) -> Any:
         """Answer one request."""
-        if request.user.is_authenticated and not request.user.is_superuser and not _may(request):
-            return HttpResponseForbidden("This calculation is another user's.", content_type="text/plain")
+        if request.user.is_authenticated and not request.user.is_superuser:
+            # Upstream lets in whom it shows all pages, which is everybody here.
+            if request.path_info.startswith("/tagadmin"):
+                return HttpResponseForbidden("Tags are the administrators'.", content_type="text/plain")
+            if not _may(request):
+                return HttpResponseForbidden("This calculation is another user's.", content_type="text/plain")
         if request.user.is_superuser:
             _remove_in_owners_name(request)
         return self.get_response(request)
@@ -55,10 +59,6 @@ def _may(request: Any) -> bool:
         number, action = found.groups()
         return _sees(request, number, changes=action in _CHANGES)
     if _TAGS.match(request.path_info):
-        return False
-    if request.path_info.startswith(
-        "/tagadmin"
-    ):  # upstream lets in whom it shows all pages, which is everybody here
         return False
     if request.method == "POST":  # there are several ways to start one
         owner, parent = request.POST.get("job_owner"), request.POST.get("hazard_job_id")

@@ -149,6 +149,10 @@ def test_what_comes_in_an_archive_of_the_job_is_not_missing(tmp_path: Path) -> N
         archive.writestr("ssmLT.xml", "<nrml/>")
         archive.writestr("gmmLT.xml", "<nrml/>")
     assert [file.name for file in gather(ini).files] == ["job.ini", "ssmLT.zip"]
+    (tmp_path / "ssmLT.xml").write_text("<nrml/>")  # which the engine takes in its place
+    with pytest.raises(UsageError, match="gmmLT"):
+        gather(ini)
+    (tmp_path / "ssmLT.xml").unlink()
     ini.write_text(ini.read_text() + "site_model_file = sites.csv\n")
     with pytest.raises(UsageError, match="site_model_file"):
         gather(ini)

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+from botocore import exceptions
 from oq_cluster import session_manager, stack
+from oq_cluster.certificate import Certificate
 from oq_cluster.errors import ClientError
 from oq_cluster.reach import revealed
+from oq_cluster.session_manager import SessionManager
 
 from components import facts
 from tests.client.conftest import OUTPUTS, World
@@ -299,3 +303,21 @@ def test_every_output_that_the_client_needs_is_one_of_the_programs() -> None:
     program = (Path(__file__).parent.parent.parent / "__main__.py").read_text()
     for name in (*stack.REQUIRED, "webUiUrl"):
         assert f'pulumi.export("{name}"' in program, name
+
+
+def test_without_a_way_to_aws_a_certificate_can_be_had_as_a_file_and_nothing_is_asked_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise exceptions.EndpointConnectionError(endpoint_url="https://ssm")
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", unreachable)
+    asked: list[bool] = []
+    monkeypatch.setattr("oq_cluster.reach.asleep", lambda _: asked.append(True))
+    world.oq("certificate", status=1)
+    assert "speaks plain HTTP" in world.errors
+    world.oq("shell", status=1)
+    assert "AWS cannot be reached" in world.errors
+    with pytest.raises(ClientError, match=r"oq-cluster use … --certificate"):
+        Certificate("x", lambda: SessionManager("r", "i-1").run("cat x").output).renew()
+    assert asked == []
