@@ -136,7 +136,7 @@ class VirtualMachine:
             raise LabError(f"{self.name}: {command}: {answer['error']['desc']}")
         return answer["return"]
 
-    def execute(self, line: str, timeout: float = 600) -> tuple[int, str]:
+    def execute(self, line: str, timeout: float = 120) -> tuple[int, str]:
         """The exit status and the output of a line of shell, as root; LabError when there is no answer in time."""
         begin, end = secrets.token_hex(8), secrets.token_hex(8)
         # The terminal shows what is typed: there the marks are in pieces. Programs do not write to it, or they would
