@@ -31,6 +31,7 @@ from oq_cluster.stack import Outputs, Source
 # What answers without a login, or says that it wants one.
 PROBE: Final = "/v1/engine_version"
 OPEN_SECONDS: Final = 60.0
+_PORTS: Final = 3  # that are tried for a forward, of which any one will do
 _STATUS: Final = "oq-cluster-status="
 # What a master is, in EC2's words; OFF are those in which somebody can start it, now or in a moment.
 RUNNING: Final = "running"
@@ -66,6 +67,10 @@ class Direct(Door):
         return self._url
 
 
+class _EndedError(LostConnection):
+    """The process of a port forward has ended before anything answered."""
+
+
 class Forward(Door):
     """A process that forwards a local port; each kind starts it in its way."""
 
@@ -92,23 +97,33 @@ class Forward(Door):
             LostConnection: nothing does, or there is no way any more where one was.
             Unreachable: there is no way from the beginning.
         """
-        if self._log is None:
-            port = self.wanted or _free_port(self._port)  # a browser has the former one
-            log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
-            self._log = log
+        for left in reversed(range(_PORTS)):
             try:
-                process = self.start(port, log)
-                _wait_for(f"{self.scheme}://127.0.0.1:{port}", process, log)
-            except Unreachable as error:
-                self.close()
-                if self._opened:
-                    raise LostConnection(str(error)) from error
-                raise
-            except BaseException:
-                self.close()
-                raise
-            self._port, self._opened = port, True
+                if self._log is None:
+                    self._open()
+                break
+            except _EndedError:  # somebody may have taken the port, which was free a moment ago
+                if self.wanted or not left:
+                    raise
+                self._port = 0
         return f"{self.scheme}://127.0.0.1:{self._port}"
+
+    def _open(self) -> None:
+        port = self.wanted or _free_port(self._port)  # a browser has the former one
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
+        self._log = log
+        try:
+            process = self.start(port, log)
+            _wait_for(f"{self.scheme}://127.0.0.1:{port}", process, log)
+        except Unreachable as error:
+            self.close()
+            if self._opened:
+                raise LostConnection(str(error)) from error
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self._port, self._opened = port, True
 
     def close(self) -> None:
         """End it."""
@@ -148,8 +163,9 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: IO[str]) -> None:
                 ) from None
             time.sleep(0.2)
         else:
-            return
-    raise LostConnection(f"the port forward has ended by itself: try again{_tail(log)}")
+            if process.poll() is None:  # or it was another program at this port
+                return
+    raise _EndedError(f"the port forward has ended by itself: try again{_tail(log)}")
 
 
 def _knock(url: str) -> None:

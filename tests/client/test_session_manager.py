@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 from botocore import exceptions
-from oq_cluster import session_manager, stack
+from oq_cluster import reach, session_manager, stack
 from oq_cluster.certificate import Certificate
 from oq_cluster.errors import ClientError
 from oq_cluster.reach import revealed
@@ -169,6 +170,19 @@ def test_a_plugin_that_ends_by_itself_is_shown_with_its_words(
     opened.oq("list", status=1)
     assert "Cannot perform start session: EOF" in opened.errors
     assert opened.aws.requests("TerminateSession")
+
+
+def test_a_port_that_somebody_has_taken_meanwhile_is_given_up_for_another(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        ports = [taken.getsockname()[1]]
+        free = reach._free_port
+        monkeypatch.setattr(reach, "_free_port", lambda wanted=0: ports.pop() if ports else free(wanted))
+        opened.oq("list")
+    first, second = opened.plugins()[-2:]
+    assert first["arguments"][4] != second["arguments"][4]
 
 
 def test_a_direct_address_needs_neither_aws_nor_the_plugin(opened: World) -> None:
