@@ -170,7 +170,7 @@ def _before_the_fork(**_: Any) -> None:
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _after_the_fork(**_: Any) -> None:
     global _place
-    _place = current_process().index
+    _place = getattr(current_process(), "index", 0)  # the only one, where there is no pool
     _pids[_place] = os.getpid()
     # ZeroMQ's context has threads, which a fork leaves behind; the engine talks to the DbServer through it.
     zeromq.context = zeromq.zmq.Context()
