@@ -255,23 +255,26 @@ def test_an_upload_whose_calculation_cannot_be_told_from_another_one_is_not_gues
     assert sorted(ann.webui.calculations) == [1, 2]
 
 
-def test_a_job_that_is_refused_after_its_answer_was_lost_ends_the_command(ann: World) -> None:
-    """Upstream leaves the description of one that it has not read."""
+def left_unread(world: World, status: str) -> None:
+    """Break the connection of an upload whose job the server does not read; upstream leaves it this description."""
 
-    def refuse(method: str, path: str) -> bool:
+    def leave(method: str, path: str) -> bool:
         if f"{method} {path}" != "POST /v1/calc/run":
             return False
-        one = ann.webui.calculations[1]
-        one.description, one.status = "Calculation waiting to start", "failed"
+        one = world.webui.calculations[1]
+        one.description, one.status = "Calculation waiting to start", status
         return True
 
-    ann.webui.after.append(refuse)
+    world.webui.after.append(leave)
+
+
+def test_a_job_that_is_refused_after_its_answer_was_lost_ends_the_command(ann: World) -> None:
+    left_unread(ann, "failed")
     assert "calculation 1 is failed" in ann.oq("run", ann.job(), status=1)
 
 
 def test_between_two_attempts_at_an_upload_the_way_is_waited_for(ann: World) -> None:
     """A WebUI that restarts is away for longer than four attempts take."""
-    breaks(ann, "POST /v1/calc/run", 1)
     away = [0.0]
 
     def restarts(method: str, path: str) -> bool:
@@ -288,14 +291,7 @@ def test_between_two_attempts_at_an_upload_the_way_is_waited_for(ann: World) -> 
 def test_a_calculation_that_a_broken_webui_has_left_unread_is_not_waited_for_for_ever(
     ann: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leave(method: str, path: str) -> bool:
-        if f"{method} {path}" != "POST /v1/calc/run":
-            return False
-        one = ann.webui.calculations[1]
-        one.description, one.status = "Calculation waiting to start", "created"
-        return True
-
-    ann.webui.after.append(leave)
+    left_unread(ann, "created")
     monkeypatch.setattr(submit, "_READ_SECONDS", 0.5)
     ann.oq("run", ann.job(), status=1)
     assert "may be calculation 1" in ann.errors
