@@ -62,7 +62,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             3,
             f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge it: "
             f"pulumi config set {volume_name(mount)}VolumeGb, pulumi up; the file system follows within two minutes. "
-            "At 100 % it may have had an error, after which nothing is written to it: journalctl -u openquake-refresh",
+            "At 100 % it may have had an error, after which nothing is written to it: journalctl -u "
+            f"{facts.REFRESH_SERVICE}",
             {**own, facts.DISK_DIMENSION: mount},
         )
         for mount in facts.VOLUME_MOUNTS

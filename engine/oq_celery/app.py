@@ -108,7 +108,7 @@ def make(settings: Settings) -> Celery:
     app = Celery("oq_celery", broker=settings.url, amqp=SteadyAMQP, control=SteadyControl)
     app.conf.update(
         task_serializer="pickle",
-        accept_content=["pickle", "json"],  # tasks, and Celery's own commands to workers
+        accept_content=["pickle"],  # of tasks; commands have a language of their own (OwnMailbox)
         task_ignore_result=True,
         task_queues=[Queue(settings.queue, durable=True, queue_arguments=broker.TASK_QUEUE_ARGUMENTS)],
         task_default_queue=settings.queue,

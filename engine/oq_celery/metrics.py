@@ -68,7 +68,8 @@ def disk_trouble(disk: str) -> str:
     count = Path("/sys/fs/ext4", device, "errors_count")
     errors = int(count.read_text()) if count.exists() else 0
     if errors or os.statvfs(disk).f_flag & os.ST_RDONLY:
-        return f"the file system of {disk} has had {errors} errors and takes no more data (journalctl -k)"
+        what = f"has had {errors} errors" if errors else "is read-only"
+        return f"the file system of {disk} {what} and takes no more data (journalctl -k)"
     return ""
 
 

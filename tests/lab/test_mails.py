@@ -29,8 +29,9 @@ from tests.lab.support import on
 ADDRESS = "seismology@example.org"
 NOW = 1_800_000_000.0  # the beginning of a minute
 HURRY = 5
-ONE_PERIOD = 15
 """By how much the alarms look at fewer minutes than recorded: silence is an alarm after two minutes, not ten."""
+ONE_PERIOD = 15
+"""The same for alarms that look at one minute alone: as many as the slowest of them looks at."""
 TOLD_SECONDS = 360
 """The longest wait for a mail, on a machine with other things to do."""
 

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from oq_idle import cli, gate
+from oq_idle.cli import BUSY
 
 from components import facts, userdata
 from lab.cluster import cluster, fleet
@@ -22,8 +24,7 @@ from tests.lab.web import administrator, calculations
 pytestmark = pytest.mark.lab
 
 MINUTES = 2
-BUSY = "/run/openquake/busy"
-ASKED = "/run/openquake-webui/asked"  # the time of the last request to the WebUI
+ASKED = cli.WEBUI / gate.FILE  # whose time is that of the last request to the WebUI
 STOP_SECONDS = 5  # in which a machine that has been told to power off is no more to be asked
 # Whether the look finds that somebody needs the master: then it writes down when.
 # It looks as for its timer (`idle` in cloud-init/oq_node/master.py), but for the minutes.
@@ -86,9 +87,8 @@ def test_a_master_sleeps_when_nobody_needs_it_and_wakes_as_it_was(nfs_cluster: L
 
     ann.oq("list")
     may_stop_after(nfs_cluster, MINUTES)
-    run_oneshot(
-        nfs_cluster, facts.REFRESH_SERVICE
-    )  # as the timer does, which finds that it has been asked just now
+    # As the timer does, which finds that it has been asked just now.
+    run_oneshot(nfs_cluster, facts.REFRESH_SERVICE)
     time.sleep(STOP_SECONDS)
     on(nfs_cluster, "master", f"touch --date '{MINUTES} minutes ago' {BUSY} {ASKED}")
     # Not asked itself: what is asked while it stops may never answer.

@@ -358,6 +358,16 @@ def test_a_rotation_whose_state_cannot_be_read_goes_on_from_the_secret(
     assert list(world.broker) == [world.secrets["cluster"].get("amqp_user", facts.AMQP_USER)]
 
 
+def test_a_new_rotation_is_one_though_the_state_of_the_last_cannot_be_read(
+    rotation: Any, world: World
+) -> None:
+    rotation.rotate()
+    rotation.STATE.write_text("")
+    before = world.secrets["cluster"]
+    assert "of generation 3" in rotation.rotate()
+    assert world.secrets["cluster"]["amqp_password"] != before["amqp_password"]
+
+
 @pytest.mark.parametrize(
     ("ready", "command", "status"),
     [(True, "rotate", ""), (False, "settle", ""), (False, "rotate", "not the master yet")],
