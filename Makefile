@@ -8,7 +8,7 @@ ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test beside-lab unit engine pulumi-cli policy-pack transport transport-faults transport-host transport-jobs transport-others explore lab lab-cache lab-client lab-changes lab-people lab-others vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
+.PHONY: help demo test unit engine pulumi-cli policy-pack transport explore lab lab-cache vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,65 +16,61 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-# Side by side what keeps two cores busy together: environments are made while one core tests, the emulated machine has
-# one core, and the lab waits for boots, drains and alarms half of its time.
+# Six at a time of what waits for nothing that is still being made, the longest first: the lab waits for boots, drains and
+# alarms half of its time, the emulated machine has one core. Units are first, since they are the first to be red.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target unit policy-pack $(ENGINE_VENV)/.done
-	@$(MAKE) --no-print-directory --jobs=2 transport pulumi-cli
-	@$(MAKE) --no-print-directory --jobs=2 vm-short lab-cache
-	@$(MAKE) --no-print-directory --jobs=2 lab beside-lab
-
-# What is computed while the lab waits, one after the other.
-beside-lab:
-	@$(MAKE) --no-print-directory --keep-going --jobs=1 explore engine $(WITH_NAME)
+	@$(SIDE_BY_SIDE) --jobs=6 unit $(LAB_LANES) vm-short $(TRANSPORT_LANES) engine explore
 
 # Each line of a target that runs beside others begins with its name. The filter outlives a Ctrl-C.
-WITH_NAME = &> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /')
+SIDE_BY_SIDE = $(MAKE) --no-print-directory BESIDE_OTHERS=yes
+WITH_NAME = $(if $(BESIDE_OTHERS),&> >(trap '' INT TERM; exec sed --unbuffered 's/^/$@: /'))
 PYTEST := $(VENV)/bin/python -m pytest --verbose --durations=15
 
 unit: $(VENV)/.done ## the program under mocks, oq-cluster against stand-ins: a minute, no root
-	$(VENV)/bin/python -m pytest tests/unit tests/client
+	@$(VENV)/bin/python -m pytest tests/unit tests/client $(WITH_NAME)
 
 engine: $(VENV)/.done pulumi-cli policy-pack ## the program under Pulumi's real engine, with a provider of ours: minutes, no root
-	$(VENV)/bin/python -m pytest tests/engine
+	@$(VENV)/bin/python -m pytest tests/engine $(WITH_NAME)
 
 pulumi-cli:
-	@lab/region/cli/build .cache/pulumi/pulumi
+	@lab/region/cli/build .cache/pulumi/pulumi $(WITH_NAME)
 
 # The policy pack's environment, which Pulumi would make itself, beside the pack.
 policy-pack: policy/.venv/.done
 
-transport: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## oq_celery against a real RabbitMQ
-	@$(MAKE) --no-print-directory --jobs=4 transport-faults transport-jobs transport-others \
-		$(if $(filter 0,$(shell id -u)),transport-host)
+transport: ## oq_celery against a real RabbitMQ
+	@$(SIDE_BY_SIDE) --jobs=4 $(TRANSPORT_LANES)
 
-# Side by side, each with a RabbitMQ of its own, since they wait more than they compute: the nodes' RabbitMQ, and for the
-# faults this machine's, too, which delivers differently after them.
+# Each with a RabbitMQ of its own: that of the nodes, and for the faults this machine's, too, which delivers differently
+# after them. A lane has the modules of a line; those that run calculations of the engine are the second's.
+TRANSPORT_LANES := transport-others transport-jobs transport-faults $(if $(filter 0,$(shell id -u)),transport-host)
 FAULTS_TESTS := tests/transport/test_faults.py
-# Those that run calculations of the engine.
 JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal tutorial,tests/transport/test_$(name).py)
+transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS),--ignore=$(path))
+transport-jobs: TESTS := $(JOBS_TESTS)
 transport-faults: TESTS := $(FAULTS_TESTS)
 transport-host: TESTS := --rabbitmq=host $(FAULTS_TESTS)
-transport-jobs: TESTS := $(JOBS_TESTS)
-transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS),--ignore=$(path))
-transport-faults transport-jobs transport-others transport-host: $(VENV)/.done $(ENGINE_VENV)/.done
+.PHONY: $(TRANSPORT_LANES)
+$(TRANSPORT_LANES): $(VENV)/.done $(ENGINE_VENV)/.done host-packages
 	@exec $(PYTEST) $(TESTS) $(WITH_NAME)
 
 explore: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## twenty runs of the explorer of faults with fresh seeds
-	$(VENV)/bin/python -m explorer
+	@$(VENV)/bin/python -m explorer $(WITH_NAME)
 
-lab: $(VENV)/.done host-packages browser pulumi-cli ## real boots on this machine: needs root
-	@$(MAKE) --no-print-directory --jobs=4 lab-client lab-changes lab-people lab-others
+lab: ## real boots on this machine: needs root
+	@$(SIDE_BY_SIDE) --jobs=4 $(LAB_LANES)
 
-# Side by side, each on labs of its own: they wait for boots, drains and alarms more than they compute.
-CLIENT_TESTS := $(foreach name,mails client autoscaling,tests/lab/test_$(name).py)
-CHANGES_TESTS := $(foreach name,life diskless_cluster faults,tests/lab/test_$(name).py)
-PEOPLE_TESTS := $(foreach name,webui sleep,tests/lab/test_$(name).py)
-lab-client: TESTS := $(CLIENT_TESTS)
-lab-changes: TESTS := $(CHANGES_TESTS)
-lab-people: TESTS := $(PEOPLE_TESTS)
-lab-others: TESTS := tests/lab $(foreach path,$(CLIENT_TESTS) $(CHANGES_TESTS) $(PEOPLE_TESTS),--ignore=$(path))
-lab-client lab-changes lab-people lab-others: $(VENV)/.done host-packages browser
+# Each on labs of its own; a lane has the modules of a line.
+LAB_LANES := lab-life lab-cluster lab-client lab-webui lab-others lab-sleep
+lab-life: TESTS := tests/lab/test_life.py
+lab-cluster: TESTS := tests/lab/test_cluster.py
+lab-client: TESTS := $(foreach name,mails client autoscaling,tests/lab/test_$(name).py)
+lab-webui: TESTS := tests/lab/test_webui.py
+lab-sleep: TESTS := tests/lab/test_sleep.py
+lab-others: TESTS := tests/lab $(foreach name,life cluster mails client autoscaling webui sleep,--ignore=tests/lab/test_$(name).py)
+.PHONY: $(LAB_LANES)
+lab-life: pulumi-cli
+$(LAB_LANES): lab-cache
 	@exec $(PYTEST) $(TESTS) $(WITH_NAME)
 
 # What they would wait for each other with.
@@ -119,7 +115,7 @@ check: $(VENV)/.done ## style and types
 # package that could not be looked up counts as a hole, or a day without the network would pass for one without holes.
 LOCKS := requirements.txt requirements-dev.txt requirements-audit.txt engine/bootstrap.txt engine/requirements.txt \
 	policy/requirements.txt
-audit: .cache/audit/.done ## bills of materials (CycloneDX) into out/, and known holes of the locked packages: needs the network
+audit: .cache/audit/.done ## bills of materials (CycloneDX) into out/, and known vulnerabilities in the locked packages: needs the network
 	@mkdir -p out
 	@for lock in $(LOCKS); do bill=out/sbom-$$(echo $${lock%.txt} | tr / -).cdx.json; \
 		.cache/audit/bin/cyclonedx-py requirements --output-reproducible -o $$bill $$lock || exit 1; echo "wrote $$bill"; done

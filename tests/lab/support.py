@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,22 @@ def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
         300,
     )
     assert not job.done()
+
+
+@contextmanager
+def held(lab: Lab) -> Iterator[None]:
+    """Stop what the workers compute for as long as the block lasts; Celery itself goes on."""
+
+    def tell(signal: str) -> None:
+        main = f"main=$(systemctl show --value --property MainPID {facts.CELERY_UNIT})"
+        for worker in lab.workers():
+            on(lab, worker.name, f"{main}; kill -{signal} $(cat /proc/$main/task/$main/children)")
+
+    tell("STOP")
+    try:
+        yield
+    finally:
+        tell("CONT")
 
 
 def people(lab: Lab, *names: str) -> str:

@@ -23,7 +23,7 @@ from lab.linux.host import wait_until
 from lab.trials import matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user, run_job
 from tests.lab.browser import Browser, browser, missing
-from tests.lab.support import on
+from tests.lab.support import held, on
 from tests.lab.web import Client, account, administrator, administrators_password
 
 pytestmark = pytest.mark.lab
@@ -32,6 +32,7 @@ UPLOAD_BYTES = 64 * 1024**2
 RESTART = f"systemctl restart {facts.WEBUI_UNIT}"
 SEVERAL_SOURCE_MODELS = DemoJob("logic tree", "demos/hazard/LogicTreeCase1ClassicalPSHA")
 HAZARD_AND_RISK = DemoJob("risk", "demos/risk/ClassicalRisk", file="job_hazard.ini")
+SHORT, LONG = 3, 2  # km from one source to the next, of jobs that compute for a while
 OWN_PASSWORD = "/accounts/password/"
 CALCULATIONS, LOG, OUTPUTS = "#calculation_table", "#errorDialog .modal-body", "#output_table"
 
@@ -55,10 +56,10 @@ class Office:
         assert self.ann.wait(number) == "complete"
         return number
 
-    def running(self) -> int:
+    def running(self, discretization: float = LONG) -> int:
         """A calculation of Ann's that computes, for a while."""
         long = self.job.with_name("long.ini")
-        long.write_text(slower(self.job))
+        long.write_text(slower(self.job, discretization))
         since = time.time()
         try:
             number = int(self.ann.run(long, job_ini="long.ini").json()["job_id"])
@@ -75,9 +76,9 @@ class Office:
         )
 
 
-def slower(job: Path) -> str:
-    """The text of the small job with more sources, so that it computes for a while."""
-    text = re.sub(r"(area_source_discretization *=).*", r"\1 2", job.read_text())
+def slower(job: Path, discretization: float = LONG) -> str:
+    """The text of the small job with more sources (km from one to the next), so that it computes for a while."""
+    text = re.sub(r"(area_source_discretization *=).*", rf"\1 {discretization}", job.read_text())
     assert text != job.read_text()
     return text
 
@@ -406,13 +407,14 @@ def test_in_a_browser_people_change_their_own_password(office: Office, window: B
 
 
 def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: Office) -> None:
-    number = office.running()
-    on(office.lab, "master", RESTART)
-    assert office.ann.status(number) == "executing"
-    server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
-    killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
-    up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
-    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 180)
+    number = office.running(SHORT)
+    with held(office.lab):
+        on(office.lab, "master", RESTART)
+        assert office.ann.status(number) == "executing"
+        server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
+        killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
+        up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
+        wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 180)
     assert office.ann.wait(number) == "complete"
 
 
