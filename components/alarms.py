@@ -61,7 +61,7 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             DISK_FULL,
             3,
             f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge it: "
-            f"pulumi config set {volume_name(mount)}VolumeGb, pulumi up; the file system follows within two minutes. "
+            f"pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up; the file system follows in two minutes. "
             "At 100 % it may have had an error, after which nothing is written to it: journalctl -u "
             f"{facts.REFRESH_SERVICE}",
             {**own, facts.DISK_DIMENSION: mount},
@@ -93,7 +93,7 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             "WorkersAlive",
             _NEVER,
             10,
-            f"{silent}. Log in and look: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise its "
+            f"{silent}. oq-cluster shell: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise its "
             "console, by aws ec2 get-console-output",
             own,
             missing=True,
@@ -105,7 +105,7 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             1,
             15,
             "Tasks have waited for 15 minutes without any worker. aws autoscaling describe-scaling-activities says "
-            "which quota, spot shortage or key is in the way",
+            "whether a quota, a lack of spot capacity or a key prevents it (oq-cluster workers shows it, too)",
             own,
         ),
         Watch(

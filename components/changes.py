@@ -23,10 +23,10 @@ class Change(Enum):
         "tells the master the new size of the full fleet",
         "within a minute `num_cores` follows; calculations that begin afterwards use the new fleet size",
     )
-    IDLE_STOP = ("tells the master when to stop itself", "within a minute it goes by it")
+    IDLE_STOP = ("tells the master when to stop itself", "takes effect within a minute")
     PRICE = (
         "tells the master the new price of a worker",
-        "within a minute calculations that begin count with it; those of the WebUI after its next restart",
+        "calculations that begin a minute later use the new price; those of the WebUI after its next restart",
     )
     HOOK = ("changes the group's lifecycle hook", "")
     RULES = ("changes rules of the security groups", "")
@@ -35,21 +35,21 @@ class Change(Enum):
         "within two minutes its file system has the new size, too",
     )
     DATA_EXCHANGED = (
-        "exchanges the data: the named volume or file system, or a volume made from the named snapshot, comes in place "
-        "of the present one",
-        "the present one stays in the account with `keepDataOnDestroy`, otherwise it goes as at `pulumi destroy`",
+        "replaces the data: the named volume or file system, or a volume made from the named snapshot, takes the place "
+        "of the current one",
+        "the current one stays in the account with `keepDataOnDestroy`; otherwise it is deleted as by `pulumi destroy`",
     )
     BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
     MAILS = (
         "changes who is told, or makes or removes the alarms",
-        "AWS asks a new address for its consent",
+        "AWS asks a new address to confirm",
     )
     BUDGET = ("makes, changes or removes the budget", "")
     KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
     WAY_OUT = (
         "adds or removes the NAT gateway and the endpoints",
-        "the machines stay, but for the image: `endpoints` needs an [`amiId`](#an-image-with-everything-baked-in)",
+        "machines stay unless the image changes: `endpoints` needs an [`amiId`](#an-image-with-everything-baked-in)",
     )
     REFUSED = (
         "is refused, before anything is touched: AWS changes neither a network nor the zone or the key of a disk",

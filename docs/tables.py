@@ -45,7 +45,10 @@ def changes_table() -> str:
     alike: dict[tuple[str, ...], list[str]] = {}
     for key, setting in KEYS.items():
         changes = [change for change in Change if change in setting.changes]
-        does = "; ".join(change.does for change in changes) or "nothing: it counts at creation only"
+        does = (
+            "; ".join(change.does for change in changes)
+            or "nothing: it is used only when the cluster is made"
+        )
         alike.setdefault((does, "; ".join(change.notice for change in changes if change.notice)), []).append(
             key
         )

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--certificate",
         type=Path,
         metavar="FILE",
-        help="what oq-cluster certificate has printed; only for who may not ask the master for it (Run Command)",
+        help="a file written by oq-cluster certificate; needed only if you may not use Run Command",
     )
     sub = add("login", commands.login, "log in to the WebUI; only the session is kept, not the password")
     sub.add_argument("name", metavar="NAME", help="of the account (oq-cluster users add NAME makes one)")
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _downloads(sub, None)
     sub = add("list", commands.list_, "list calculations, the newest first")
     sub.add_argument("--limit", type=int, default=20, metavar="N", help="how many, 0 for all (default: 20)")
-    _calculation(add("status", commands.status, "show how a calculation is"))
+    _calculation(add("status", commands.status, "show the status of a calculation"))
     sub = _calculation(add("log", commands.log, "show a calculation's log"))
     sub.add_argument(
         "--follow", action="store_true", help="go on until it ends; the exit status is 0 if it is complete"
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("abort", "end a calculation"),
         ("share", "let everybody with a login see a calculation"),
-        ("unshare", "take that back"),
+        ("unshare", "stop sharing a calculation"),
         ("remove", "remove a calculation with all its results"),
     ):
         _calculation(add(name, commands.act, text))
@@ -124,7 +124,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="WORKER",
         help="its instance id, host name or address (default: list all)",
     )
-    sub.add_argument("--lines", type=int, default=100, metavar="N", help="of its end (default: 100)")
+    sub.add_argument(
+        "--lines", type=int, default=100, metavar="N", help="how many, from its end (default: 100)"
+    )
     sub = add(
         "cost", commands.cost, "show what calculations have cost: the time of workers that their tasks took"
     )
@@ -141,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         "rotate",
         commands.rotate,
         "give the cluster new passwords and keys; calculations go on",
-        "The WebUI's admin has a new password then, which pulumi stack output webUiPasswordCommand says how to show.",
+        "The WebUI's admin gets a new password; the output webUiPasswordCommand is the command that shows it.",
     )
     sub = add("diag", commands.collect, "write one archive for a bug report, without secrets")
     sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation to describe, too")
@@ -155,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add(
         "completion",
         lambda _context, given: Shown(None, completion.script(parser(), given.shell)),
-        "print a script by which a shell completes commands and options",
+        "print a completion script for a shell",
         'In the shell\'s startup file: eval "$(oq-cluster completion bash)", or zsh in place of bash.',
     )
     sub.add_argument("shell", choices=completion.SHELLS, help="which shell")
