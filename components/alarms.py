@@ -25,6 +25,7 @@ _UNREADY_MINUTES: Final = 10
 _UNREADY_WINDOW: Final = 15
 # AWS's shortest time in which a deletion of a key can be undone.
 _KEY_DAYS: Final = 7
+_DISPLAY_NAME: Final = 100  # characters that SNS takes
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Alarms(Component):
         )
         topic = aws.sns.Topic(
             self.named("topic"),
-            display_name=self._cluster,
+            display_name=self._cluster[:_DISPLAY_NAME],
             kms_master_key_id=key.arn,
             tags=self.tags("topic"),
             opts=self.child(),
@@ -234,8 +235,9 @@ class Alarms(Component):
     def _unready(self, args: AlarmsArgs, topic: aws.sns.Topic) -> None:
         """An alarm on machines that the group counts as workers and the master does not, while it says anything."""
         advice = (
-            "A machine of the group has not become a worker for ten minutes. Look at its console, aws ec2 "
-            "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
+            "A machine of the group has been no worker for ten minutes. One that finishes its last tasks after a "
+            "rotation of the secret, or on AWS's notice of a rebalance, needs nothing. Otherwise look at its console, "
+            "aws ec2 get-console-output --latest; after twenty attempts it powers off and the group starts another one"
         )
 
         alarm = aws.cloudwatch.MetricAlarm(

@@ -141,9 +141,9 @@ class WorkerNode(Node):
     drain_seconds: int
 
 
-def engine_id(bundle_sha256: str) -> str:
-    """The name of the engine's image: 64 bits of the bundle's hash."""
-    return bundle_sha256[:16]
+def engine_id(bundle_sha256: str, architecture: str = "x86_64") -> str:
+    """The name of the engine's image: 64 bits of the bundle's hash, and the processor, if it is not the usual one."""
+    return bundle_sha256[:16] + ("" if architecture == "x86_64" else f"-{architecture}")
 
 
 def ebs_device(volume_id: str) -> str:
@@ -160,7 +160,7 @@ def values(node: Node) -> dict[str, Any]:
     """All that files of a node may name: the node's values, and the facts that this program and the nodes share."""
     shared = {name.lower(): value for name, value in vars(facts).items() if name.isupper()}
     extra: dict[str, Any] = {
-        "engine_id": engine_id(node.bundle_sha256),
+        "engine_id": engine_id(node.bundle_sha256, node.architecture),
         "cpu_environment": CPU_ENVIRONMENT[node.architecture],
         "ca_bundle": "/etc/ssl/certs/ca-certificates.crt",
         "bootstrap_retry_seconds": BOOTSTRAP_RETRY_SECONDS,

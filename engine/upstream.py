@@ -40,7 +40,9 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.datastore": "DataStore get_datadir get_oq read",
     "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
-    "openquake.engine.engine": "_PID _PPID logs parallel register_signals run_calc run_jobs setproctitle",
+    "openquake.engine.engine": (
+        "_PID _PPID logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
+    ),
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
     # the commands and the WebUI's views that abort and delete
@@ -60,7 +62,9 @@ NAMES: Mapping[str, str] = {
     "openquake.server.settings": "",
     "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
-    "openquake.server.views": "JsonResponse calc_abort calc_remove logs stream_response utils",
+    "openquake.server.views": (
+        "JsonResponse calc_abort calc_remove calc_result calc_zip extract logs parallel settings tempfile utils"
+    ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }
 """By module, what is taken from it."""

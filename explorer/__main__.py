@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import secrets
 import signal
 import subprocess
@@ -30,7 +31,8 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what runs, as Ctrl-C does
     first = secrets.randbelow(10**9) if arguments.seed is None else arguments.seed
-    plans = [schedule.draw(first + number, arguments.kind) for number in range(arguments.runs)]
+    root = os.geteuid() == 0  # others' faults would be others, such as a full disk that is the user's own
+    plans = [schedule.draw(first + number, arguments.kind, root) for number in range(arguments.runs)]
     if arguments.faults is not None:
         plans = [_with(plan, [plan.faults[number] for number in arguments.faults]) for plan in plans]
     print(f"seeds {first} to {first + arguments.runs - 1}", flush=True)

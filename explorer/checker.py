@@ -40,7 +40,7 @@ KILLS: Final = ("kill a process", "kill a worker")
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault as it was done: monotonic times, and whether there was anything that it could strike."""
+    """A fault as it was done: monotonic times, whether there was anything that it could strike, and its own error."""
 
     fault: Fault
     begin: float

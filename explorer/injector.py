@@ -60,7 +60,7 @@ def strike(scene: Scene, fault: Fault) -> Struck:
     try:
         hit = _STRIKES[fault.kind](scene, fault)
         detail = ""
-    except Exception as error:  # a fault that went wrong is one, too
+    except Exception as error:  # what has been broken until then stays so, and excuses what comes of it
         hit, detail = True, f"{type(error).__name__}: {error}"
     return Struck(fault, begin, time.monotonic(), hit, detail)
 

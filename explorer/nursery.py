@@ -39,7 +39,8 @@ CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18  # sched.h, sys/mount
 def main(role: str) -> None:
     """Import what the role needs, then serve."""
     if role == "worker":
-        os.environ["OQ_DISTRIBUTE"] = "no"  # as `oq-celery worker` does before it imports the engine
+        # As `oq-celery worker` does before it imports the engine.
+        os.environ |= {"OQ_DISTRIBUTE": "no", "HDF5_USE_FILE_LOCKING": "FALSE"}
     _remember_settings()
     for name in IMPORTS[role]:
         importlib.import_module(name)

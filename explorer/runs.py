@@ -145,7 +145,8 @@ class Run:
             Seen(history.events, None if master in hung else master.status, master.ended)
             for history, master in zip(self._histories, masters, strict=True)
         ]
-        wrong = [
+        wrong = [f"{one.fault} went wrong itself: {one.detail}" for one in self._struck if one.detail]
+        wrong += [
             line
             for job, one in zip(self._plan.jobs, seen, strict=True)
             for line in checker.check_job(job, one, self._struck)

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab.aws.plan import make_plan
+from components import facts
 from lab.base import REPOSITORY, LabError
-from lab.cluster import build, cluster, fleet, region, scaler
-from lab.cluster.program import read_config, record
+from lab.cluster import cluster, fleet
 from lab.linux import forward
 from lab.linux.host import Paths, lab_paths, require_host
-from lab.trials import demo, faults, job, matrix, scale_demo
-from lab.trials.qa import command as qa
+from lab.trials import faults
+
+# Commands import what they alone need: `oq-cluster --lab` starts one of them for each of its own, and Pulumi's library
+# and numpy take longer than most of them do.
 
 
 def say(line: str) -> None:
@@ -28,6 +29,10 @@ def say(line: str) -> None:
 
 
 def _up(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.aws.plan import make_plan
+    from lab.cluster import build
+    from lab.cluster.program import read_config, record
+
     plan = make_plan(record(read_config(arguments.stack, arguments.set)))
     lab = build.up(paths, plan, say, cold=arguments.cold)
     say(f"powered on: {', '.join(lab.nodes)}")
@@ -37,12 +42,16 @@ def _up(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _demo(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.trials import demo, scale_demo
+
     show = scale_demo.run_scale_demo if arguments.scale else demo.run_demo
     show(paths, arguments.stack, arguments.set, arguments.out, say, cold=arguments.cold, keep=arguments.keep)
     return 0
 
 
 def _pulumi(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.cluster import region
+
     return region.pulumi(paths, arguments.words, say)
 
 
@@ -67,7 +76,11 @@ def _exec(paths: Paths, arguments: argparse.Namespace) -> int:
 def _outputs(paths: Paths, arguments: argparse.Namespace) -> int:
     del arguments
     lab = cluster.load(paths)
-    exports = region.outputs(paths) if region.record_of(paths).exists() else lab.plan.exports
+    exports = lab.plan.exports
+    if cluster.region_record(paths).exists():
+        from lab.cluster import region
+
+        exports = region.outputs(paths)
     own = {
         "name": paths.name,
         "master": cluster.power(lab, lab.master()),
@@ -86,6 +99,8 @@ def _forward(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _secret(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.cluster import build
+
     lab = cluster.load(paths)
     try:
         value = arguments.file.read_text()
@@ -110,6 +125,8 @@ def _call(command: Sequence[str]) -> int:
 
 
 def _mail(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.cluster import scaler
+
     for mail in scaler.mails(cluster.load(paths), arguments.hurry):
         moment = time.strftime("%H:%M:%S", time.localtime(mail.time))
         print(f"{moment}  to {mail.address}: {mail.alarm}\n          {mail.text}")
@@ -117,6 +134,8 @@ def _mail(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _run(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.trials import job
+
     lab = cluster.load(paths)
     run = job.run_job(lab, arguments.job_ini, arguments.out, processpool=arguments.processpool)
     say(f"calculation {run.calculation}: {run.seconds:.1f} s; outputs in {arguments.out}")
@@ -139,8 +158,10 @@ def _start(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _replace(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.cluster import build
+
     del arguments
-    if region.record_of(paths).exists():
+    if cluster.region_record(paths).exists():
         raise LabError("this lab's machines are Pulumi's: python -m lab pulumi up --replace URN")
     lab = cluster.load(paths)
     build.replace_master(lab, say)
@@ -181,6 +202,8 @@ def _restart(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _faults(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.trials import matrix
+
     storages = arguments.storage or list(matrix.STORAGES)
     first = secrets.randbelow(10**9) if arguments.seed is None else arguments.seed
     say(f"seeds {first} to {first + arguments.runs - 1}")
@@ -190,11 +213,15 @@ def _faults(paths: Paths, arguments: argparse.Namespace) -> int:
 
 
 def _qa(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.trials.qa import command as qa
+
     good = qa.run(paths, arguments.stack, arguments.set, arguments.jobs, arguments.document, say)
     return 0 if good else 1
 
 
 def _down(paths: Paths, arguments: argparse.Namespace) -> int:
+    from lab.cluster import build
+
     del arguments
     build.down(paths)
     return 0
@@ -302,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     config(one)
     one.add_argument(
-        "--storage", choices=matrix.STORAGES, action="append", help="only this one (default: all)"
+        "--storage", choices=facts.RESERVED_MB, action="append", help="only this one (default: all)"
     )
     one.add_argument("--seed", type=int, help="the first one (default: a fresh one)")
     one.add_argument("--runs", type=int, default=60, metavar="N", help="how many seeds (default: 60)")

@@ -94,7 +94,9 @@ def parser() -> argparse.ArgumentParser:
         "--list", action="store_true", help="only list them, with the types of file that there are"
     )
     sub.add_argument(
-        "--datastore", action="store_true", help="also the datastore, with all results and inputs"
+        "--datastore",
+        action="store_true",
+        help="also the datastore; of the rates of a large classical calculation a part stays on the master",
     )
     for name, text in (
         ("abort", "end a calculation"),

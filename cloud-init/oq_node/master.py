@@ -49,6 +49,8 @@ VOLUMES_DEADLINE_SECONDS = 30
 SECRET_DEADLINE_SECONDS = 120
 METADATA_DEADLINE_SECONDS = 60
 ALARMS_SECONDS = 60
+# An update fails when one list cannot be had: apt-get takes the old one otherwise, or none, such as that of security.
+ALL_OR_NONE = ("--option", "APT::Update::Error-Mode=any")
 ENVIRONMENT = {**os.environ, "AWS_CA_BUNDLE": FACTS["ca_bundle"], "DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -91,7 +93,12 @@ def install_packages() -> None:
     if not missing:
         return
     run("dpkg", "--force-confold", "--configure", "--pending", env=ENVIRONMENT)  # a reboot has interrupted it
-    until("apt-get update", 120, lambda: run("apt-get", "--quiet", "update", env=ENVIRONMENT), every=10)
+    until(
+        "apt-get update",
+        120,
+        lambda: run("apt-get", "--quiet", "update", *ALL_OR_NONE, env=ENVIRONMENT),
+        every=10,
+    )
     run(
         "apt-get", "--quiet", "--yes", "--no-install-recommends", "--option", "Dpkg::Options::=--force-confold",
         "--option", "Dpkg::Options::=--force-unsafe-io", "--option", "DPkg::Lock::Timeout=120",
@@ -299,8 +306,10 @@ def tell_price() -> None:
     """Let the engine's environment say what an hour of a worker's process costs: a tag, if that is known."""
     try:
         price = metadata(f"tags/instance/{FACTS['process_hour_tag']}")
-    except urllib.error.HTTPError:  # there is no such tag
-        price = ""
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        price = ""  # there is no such tag
     old = Path(FACTS["environment_file"]).read_text()
     variable = FACTS["process_hour_variable"] + "="
     lines = [line for line in old.splitlines(True) if not line.startswith(variable)]
@@ -358,7 +367,10 @@ def problems() -> list[str]:
     """What keeps this master from serving; empty when all services answer."""
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
     found += unit_problems(*services(), *background())
-    found += failed_units(FACTS["refresh_service"], FACTS["reap_service"])
+    renewal = (
+        [f"{FACTS['certificate_timer'].removesuffix('timer')}service"] if FACTS["certificate_timer"] else []
+    )
+    found += failed_units(FACTS["refresh_service"], FACTS["reap_service"], *renewal)
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")

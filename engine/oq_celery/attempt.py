@@ -11,10 +11,10 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import ClassVar, Final
 
-from openquake.baselib import parallel
+from openquake.baselib import config, parallel
 from openquake.baselib.parallel import Pickled, Result
 
 from oq_celery import inputs, spool
@@ -182,7 +182,11 @@ class Attempt:
         """Call the task and send its results."""
         try:
             func, args, monitor = pickle.loads(spool.read(body) if isinstance(body, Stored) else body)  # noqa: S301
-            with inputs.seen(self.header.inputs), _variables(self.header.environment):
+            with (
+                inputs.seen(self.header.inputs),
+                _values(os.environ, self.header.environment),
+                _values(config.memory, self.header.memory),
+            ):
                 parallel.safely_call(func, args, self.header.task_no, monitor)
             if not self._finish():
                 log.info("Dropped the results of %s: nobody waits for them", self.header)
@@ -244,18 +248,18 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def _variables(given: Mapping[str, str]) -> Iterator[None]:
-    """These variables are in the environment meanwhile."""
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
+def _values(settings: MutableMapping[str, str], given: Mapping[str, str]) -> Iterator[None]:
+    """These values are among the settings meanwhile, which may be the environment."""
+    before = {name: settings.get(name) for name in given}
+    settings.update(given)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
+                settings.pop(name, None)
             else:
-                os.environ[name] = value
+                settings[name] = value
 
 
 def _is_of_the_machine(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ format.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 import uuid
@@ -43,6 +44,7 @@ CONNECT_TIMEOUT = 10
 PROBE_SECONDS = 10.0  # between two looks whether the broker takes messages, while tasks are with it
 ANSWER_TIMEOUT = 1  # of sending a few bytes, in a thread that has other things to do
 RETRY_SECONDS = 1.0
+REFUSED_SECONDS = 60.0  # after which it is no broker any more that comes up
 TASK_QUEUE_ARGUMENTS = {"x-max-priority": MAX_PRIORITY}
 
 log = logging.getLogger(__name__)
@@ -263,6 +265,7 @@ class Publisher:
         # Of masters, by the question, when this connection may get some: one may come too late for its question.
         self._answers: dict[str, bytes | str] | None = None
         self._warned = False  # that the broker is away
+        self._refused_since: float | None = None  # by the broker, which knows this user no more
 
     def publish(
         self, queue: str, body: bytes, headers: dict[str, Any], *, persistent: bool = True, **properties: Any
@@ -354,8 +357,17 @@ class Publisher:
         self._line = self._answers = None
 
     def _pause(self, error: Exception) -> None:
-        """Before the next try, after an error."""
+        """Before the next try, after an error.
+
+        Whom the broker has refused for long ends: after a rotation of the secret Celery's main process, which waits for
+        this one, has to come back with the new one. The task goes to another worker, unacknowledged as it is.
+        """
         self.close()
+        now = time.monotonic()
+        self._refused_since = (self._refused_since or now) if isinstance(error, amqp.AccessRefused) else None
+        if self._refused_since is not None and now - self._refused_since >= REFUSED_SECONDS:
+            log.error("%s", retry_text(self._settings, error))
+            os._exit(1)  # whatever calls this would catch an exception and try again
         if not self._warned:
             log.warning("%s", retry_text(self._settings, error))
             self._warned = True
@@ -364,6 +376,7 @@ class Publisher:
     def _open(self) -> _Line:
         if self._line is None:
             self._line = _Line(self._settings, log.warning)
+            self._refused_since = None
         return self._line
 
 
@@ -392,6 +405,11 @@ class Sender:
     def __contains__(self, task_no: int) -> bool:
         """Whether a task has not got to the broker, as far as is known."""
         return task_no in self._waiting or any(number == task_no for number, _ in self._sent.values())
+
+    @property
+    def blocked(self) -> bool:
+        """Whether an alarm of the broker keeps it from taking messages, as far as is known."""
+        return self._line is not None and self._line.blocked
 
     def put(self, task_no: int, envelope: Envelope) -> None:
         """Send a task as soon as the broker takes it."""

@@ -162,6 +162,7 @@ class Channel:
             versions=protocol.versions(),
             inputs=inputs,
             environment=protocol.environment(),
+            memory=protocol.memory(),
         )
         self._submitted += 1
         self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)
@@ -341,6 +342,9 @@ class Channel:
             return
         self._next_audit = now + AUDIT_SECONDS
         self._give_up()
+        if self._sender.blocked:  # so is what the workers say; their silence counts from the alarm's end on
+            self._ledger.connected(now)
+            return
         lost = [task_no for task_no in self._ledger.audit(now) if task_no not in self._sender]
         if lost:
             log.warning("%d tasks were with nobody any more: sending them again", len(lost))

@@ -1,8 +1,13 @@
-"""How long something has been so."""
+"""How long something has been so, and how long to wait."""
 
 from __future__ import annotations
 
 import time
+
+
+def longer(first: float, times: int, longest: float) -> float:
+    """The next pause in seconds, after so many of which each was twice as long as the one before."""
+    return min(first * 2.0 ** min(times, 30), longest)  # the power of a day's pauses is no float
 
 
 class Clock:

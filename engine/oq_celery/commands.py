@@ -14,8 +14,10 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -27,6 +29,7 @@ from oq_celery.abort import Refused, abort, remove_leftovers
 from oq_celery.jobs import UNFINISHED, lives
 from oq_celery.runs import skip_taken
 
+INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstream takes capitals for a mosaic's model
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
@@ -126,16 +129,17 @@ def extend_engine(module: Any) -> None:
 
 
 def extend_importcalc(module: Any) -> None:
-    """Change `oq importcalc`: it takes a file from another file system, too, and overwrites no results.
+    """Change `oq importcalc`: it takes a file from another file system, too, overwrites no results, leaves none out.
 
     What it has imported is complete, where upstream's is "created" for ever. Upstream renames the file to one where
-    results are, with its own number, before it gives it another one.
+    results are, with its own number, before it gives it another one; the rates of a large calculation, which are in
+    files of a directory beside it, it leaves behind, and whoever starts from it computes without them.
     """
     upstream_main = module.main
     logs = module.logs
 
-    def taken_in(calc_id: str) -> None:
-        """Import what is where results are, or on another server."""
+    def taken_in(calc_id: str, rates: Sequence[Path] = ()) -> None:
+        """Import what is where results are, or on another server, and its files of rates."""
         made: list[int] = []
 
         def noting(action: str, *args: Any) -> Any:
@@ -148,6 +152,10 @@ def extend_importcalc(module: Any) -> None:
         try:
             with mock.patch.object(logs, "dbcmd", noting):
                 upstream_main(calc_id)
+            for file in rates:
+                directory = Path(logs.get_datadir(), f"calc_{made[0]}")
+                directory.mkdir(exist_ok=True)
+                _copy_new(file, directory / file.name)
             status = "complete"
         finally:
             for number in made:
@@ -163,22 +171,37 @@ def extend_importcalc(module: Any) -> None:
         target = Path(module.datastore.get_datadir(), source.name)
         try:
             if target.exists() and source.samefile(target):
-                taken_in(str(target))
+                taken_in(str(target), _rates(source))
                 return
             _copy_new(source, target)
+            try:
+                taken_in(str(target), _rates(source))
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
         except OSError as error:
             sys.exit(f"oq importcalc: {error}")
-        try:
-            taken_in(str(target))
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
         try:
             source.unlink()
         except OSError as error:
             print(f"It is imported, and {source} stays: {error}")
 
     module.main = main
+
+
+def _rates(file: Path) -> list[Path]:
+    """The files with a calculation's rates that are not in its datastore; OSError where there should be some."""
+    import h5py
+
+    found = sorted(file.with_suffix("").glob("*.hdf5"))
+    with h5py.File(file, "r") as datastore:
+        tasks = datastore["task_info"]["taskname"] if "task_info" in datastore else ()
+        if b"save_rates" in tasks and not found:
+            raise OSError(
+                f"its rates are not in {file.name} but in the directory {file.stem} that was beside it, without which "
+                "whatever starts from it would be too low: copy that, too"
+            )
+    return found
 
 
 def _copy_new(source: Path, target: Path) -> None:
@@ -252,12 +275,12 @@ def extend_reset(module: Any) -> None:
 
 
 def extend_views(views: Any) -> None:
-    """Change the WebUI's views: an abort that they call done is done, what is removed does not run on, and an export
-    that has been downloaded is removed.
+    """Change the WebUI's views: an abort that they call done is done, what is removed does not run on, an export lies
+    where uploads do and goes with the answer, and what is uploaded is not taken for results.
     """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
+    upstream_parallel = views.parallel
     upstream_abort, upstream_remove = views.calc_abort, views.calc_remove
-    upstream_stream = views.stream_response
 
     def may(request: Any, job: Any) -> bool:
         return bool(
@@ -286,24 +309,66 @@ def extend_views(views: Any) -> None:
                     return answer({"error": str(error)}, status=403)
         return upstream_remove(request, calc_id)
 
-    @functools.wraps(upstream_stream)
-    def stream_response(fname: str, *args: Any, **kwargs: Any) -> Any:
-        response = upstream_stream(fname, *args, **kwargs)
-        upstream_close = response.close
+    making = threading.local()
 
-        def close() -> None:
-            # Upstream puts its own way to do this into an attribute that Django has read before.
-            upstream_close()
-            file, temporary = Path(fname), Path(config.directory.custom_tmp or tempfile.gettempdir())
-            if file.parent == temporary:
-                file.unlink(missing_ok=True)
-            elif file.parent.parent == temporary:  # made for this file
-                shutil.rmtree(file.parent, ignore_errors=True)
+    def in_place(make: Callable[..., Any]) -> Callable[..., Any]:
+        """One of tempfile's functions, which makes what a view makes where there is room for it, and notes it."""
 
-        response.close = close
-        return response
+        @functools.wraps(make)
+        def made(**options: Any) -> Any:
+            found = make(**options | {"dir": views.settings.FILE_UPLOAD_TEMP_DIR})
+            making.paths.append(Path(found if isinstance(found, str) else found[1]))
+            return found
 
-    views.calc_abort, views.calc_remove, views.stream_response = calc_abort, calc_remove, stream_response
+        return made
+
+    def leaving_nothing(view: Callable[..., Any]) -> Callable[..., Any]:
+        """A view whose files go with its answer; upstream leaves those of an export that has failed."""
+
+        @functools.wraps(view)
+        def answering(*args: Any, **kwargs: Any) -> Any:
+            paths: list[Path] = []
+            making.paths = paths
+            response = None
+            try:
+                response = view(*args, **kwargs)
+            finally:
+                if not getattr(response, "streaming", False):
+                    _remove(paths)
+            if response.streaming:
+                upstream_close = response.close
+
+                def close() -> None:
+                    # Upstream puts its own way to do this into an attribute that Django has read before.
+                    upstream_close()
+                    _remove(paths)
+
+                response.close = close
+            return response
+
+        return answering
+
+    def calc_dir(number: int) -> str:
+        """Where upstream unpacks an upload: not among a calculation's files of rates, to which all HDF5 files count."""
+        directory = Path(upstream_parallel.calc_dir(number), INPUTS)
+        directory.mkdir(exist_ok=True)
+        return str(directory)
+
+    views.calc_abort, views.calc_remove = calc_abort, calc_remove
+    views.parallel = SimpleNamespace(calc_dir=calc_dir)
+    views.tempfile = SimpleNamespace(
+        mkdtemp=in_place(tempfile.mkdtemp), mkstemp=in_place(tempfile.mkstemp), gettempdir=tempfile.gettempdir
+    )
+    for name in ("calc_result", "calc_zip", "extract"):
+        setattr(views, name, leaving_nothing(getattr(views, name)))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _abort(dbcmd: Callable[..., Any], number: int, *args: Any, **kwargs: Any) -> str:

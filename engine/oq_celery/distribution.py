@@ -85,8 +85,8 @@ def extend(parallel: Any, settings: Settings) -> None:
     def submit(self: Any, args: Any, func: Callable[..., Any] | None = None) -> None:
         first = not hasattr(self, "socket")
         if first and self.distribute == CELERY and self.num_tasks != 1:
-            path = inputs.unseen(self, args, settings)
-            if path is not None:
+            path = os.environ.get("OQ_IMPORT_PATH") or inputs.unseen(self, args, settings)
+            if path:  # modules of the user's own, or a file
                 logging.warning("%s tasks run on the master: workers cannot see %s", self.name, path)
                 use_pool(self)
         on_cluster = oq_distribute() == CELERY and self.distribute in (CELERY, "no")
@@ -103,6 +103,10 @@ def extend(parallel: Any, settings: Settings) -> None:
 
     def share(self: Any, **arrays: Any) -> None:
         if self.distribute == CELERY:
+            cores = int(os.environ.get("OQ_NUM_CORES") or parallel.tot_cores)
+            logging.warning(
+                "%s tasks run on the %d cores of the master: they share its memory", self.name, cores
+            )
             use_pool(self)
         upstream_share(self, **arrays)
 

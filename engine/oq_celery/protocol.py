@@ -30,7 +30,8 @@ import pickle
 import platform
 import socket
 import uuid
-from dataclasses import asdict, astuple, dataclass, field
+from configparser import ConfigParser
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Literal
 
 from oq_celery import __version__
@@ -59,6 +60,10 @@ MAX_PRIORITY = 9
 CHANNEL_PREFIX = "oq."
 # A file in a channel's directory that says how far the channel is.
 PROGRESS_FILE = "progress.json"
+
+
+# Settings of `[memory]` that are about the memory of the machine where a process runs.
+OF_THE_MACHINE = ("limit", "soft_mem_limit", "hard_mem_limit")
 
 
 class TransportError(RuntimeError):
@@ -125,6 +130,7 @@ class TaskHeader:
         ""  # the directory of the calculation's input files, if workers need one; see `oq_celery.inputs`
     )
     environment: dict[str, str] = field(default_factory=dict)  # of the engine's variables, see `environment`
+    memory: dict[str, str] = field(default_factory=dict)  # of the engine's configuration, see `memory`
 
     def __str__(self) -> str:
         return f"{self.name} #{self.task_no} of job {self.job} of {self.user}"
@@ -148,6 +154,24 @@ def environment() -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if name.startswith("OQ_") and not name.startswith(OF_THE_PROCESS)
+    }
+
+
+@functools.cache
+def memory() -> dict[str, str]:
+    """What this process's `[memory]` has instead of the engine's defaults: some of it tasks read (`max_assets_chunk`).
+
+    A user sets it in `~/openquake.cfg`, which is the master's. The engine reads `max_multi_fault_ruptures` when it is
+    imported, so a worker keeps its own.
+    """
+    from openquake.baselib import config
+
+    defaults = ConfigParser(interpolation=None)
+    defaults.read(config.paths[0], encoding="utf-8")
+    return {
+        name: value
+        for name, value in config.memory.items()
+        if name not in OF_THE_MACHINE and value != defaults["memory"].get(name)
     }
 
 
@@ -274,17 +298,20 @@ class Reply:
 
     @classmethod
     def parse(cls, headers: dict[str, Any], body: bytes | str) -> Reply:
-        """The inverse of `headers`; py-amqp gives an empty body as text."""
+        """The inverse of `headers`; py-amqp gives an empty body as text.
+
+        What a worker of a later version says besides is left out: it has to get through that it is one.
+        """
+        known = {name: headers[name] for name in _REPLY_HEADERS & headers.keys()}
         stored = headers.get("stored")
-        return cls(
-            **{key: value for key, value in headers.items() if key != "stored"},
-            stored=Stored(**stored) if stored else None,
-            body=body or b"",  # type: ignore[arg-type]
-        )
+        return cls(**known, stored=Stored(**stored) if stored else None, body=body or b"")  # type: ignore[arg-type]
 
     def running(self) -> list[Running]:
         """What an "alive" message lists."""
-        return [Running(*row) for row in json.loads(self.body)]
+        return [Running(*row[: len(fields(Running))]) for row in json.loads(self.body)]
+
+
+_REPLY_HEADERS = {one.name for one in fields(Reply)} - {"stored", "body"}
 
 
 @dataclass(frozen=True)

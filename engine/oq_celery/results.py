@@ -22,6 +22,7 @@ from oq_celery.settings import Settings
 INBOX_LIMIT: Final = 64 * 2**20
 # Results that the broker sends ahead at most; fewer where messages may be large.
 PREFETCH: Final = 64
+ENDS = 4096  # of attempts that are remembered: many more than the broker may deliver again
 POLL_SECONDS: Final = 1.0
 WAITING_FIRST: Final = 3.0  # seconds without a worker until the log says so,
 WAITING_AGAIN: Final = 60.0  # and between repetitions
@@ -66,6 +67,7 @@ class ResultQueue(threading.Thread):
         self._answers: amqp.Connection | None = None
         self._received = self._taken = 0  # bytes that came into the inbox, and that left it
         self._unacknowledged: list[amqp.Message] = []
+        self._ends: dict[str, None] = {}  # the latest attempts whose end is known, by name
         self._full = False  # so much waits in the inbox that the broker sends no more
         self._error: TransportError | None = None  # for which the thread has ended
         self._ready = threading.Event()
@@ -219,14 +221,29 @@ class ResultQueue(threading.Thread):
     def _take(self, message: amqp.Message) -> None:
         reply = Reply.parse(message.headers, message.body)
         now = time.monotonic()
-        self._ledger.heard(reply, now)
-        if reply.kind == "asks":
-            self._answer(self._ledger.answer(reply, now), message)
-        elif reply.kind not in ("started", "alive"):
-            self._received += len(reply.body)
-            self._inbox.put(reply)
+        says_how_it_is = reply.kind in ("asks", "started", "alive")
+        if says_how_it_is or not self._came_before(reply):
+            self._ledger.heard(reply, now)
+            if reply.kind == "asks":
+                self._answer(self._ledger.answer(reply, now), message)
+            elif not says_how_it_is:
+                self._received += len(reply.body)
+                self._inbox.put(reply)
         self._unacknowledged.append(message)
         self._acknowledge()
+
+    def _came_before(self, reply: Reply) -> bool:
+        """Whether this is delivered again: its acknowledgement, or a worker's confirm, was lost with a connection.
+
+        Else its seconds would be paid twice, and results that are used would count as computed for nothing.
+        """
+        if not reply.attempt:  # of a process that has died, which is known by its message
+            return False
+        before = reply.attempt in self._ends
+        self._ends[reply.attempt] = None
+        if len(self._ends) > ENDS:
+            del self._ends[next(iter(self._ends))]
+        return before
 
     def _answer(self, answer: str, question: amqp.Message) -> None:
         """Tell a worker what to do; it asks again when no answer comes."""

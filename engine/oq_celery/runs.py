@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import logging
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
@@ -27,6 +29,7 @@ from typing import Any, cast
 
 from oq_celery import cost
 from oq_celery.abort import GRACE_SECONDS
+from oq_celery.distribution import CELERY
 from oq_celery.jobs import TITLE, UNFINISHED
 
 _NAME = Path("/proc/self/comm")
@@ -37,17 +40,26 @@ CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb
 def extend_logs(logs: Any) -> None:
     """Change `openquake.commonlib.logs`: whatever computes can be found, what Ctrl-C or an abort ends is aborted, not
     failed, and what a calculation has cost is in its log; so is the first of several errors, each of which came from
-    the one before.
+    the one before. A negative number, as of `oq show` without one, counts the calculations of whoever asks.
     """
     upstream_init = logs.LogContext.__init__
     upstream_enter, upstream_exit = logs.LogContext.__enter__, logs.LogContext.__exit__
     former: list[Callable[[], None]] = []
+    begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @functools.wraps(upstream_init)
     def init(self: Any, params: dict[str, Any], *args: Any, **options: Any) -> None:
         if not int(params.get("job_id", 0)):  # it gets a number
             skip_taken(logs)
         upstream_init(self, params, *args, **options)
+
+    upstream_dbcmd = logs.dbcmd
+
+    @functools.wraps(upstream_dbcmd)
+    def dbcmd(action: str, *args: Any) -> Any:
+        if action == "get_job" and int(args[0]) < 0 and args[1:] in ((), (None,)):
+            args = (args[0], getpass.getuser())  # everybody's last one is somebody else's results
+        return upstream_dbcmd(action, *args)
 
     def enter(self: Any) -> Any:
         # Before the look at the status: who aborts it later finds this process.
@@ -57,8 +69,10 @@ def extend_logs(logs: Any) -> None:
             status = job.status if job is not None else "deleted"
             if self.new and status in ("aborted", "deleted"):
                 raise KeyboardInterrupt(f"calculation {self.calc_id} was {status} before it began")
-            if status == "created":
+            # A workflow enters twice: its first block, which reads the files, has said that it is complete.
+            if status == "created" or self in begun:
                 logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
+            begun.add(self)
             return upstream_enter(self)
         except BaseException:
             former.pop()()
@@ -67,11 +81,12 @@ def extend_logs(logs: Any) -> None:
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
         errors = _chain(error)
         interruption = next(filter(_interrupts, errors), None)
+        handlers: dict[signal.Signals, Any] = {}
         if interruption is not None:
             # What comes now must not be interrupted by another Ctrl-C: tasks are taken back, the end is written down.
             with contextlib.suppress(ValueError):  # not the main thread
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
+                    handlers[number] = signal.signal(number, signal.SIG_IGN)
             logging.error("Aborted: %s", interruption)
             etype = SystemExit  # whose end upstream calls aborted
         elif len(errors) > 1:
@@ -83,7 +98,12 @@ def extend_logs(logs: Any) -> None:
             upstream_exit(self, etype, error, traceback)
         finally:
             former.pop()()
+            # A session goes on, and hears the next one; the engine's command, which set its own handlers, ends.
+            for number, handler in handlers.items():
+                if _of_a_session(handler):
+                    signal.signal(number, handler)
 
+    logs.dbcmd = dbcmd
     logs.LogContext.__init__ = init
     logs.LogContext.__enter__, logs.LogContext.__exit__ = enter, leave
 
@@ -128,6 +148,13 @@ def _interrupts(error: BaseException) -> bool:
     from openquake.baselib.parallel import MasterKilled
 
     return isinstance(error, KeyboardInterrupt) and not isinstance(error, MasterKilled)
+
+
+def _of_a_session(handler: Any) -> bool:
+    """Whether a signal's handler is not the engine's, which its command sets anew for each calculation."""
+    from openquake.engine import engine
+
+    return handler is not None and getattr(handler, "func", None) is not engine.manage_signals
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -179,9 +206,10 @@ def extend_engine(engine: Any) -> None:
         wanted = [context for context in jobctxs if not aborted(context)]
         if not wanted:
             return jobctxs
-        if not concurrent_jobs and not precalc and len(wanted) > 1 and parallel.oq_distribute() != "no":
+        if not concurrent_jobs and not precalc and len(wanted) > 1:
             # Upstream's number alone would be that of a machine with the cores of the fleet: 100 on a master of two.
-            upstreams = max(1, parallel.num_cores // 8)
+            # For several at once it overrules the user's choice of a processpool, which all of them would share.
+            upstreams = max(1, parallel.num_cores // 8) if parallel.oq_distribute() == CELERY else 1
             concurrent_jobs = min(upstreams, config.distribution.serialize_jobs or upstreams)
         try:
             upstream_run_jobs(wanted, concurrent_jobs, *args, precalc=precalc, **kwargs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from oq_celery.settings import Settings
 REPLY_SECONDS = (
     1.0  # how long workers may take to answer; one that is busy answers too, its main process does
 )
+PROGRESS_BYTES = 4096  # of a master's file with its progress at most
 EXCHANGE_SECONDS = 5.0  # how long the broker may take to answer
 REMEDIES = {
     "low on disk": "the disk with its data is nearly full: make room there",
@@ -158,13 +161,22 @@ def _progress(directory: Path, connection: amqp.Connection) -> list[Progress]:
     """What the masters say that live: those whose result queue is there."""
     found = []
     for path in directory.glob(f"*/{PROGRESS_FILE}"):
-        try:
-            progress = Progress.parse(path.read_bytes())
-        except (OSError, ValueError, TypeError):  # just removed, or of another version
+        if broker.depth(connection, path.parent.name) is None:
             continue
-        if broker.depth(connection, path.parent.name) is not None:
-            found.append(progress)
+        with contextlib.suppress(OSError, ValueError, TypeError):  # just removed, or of another version
+            found.append(Progress.parse(_read(path)))
     return found
+
+
+def _read(path: Path) -> bytes:
+    """A small file in a directory where whoever computes may put anything; OSError for anything but a file.
+
+    Root asks, too, each minute: it neither follows a link, nor waits for a writer, nor reads without an end.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is no file")
+        return file.read(PROGRESS_BYTES)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,6 +19,8 @@ from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.strategy import default as upstream_strategy
 
+from oq_celery.clock import longer
+
 LOOK_SECONDS: Final = 0.2
 # Seconds without new tasks after the death of a process, so that they go to others, and twice as long with every
 # further one, up to a limit.
@@ -64,7 +66,7 @@ class Valve:
     def note_death(self, *, out_of_memory: bool) -> None:
         """A process has died of its task: pause, and do less at once if the reason may be the memory."""
         now = time.monotonic()
-        pause = min(PAUSE_SECONDS * 2**self._deaths, LONGEST_PAUSE_SECONDS)
+        pause = longer(PAUSE_SECONDS, self._deaths, LONGEST_PAUSE_SECONDS)
         self._deaths += 1
         self._last_death, self._paused_until = now, now + pause
         if out_of_memory:

@@ -39,6 +39,7 @@ from oq_celery import app as application
 from oq_celery import protocol, settings
 from oq_celery.attempt import Attempt, UnableError
 from oq_celery.broker import Publisher
+from oq_celery.clock import longer
 from oq_celery.memory import Memory
 from oq_celery.notify import notify
 from oq_celery.protocol import AGAIN, Reply, Stored, TaskHeader
@@ -135,7 +136,7 @@ def run(self: Any, header: dict[str, Any], stored: dict[str, Any] | None, body: 
     except Exception as error:
         level = logging.WARNING if isinstance(error, UnableError) else logging.ERROR
         log.log(level, "%s", error, exc_info=True)
-        time.sleep(min(PAUSE_SECONDS * 2**_unable, LONGEST_PAUSE_SECONDS))
+        time.sleep(longer(PAUSE_SECONDS, _unable, LONGEST_PAUSE_SECONDS))
         _unable += 1
         raise Reject(str(error), requeue=True) from error
     finally:

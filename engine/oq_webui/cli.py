@@ -7,6 +7,7 @@ import getpass
 import os
 import pwd
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,7 +136,10 @@ def _serve(socket: str) -> None:
         uploads = Path(directory)
         uploads.mkdir(mode=0o700, exist_ok=True)
         for left in uploads.iterdir():  # by a server that was killed
-            left.unlink()
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
         # A worker that started before its file system was there has not made it, and a calculation would make it its
         # user's. Nobody computes before the master is ready, which this server's start is a part of.
         inputs.make_root(celery.load(config))

@@ -61,8 +61,8 @@ DATABASES: dict[str, dict[str, Any]] = {
 }
 DATABASE_ROUTERS = ["oq_webui.router.EngineRouter"]
 
-# An upload lies beside the calculations until it is unpacked there: gigabytes of it would fill the disk of the
-# databases.
+# An upload lies beside the calculations until it is unpacked there, and an export until it is sent
+# (`oq_celery.commands.extend_views`): gigabytes of them would fill the disk of the databases.
 FILE_UPLOAD_TEMP_DIR = os.environ.get(UPLOADS) or upstream.FILE_UPLOAD_TEMP_DIR
 
 # Where the engine's build collects them, and nginx serves them.

@@ -32,7 +32,7 @@ from lab.aws.cloud import (
     Template,
     Volume,
 )
-from lab.aws.recorder import Recorded, Recording
+from lab.aws.recording import Recorded, Recording
 from lab.base import LabError
 
 GROUP_TAG = "aws:autoscaling:groupName"

@@ -117,6 +117,11 @@ class Lab:
         return [node for node in self.workers() if node.leaves_by is None]
 
 
+def region_record(paths: Paths) -> Path:
+    """The file in which a region of Pulumi's remembers what exists in it; there is none in a lab of `lab up`."""
+    return paths.state / "region.pickle"
+
+
 def record_of(paths: Paths) -> Path:
     """The file in which a lab that is up is remembered."""
     return paths.state / "lab.pickle"

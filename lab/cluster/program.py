@@ -13,7 +13,7 @@ import yaml
 from components import facts
 from components.settings import KEYS, Settings, SettingsError
 from lab.aws import answers, recorder
-from lab.aws.recorder import Recording
+from lab.aws.recording import Recording
 from lab.base import REPOSITORY, LabError
 from lab.cluster.build import worker_share
 from lab.linux.host import cores

@@ -16,12 +16,11 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from lab.aws import answers, resources
 from lab.aws.plan import make_plan
-from lab.aws.recorder import Recorded, Recording
+from lab.aws.recording import Recorded, Recording
 from lab.base import REPOSITORY, LabError
 from lab.cluster import build, cluster, fleet
 from lab.cluster.cluster import Lab, Say
@@ -56,7 +55,7 @@ class LabRegion(Provider):
         self.paths = paths
         self._say = say
         self._lock = threading.RLock()  # the engine makes many resources at once
-        self._file = record_of(paths)
+        self._file = cluster.region_record(paths)
         if not self._file.exists():
             build.refuse_second(paths)
             build.prepare(paths)
@@ -209,11 +208,6 @@ class LabRegion(Provider):
     def _vpcs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         found = [one.id for one in self._of(VPC) if _tagged(one, asked.get("tags") or {})]
         return {"id": "", "ids": found}
-
-
-def record_of(paths: Paths) -> Path:
-    """The file in which a region remembers what exists in it; there is none in a lab of `lab up`."""
-    return paths.state / "region.pickle"
 
 
 def pulumi(paths: Paths, arguments: Sequence[str], say: Say) -> int:

@@ -68,7 +68,7 @@ class Run:
 def fetch_job(lab: Lab, job: DemoJob) -> Path:
     """Copy a demo out of the engine on the master, with its changes; its job file."""
     source = lab.machine(lab.master().name).root_of(f"{facts.ENGINE_DIR}/{job.folder}")
-    directory = lab.paths.state / "jobs" / source.name
+    directory = lab.paths.state / "jobs" / f"{source.name}-{job.name.replace(' ', '-')}"
     shutil.copytree(source, directory, dirs_exist_ok=True)
     job_ini = directory / job.file
     text = job_ini.read_text()

@@ -21,6 +21,7 @@ from lab.trials.job import CLASSICAL, Difference, Run, compare, fetch_job, run_j
 ALL_PORTS = (1, 65535)
 LOW_PORTS = (1, 10000)  # all that this project uses, in a sixth of the time
 # The engine adds up float32 in the order in which tasks end: a few units in the last place, of 2**-23 each.
+READY_SECONDS = 900  # for nodes to be ready again, against hanging only
 FLOAT32_ROUNDING = 8 * 2**-23
 
 

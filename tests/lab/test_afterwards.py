@@ -16,7 +16,12 @@ from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.services import imds
 from lab.trials.job import CLASSICAL, USER, fetch_job, run_job
-from tests.lab.support import as_user, on, run_oneshot
+from tests.lab.support import (
+    READY_SECONDS,
+    as_user,
+    on,
+    run_oneshot,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -132,7 +137,7 @@ def test_what_a_worker_said_before_it_was_killed_is_read_on_the_master(nfs_clust
     instance = node.id
     tick = "while sleep 0.1; do date +tick-%s.%N; done"
     on(nfs_cluster, "worker-1", f"systemd-run --quiet sh -c '{tick}'; sleep 5; logger last words")
-    wait_until("its last words", partial(has_said, nfs_cluster, instance, "last words"), 5 + LOST_SECONDS)
+    wait_until("its last words", partial(has_said, nfs_cluster, instance, "last words"), 60)
     cluster.kill(nfs_cluster, "worker-1")
     died = time.time()
     fleet.scale(nfs_cluster, 2)
@@ -141,7 +146,7 @@ def test_what_a_worker_said_before_it_was_killed_is_read_on_the_master(nfs_clust
     print(f"lost: the last {died - max(map(float, re.findall(r'tick-([0-9.]+)', said))):.2f} s")
     wait_until("its silence to be seen", lambda: not listed(nfs_cluster)[instance]["alive"], 120)
     assert listed(nfs_cluster)[nfs_cluster.nodes["worker-2"].id]["alive"]
-    cluster.wait_until_ready(nfs_cluster, print, timeout=450)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)
     assert "last words" in shown(nfs_cluster, instance)
 
 

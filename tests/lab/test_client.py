@@ -458,14 +458,14 @@ def test_a_bad_certificate_is_said_and_the_former_one_is_shown_until_there_is_a_
     ann: Computer,
 ) -> None:
     build.give_secret(ann.lab, ARN, pair(begins=-9, days=8))
-    wait_until("the secret to be refused", lambda: "certificate has expired" in renewed(ann.lab), 60)
+    wait_until("the secret to be refused", lambda: "certificate has expired" in renewed(ann.lab), 300)
     wait_until("the services", lambda: len(problems(ann.lab)) == 1, 120)
     assert f"put-secret-value --secret-id {ARN}" in problems(ann.lab)[0]
     ann.oq("list")
     good = pair()
     build.give_secret(ann.lab, ARN, good)
     shown = good.partition("-----BEGIN PRIVATE KEY")[0]
-    wait_until("the secret to be taken", lambda: shown in renewed(ann.lab), 60)
+    wait_until("the secret to be taken", lambda: shown in renewed(ann.lab), 300)
     wait_until("the services", lambda: not problems(ann.lab), 120)
     ann.oq("list")  # asks the master for the new one
 
@@ -474,7 +474,7 @@ def test_without_any_good_certificate_nothing_is_served_until_there_is_one(ann: 
     former = on(ann.lab, "master", f"mv {facts.WEBUI_TLS_DIR} /root/tls && cat /root/tls/pair.pem")
     build.give_secret(ann.lab, ARN, "no PEM")
     on(ann.lab, "master", f"{RENEW} --no-block")
-    wait_until("the problem", lambda: "holds 0 certificates" in "".join(problems(ann.lab)), 60)
+    wait_until("the problem", lambda: "holds 0 certificates" in "".join(problems(ann.lab)), 300)
     assert facts.WEBUI_PORT not in listening(ann.lab, "master")
     build.give_secret(ann.lab, ARN, former)
     # Without anybody on the master.

@@ -15,7 +15,10 @@ from lab.linux.host import wait_until
 from lab.services import aws_api
 from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
-from tests.lab.support import on
+from tests.lab.support import (
+    READY_SECONDS,
+    on,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -31,7 +34,7 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
     states = [cluster.state(nfs_cluster, node).problems for node in nfs_cluster.workers()]
     assert sorted(states) == [(), (cluster.OFF,)]
     fleet.scale(nfs_cluster, matrix.WORKERS)
-    cluster.wait_until_ready(nfs_cluster, print, timeout=450)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)
 
 
 def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_though_aws_throttles_it_first(

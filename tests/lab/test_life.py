@@ -36,7 +36,13 @@ from lab.region.provider import Values
 from lab.region.stack import Stack, served
 from lab.trials.job import CLASSICAL, USER, DemoJob, Run, compare, fetch_job, run_job
 from tests.engine.conftest import pulumi
-from tests.lab.support import as_user, on, people, wait_until_a_task_runs
+from tests.lab.support import (
+    READY_SECONDS,
+    as_user,
+    on,
+    people,
+    wait_until_a_task_runs,
+)
 from tests.lab.web import calculations
 
 pytestmark = pytest.mark.lab
@@ -96,7 +102,7 @@ class Life:
 
     def settle(self) -> None:
         self.region.settle()
-        cluster.wait_until_ready(self.lab, print, timeout=300)
+        cluster.wait_until_ready(self.lab, print, timeout=READY_SECONDS)
         # What a timer does within a minute: accounts are written down, num_cores follows the fleet's size. What it does
         # last, the growth of file systems, a container may be refused.
         self.lab.machine("master").execute(["systemctl", "start", facts.REFRESH_SERVICE])
@@ -176,9 +182,11 @@ def test_settings_change_while_a_calculation_computes_and_its_numbers_do_not(lif
 
 def test_another_type_of_master_is_there_after_a_restart_and_a_larger_volume_at_once(life: Life) -> None:
     """The file system on it grows with the kernel's leave, which a container may lack: tests/vm has that."""
-    machine = on(life.lab, "master", "cat /etc/machine-id")
+    machine, running = on(life.lab, "master", "cat /etc/machine-id"), life.lab.machine("master").init()
     life.up(masterInstanceType="t3.xlarge", varVolumeGb=7)
     assert on(life.lab, "master", "cat /etc/machine-id") == machine
+    assert life.lab.machine("master").init() != running
+    assert life.lab.master().template.instance_type == "t3.xlarge"
     (grown,) = [one for one in life.lab.plan.volumes.values() if one.size == 7]
     link = f"{facts.EBS_DEVICE_PREFIX}{grown.id.replace('-', '')}"
     assert int(on(life.lab, "master", f"blockdev --getsize64 {link}")) == 7 * 1024**3

@@ -26,7 +26,7 @@ from components import facts
 from lab.aws import autoscaling, iam
 from lab.aws.cloud import Interface, Template
 from lab.aws.plan import make_plan
-from lab.aws.recorder import Recording
+from lab.aws.recording import Recording
 from lab.base import LabError
 from lab.cluster import cluster
 from lab.cluster.program import read_config, record

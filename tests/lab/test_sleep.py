@@ -18,7 +18,13 @@ from lab.linux.host import wait_until
 from lab.services import imds
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job
 from tests.lab.computer import Computer, person
-from tests.lab.support import listening, on, people, run_oneshot
+from tests.lab.support import (
+    READY_SECONDS,
+    listening,
+    on,
+    people,
+    run_oneshot,
+)
 from tests.lab.web import administrator, calculations
 
 pytestmark = pytest.mark.lab
@@ -104,12 +110,12 @@ def test_a_master_sleeps_when_nobody_needs_it_and_wakes_as_it_was(nfs_cluster: L
     print(f"awake after {woken['seconds']} s")
     assert number in [one["id"] for one in ann.json("list")]  # with the login of before
     nfs_cluster.master().ready_after = None
-    cluster.wait_until_ready(nfs_cluster, print, timeout=300)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)
     assert nfs_cluster.master().address == address
     assert listening(nfs_cluster, "master") == {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
     assert (calculations(nfs_cluster), on(nfs_cluster, "master", "id ann")) == (known, account)
     fleet.scale(nfs_cluster, 1)
-    cluster.wait_until_ready(nfs_cluster, print, timeout=300)
+    cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)
     again = run_job(nfs_cluster, job, None, show=False)
     assert compare(nfs_cluster, first, again).relative == 0
 

@@ -23,7 +23,11 @@ from lab.linux.host import wait_until
 from lab.trials import matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user, run_job
 from tests.lab.browser import Browser, browser, missing
-from tests.lab.support import held, on
+from tests.lab.support import (
+    READY_SECONDS,
+    held,
+    on,
+)
 from tests.lab.web import Client, account, administrator, administrators_password
 
 pytestmark = pytest.mark.lab
@@ -140,7 +144,9 @@ def test_somebody_logs_in_and_out_by_the_page(office: Office) -> None:
     assert browser.post("/accounts/login/", data=form, headers=origin).headers["Location"] == "/engine/"
     front = browser.get("/engine/").text
     assert "ann" in front
-    for static in set(re.findall(r'(?:src|href)="?(/static/[^" >]+)', front)):
+    statics = set(re.findall(r'(?:src|href)="?(/static/[^" >]+)', front))
+    assert statics
+    for static in statics:
         assert browser.get(static).status_code == 200, static
     assert browser.post("/accounts/ajax_logout/").status_code == 200
     assert browser.get("/engine/").status_code == 302
@@ -548,5 +554,5 @@ def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_he
     wait_until("the master to go down", lambda: machine.init() != before, 80)
     wait_until("the boot", lambda: machine.init() is not None, 180)
     office.lab.nodes["master"].ready_after = None
-    cluster.wait_until_ready(office.lab, print, timeout=300)
+    cluster.wait_until_ready(office.lab, print, timeout=READY_SECONDS)
     assert office.ann.status(number) == "aborted"  # by a session that has outlived the machine's boot

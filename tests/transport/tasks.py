@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from openquake.baselib import config
 from openquake.hazardlib.gsim.boore_atkinson_2008 import BooreAtkinson2008
 from openquake.hazardlib.imt import SA
 from openquake.hazardlib.source import multi_fault
@@ -49,6 +50,10 @@ def size_of_both(one: bytes, two: bytes, monitor: Any) -> dict[str, int]:
 
 def environment(name: str, monitor: Any) -> dict[str, str | None]:
     return {name: os.environ.get(name)}
+
+
+def configured(name: str, monitor: Any) -> dict[str, str]:
+    return {name: config.memory[name]}
 
 
 def remembered(number: int, monitor: Any) -> list[str]:

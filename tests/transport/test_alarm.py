@@ -6,6 +6,7 @@ The alarm is RabbitMQ's own, by a limit of memory that is always exceeded.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, wait_until
-from tests.transport.test_copies import MASTER, assert_each_done_once, begun, hold, release
+from tests.transport.test_copies import HURRIED, MASTER, assert_each_done_once, begun, hold, release
 
+ALARM_SECONDS = 25.0  # more than `HURRIED` lets pass until a task that nobody has is sent again
 SAID = "takes no messages (low on memory)"
 
 
@@ -65,6 +67,23 @@ def test_a_job_that_runs_says_so_and_computes_nothing_twice(
         release(moments)
         wait_until(lambda: SAID in master.output(), "the job's log to say so")
     assert_each_done_once(master, moments)
+
+
+def test_what_runs_is_not_taken_for_lost_however_long_it_lasts(
+    cluster: Cluster, moments: Path, broker: Broker
+) -> None:
+    """The broker takes nothing of what workers say then, but for the messages without a body."""
+    quick = "from oq_celery import broker; broker.PROBE_SECONDS = 1.0\n"
+    hold(moments, 0, 1)
+    cluster.worker("one", 2)
+    master = cluster.start("python", "-c", quick + HURRIED + MASTER, moments)
+    wait_until(lambda: begun(moments) == [0, 1], "the worker to be busy")
+    with alarm(broker):
+        wait_until(lambda: SAID in master.output(), "the job's log to say so")
+        time.sleep(ALARM_SECONDS)
+    release(moments)
+    assert_each_done_once(master, moments)
+    assert "with nobody" not in master.output()
 
 
 def test_ctrl_c_ends_a_job_meanwhile(cluster: Cluster, moments: Path, broker: Broker) -> None:

@@ -160,6 +160,29 @@ if __name__ == "__main__":
 """
 
 
+def test_an_end_that_the_broker_delivers_again_is_one_end(tmp_path: Path) -> None:
+    """Its acknowledgement was lost with a connection; else its seconds were paid twice."""
+    config = tmp_path / "openquake.cfg"
+    config.write_text(
+        "[celery]\nuse_celery = true\n[amqp]\nhost = 127.0.0.1\nuser = oq\npassword = none\n"
+        f"[directory]\nshared_dir = {tmp_path}\n"
+    )
+    code = """
+        from unittest.mock import Mock
+        from openquake.baselib import config
+        from oq_celery import cost, ledger, protocol, results, settings
+        meter = cost.Meter()
+        ours = ledger.Ledger(4, meter)
+        queue = results.ResultQueue(settings.load(config), "oq.ann.1.x", ours)
+        ours.add(7)
+        for attempt in ("a", "a", "b"):
+            end = protocol.Reply("ended", "one", "one/1", "m", 7, attempt, seconds=100.0)
+            queue._take(Mock(headers=end.headers(), body=b""))
+        print(meter.cost(), [queue.receive() and "end" for _ in range(3)])
+        """
+    assert harness.python(code, config=config) == ["(200.0, 0.0) ['end', 'end', None]"]
+
+
 @pytest.mark.transport
 def test_what_a_killed_worker_had_done_is_counted_as_done_again(
     tmp_path: Path, broker: harness.Broker

@@ -18,6 +18,16 @@ STATUS = """
 from openquake.commonlib.dbapi import db
 print({job.id: (job.status, bool(job.is_running), job.stop_time is None) for job in db("SELECT * FROM job")})
 """
+# As after a classical calculation of more than 100 MB of rates.
+NOTE_RATES = """
+import h5py
+with h5py.File("{}", "r+") as file:
+    tasks = file["task_info"]
+    row = tasks[-1]
+    row["taskname"] = b"save_rates"
+    tasks.resize((len(tasks) + 1,))
+    tasks[-1] = row
+"""
 RUNS, FAILED = ("executing", True, True), ("failed", False, False)
 COMPLETE = ("complete", False, False)
 
@@ -183,6 +193,51 @@ def test_a_calculation_of_a_session_has_its_process_and_holds_up_nobody(
         assert found.endswith("executing True oq-job-1 [] True\n")
 
 
+def test_a_session_hears_the_next_interruption_and_what_begins_again_runs_again(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """A workflow of `oq run` enters its context twice, and computes in the second block."""
+    ini = harness.qa_job("event_based/case_2", tmp_path)
+    with harness.cluster(tmp_path / "oqlab-again", broker) as cluster:
+        found = cluster.python(
+            f"""
+            import contextlib, signal
+            from openquake.commonlib import logs
+
+            logs.dbcmd("upgrade_db")
+            numbers = signal.SIGINT, signal.SIGTERM
+            former, context = [signal.getsignal(number) for number in numbers], logs.init({str(ini)!r})
+            for error in None, KeyboardInterrupt:
+                with contextlib.suppress(KeyboardInterrupt), context:
+                    print(context.get_job().status)
+                    if error is not None:
+                        raise error
+                print(context.get_job().status)
+            print([signal.getsignal(number) for number in numbers] == former)
+            """
+        )
+        assert found.split() == ["executing", "complete", "executing", "aborted", "True"]
+
+
+def test_the_last_calculation_is_ones_own(tmp_path: Path, broker: Broker) -> None:
+    """As of `oq show` or `oq export` without a number; upstream takes everybody's last one."""
+    with harness.cluster(tmp_path / "oqlab-last", broker) as cluster:
+        found = cluster.python(
+            """
+            import getpass
+            from openquake.commonlib import datastore, logs
+            from openquake.commands.engine import get_job_id
+            logs.dbcmd("upgrade_db")
+            mine = getpass.getuser()
+            for user in (mine, mine, "bob"):
+                logs.dbcmd("create_job", "/nowhere", "classical", "one", user, None, None)
+            print(*(datastore.dbcmd("get_job", *given).id for given in ((-1,), (-2,), (-1, "bob"), (3,))))
+            print(get_job_id(-2, mine))
+            """
+        )
+        assert found.splitlines() == ["2 1 3 3", "1"]
+
+
 def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: Broker) -> None:
     with harness.cluster(tmp_path / "oqlab-nothing", broker) as cluster:
         done = harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env)
@@ -277,7 +332,20 @@ def test_a_file_is_imported_from_another_file_system_and_takes_no_place_of_anoth
         shutil.copyfile(datastore, datastore.with_name("calc_9.hdf5"))
         done = cluster.oq("importcalc", datastore.parent / ".." / datastore.parent.name / "calc_9.hdf5")
         assert done.returncode == 0, done.stdout + done.stderr
+        # One whose rates are beside it.
+        large, rates = Path(elsewhere, "calc_7.hdf5"), Path(elsewhere, "calc_7/12.hdf5")
+        shutil.copyfile(datastore, large)
+        cluster.python(NOTE_RATES.format(large))
+        done = cluster.oq("importcalc", large)
+        assert (done.returncode, "its rates are not in calc_7.hdf5" in done.stderr) == (1, True), done.stderr
+        rates.parent.mkdir()
+        rates.write_bytes(b"rates")
+        done = cluster.oq("importcalc", large)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert datastore.with_name("calc_5").joinpath("12.hdf5").read_bytes() == b"rates"
         broken = datastore.with_name("calc_8.hdf5")
-        broken.write_text("no results")
+        broken.write_text("no HDF5")
         assert cluster.oq("importcalc", broken).returncode != 0
-        assert status(cluster) == {1: COMPLETE, 3: COMPLETE, 4: COMPLETE, 5: FAILED}
+        cluster.python(f"import h5py\nh5py.File({str(broken)!r}, 'w').close()")
+        assert cluster.oq("importcalc", broken).returncode != 0
+        assert status(cluster) == {1: COMPLETE, 3: COMPLETE, 4: COMPLETE, 5: COMPLETE, 6: FAILED}

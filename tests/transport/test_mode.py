@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,44 @@ def test_a_task_sees_the_variables_by_which_its_command_computes_something_else(
         assert cluster.python(code).split() == ["None", "True", "no", "None"]
 
 
+def test_a_task_sees_the_settings_by_which_its_user_makes_it_smaller(cluster: Cluster) -> None:
+    """Those of the memory of a machine are the worker's."""
+    code = """
+        from openquake.baselib import config
+        from openquake.baselib.parallel import Starmap
+        import tasks
+        if __name__ == "__main__":
+            config.memory |= {changes}
+            names = "max_assets_chunk", "max_ruptures_chunk", "hard_mem_limit"
+            found = Starmap(tasks.configured, [(name,) for name in names]).reduce()
+            print(*(found[name] for name in names))
+        """
+    mine = {"max_assets_chunk": "77", "hard_mem_limit": 42}
+    for _ in range(2):
+        assert cluster.python(code.format(changes=mine)).split() == ["77", "5000", "99"]
+        assert cluster.python(code.format(changes={})).split() == ["10_000", "5000", "99"]
+
+
+def test_tasks_with_modules_of_their_users_stay_on_the_master(cluster: Cluster) -> None:
+    """Workers have the engine's package and no other."""
+    code = """
+        import logging, sys
+        from openquake.baselib import parallel
+        import tasks
+        if __name__ == "__main__":
+            logging.basicConfig(stream=sys.stdout, format="%(message)s")
+            smap = parallel.Starmap(tasks.square, [([1],), ([2],)])
+            print(sorted(smap.reduce().items()))
+            parallel.Starmap.shutdown()
+        """
+    found = cluster.python(code, OQ_IMPORT_PATH="gmms", OQ_CONFIG_FILE=str(cluster.with_zeromq_ports()))
+    warning, *_, last = found.splitlines()
+    assert (warning, last) == (
+        "square tasks run on the master: workers cannot see gmms",
+        "[(1, 1), (2, 4)]",
+    )
+
+
 def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path, broker: Broker) -> None:
     """`num_cores` is the fleet's: 64 processes on a master of one core would only stand in each other's way."""
     cluster = Cluster(tmp_path / "oqlab-pool", broker, **{"distribution.num_cores": "64"})
@@ -166,15 +205,18 @@ def test_no_more_calculations_of_a_command_run_at_once_than_the_queue_lets_run(
     """Upstream's number is of a machine with the fleet's cores; it stays where it is less, or there is no queue."""
     cluster = Cluster(tmp_path / "oqlab-several", broker)
     code = """
+        import os
         from unittest import mock
         from openquake.commonlib import logs
         from openquake.engine import engine
         logs.dbcmd("upgrade_db")
         found = []
         with mock.patch.object(engine, "_run", lambda *given: found.append(given[4])):
-            for cores, queue, options in (
-                (800, 2, {}), (800, 2, {"concurrent_jobs": 3}), (16, 4, {}), (4, 4, {}), (800, 0, {}),
+            for cores, queue, options, how in (
+                (800, 2, {}, "celery"), (800, 2, {"concurrent_jobs": 3}, "celery"), (16, 4, {}, "celery"),
+                (4, 4, {}, "celery"), (800, 0, {}, "celery"), (800, 2, {}, "processpool"),
             ):
+                os.environ["OQ_DISTRIBUTE"] = how
                 engine.parallel.num_cores, engine.config.distribution["serialize_jobs"] = cores, queue
                 number = 3
                 jobs = engine.create_jobs([{"calculation_mode": "classical", "description": "one"}] * number)
@@ -183,7 +225,7 @@ def test_no_more_calculations_of_a_command_run_at_once_than_the_queue_lets_run(
                     logs.dbcmd("finish", job.calc_id, "complete")
         print(found)
         """
-    assert cluster.python(code).splitlines()[-1] == "[2, 3, 2, 1, 100]"
+    assert cluster.python(code).splitlines()[-1] == "[2, 3, 2, 1, 100, 1]"
 
 
 def test_a_job_waits_for_workers_and_says_so(tmp_path: Path, broker: Broker) -> None:
@@ -199,10 +241,11 @@ def test_arrays_in_shared_memory_stay_on_the_master(cluster: Cluster) -> None:
     """Conditioned ground motion fields are computed with `Starmap.share`, and shared memory ends at the machine."""
     found = cluster.python(
         """
-        import numpy
+        import logging, numpy, sys
         from openquake.baselib import parallel
         import tasks
         if __name__ == "__main__":
+            logging.basicConfig(stream=sys.stdout, format="%(message)s")
             smap = parallel.Starmap(tasks.shared_sum)
             smap.share(numbers=numpy.arange(10))
             for power in (1, 2):
@@ -212,7 +255,11 @@ def test_arrays_in_shared_memory_stay_on_the_master(cluster: Cluster) -> None:
         """,
         OQ_CONFIG_FILE=str(cluster.with_zeromq_ports()),
     )
-    assert found.strip() == "processpool [(1, 45), (2, 285)]"
+    warning, *_, last = found.splitlines()
+    assert last == "processpool [(1, 45), (2, 285)]"
+    assert re.fullmatch(
+        r"shared_sum tasks run on the \d+ cores of the master: they share its memory", warning
+    )
 
 
 def test_an_exception_in_a_task_reaches_the_job_with_its_traceback(cluster: Cluster) -> None:

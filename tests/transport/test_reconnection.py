@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +62,21 @@ def test_a_worker_that_reconnects_gets_another_queue_for_commands(tmp_path: Path
         broker.close_connections()
         wait_until(lambda: queues() and before not in queues(), "the worker to be back")
         assert worker.running()
+
+
+def test_a_process_whose_user_the_broker_knows_no_more_ends(tmp_path: Path, broker: Broker) -> None:
+    """Its worker waits for it, and comes back with the secret that a rotation has made; it does so after a minute."""
+    code = """
+        import dataclasses
+        from openquake.baselib import config
+        from oq_celery import broker, settings
+        broker.REFUSED_SECONDS = 2.0
+        print("asks", flush=True)
+        former = dataclasses.replace(settings.load(config), password="former")
+        broker.Publisher(former).publish("queue", b"", {})
+        """
+    with harness.cluster(tmp_path / "oqlab-former", broker) as cluster:
+        process = cluster.start("python", "-c", textwrap.dedent(code))
+        assert process.wait() == 1
+        assert "asks" in process.output()
+        assert "refused" in process.output()

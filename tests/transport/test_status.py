@@ -132,6 +132,25 @@ def test_an_answer_that_would_run_something_is_none(cluster: harness.Cluster, tm
     assert cluster.python(code, HARMED=str(tmp_path / "harmed")).split() == ["2", "True", "True", "False"]
 
 
+def test_nothing_but_a_file_is_read_for_the_progress_of_a_master(tmp_path: Path) -> None:
+    """Whoever computes may put anything into the shared directory, and root reads there each minute."""
+    fifo, link, file = (tmp_path / name for name in ("fifo", "link", "file"))
+    os.mkfifo(fifo)
+    file.write_bytes(b"x" * 10_000)
+    link.symlink_to(file)
+    code = """
+        import sys
+        from pathlib import Path
+        from oq_celery import status
+        for path in map(Path, sys.argv[1:]):
+            try:
+                print(len(status._read(path)))
+            except OSError:
+                print("refused")
+        """
+    assert harness.python(code, fifo, link, file) == ["refused", "refused", "4096"]
+
+
 def test_the_progress_of_a_master_with_another_clock_is_seen(
     cluster: harness.Cluster, tmp_path: Path
 ) -> None:

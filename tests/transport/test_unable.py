@@ -25,7 +25,13 @@ def append(self, *args):
     raise OSError(28, "No space left on device")
 spool.Writer.append = append
 """
-OLD = "from oq_celery import protocol; protocol.__version__ = '0.0.1'"
+# What it says has other fields than the master knows.
+OTHER = """
+from oq_celery import protocol
+protocol.__version__ = "99.0"
+headers, running = protocol.Reply.headers, protocol.running_body
+protocol.Reply.headers = lambda self: headers(self) | {"colour": "red"}
+"""
 MASTER = """
 import sys
 from openquake.baselib import parallel
@@ -45,7 +51,7 @@ def cluster(tmp_path: Path, broker: Broker) -> Iterator[Cluster]:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "why"), [(STALE, "Stale"), (FULL, "No space left"), (OLD, "oq_celery 0.0.1")]
+    ("wrong", "why"), [(STALE, "Stale"), (FULL, "No space left"), (OTHER, "oq_celery 99.0")]
 )
 def test_a_worker_that_cannot_do_a_task_leaves_it_to_others_and_is_named(
     cluster: Cluster, tmp_path: Path, wrong: str, why: str

@@ -137,3 +137,62 @@ def test_the_directory_of_input_files_is_the_servers_before_anybody_computes(tmp
         'print(json.dumps(server.Server.mock_calls == [mock.call("/none"), mock.call().run()]))',
     )
     assert found == ["3730", True]
+
+
+def test_what_is_uploaded_is_not_taken_for_results(tmp_path: Path) -> None:
+    """Upstream adds the rates of every HDF5 file beside a calculation's to its own: those of `calc_9.hdf5`, too."""
+    beside, inside = office(
+        tmp_path,
+        "import io, zipfile",
+        "from openquake.server import views",
+        "packed = io.BytesIO()",
+        "packed.name = 'job.zip'",
+        "archive = zipfile.ZipFile(packed, 'w')",
+        "archive.writestr('job.ini', '[general]\\ndescription = a job\\ncalculation_mode = custom')",
+        "archive.writestr('calc_9.hdf5', 'results of another')",
+        "archive.close()",
+        "packed.seek(0)",
+        "files = mock.Mock(getlist=lambda _: [packed])",
+        "number = logs.dbcmd('create_job', sys.argv[2], 'custom', 'a job', 'ann', None, None)",
+        "from pathlib import Path",
+        "ini = Path(views.store(files, '.ini', number))",
+        "print(json.dumps([path.name for path in Path(sys.argv[2], f'calc_{number}').glob('*')]))",
+        "print(json.dumps(sorted(path.name for path in ini.parent.iterdir())))",
+    )
+    assert (beside, inside) == (["inputs"], ["calc_9.hdf5", "job.ini"])
+
+
+def test_an_export_lies_where_uploads_do_and_goes_with_its_answer(tmp_path: Path) -> None:
+    """Also one that has failed: the disk of the databases must not fill with what is left of them."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    found = office(
+        tmp_path,
+        "from pathlib import Path",
+        "from django.conf import settings",
+        "from openquake.server import views",
+        "uploads = settings.FILE_UPLOAD_TEMP_DIR = sys.argv[2] + '/uploads'",
+        "logs.dbcmd('create_outputs', 1, [('hcurves', 1)], 1)",
+        "say = lambda *words: print(json.dumps(words))",
+        "def export(key, number, datadir, directory):",
+        "    Path(directory, 'curves.csv').write_text('numbers')",
+        "    say(os.path.dirname(directory) == uploads)",
+        "    if failing: raise views.DataStoreExportError('no room')",
+        "    return [directory + '/curves.csv']",
+        "views.core = mock.Mock(export_from_db=export)",
+        "client = Client(SERVER_NAME='localhost')",
+        "client.force_login(get_user_model().objects.get(username='ann'))",
+        "for failing in (True, False):",
+        "    answer = client.get('/v1/calc/result/1')",
+        "    say(answer.status_code, bool(answer.streaming), b''.join(answer).decode())",
+        "    answer.close()",
+        "    say(os.listdir(uploads))",
+    )
+    assert found == [
+        [True],
+        [500, False, "DataStoreExportError: no room"],
+        [[]],
+        [True],
+        [200, True, "numbers"],
+        [[]],
+    ]

@@ -75,6 +75,24 @@ def test_the_task_of_a_process_that_died_goes_back_though_no_thread_can_be_start
     assert python(code, config=config) == ["given back", "can't start new thread"]
 
 
+def test_however_often_a_process_could_not_do_a_task_it_gives_it_back(config: Path) -> None:
+    """What else is raised is the end of the task for Celery, which then acknowledges its message."""
+    code = """
+        from celery.exceptions import Reject
+        from oq_celery import protocol, worker
+        worker._unable, pauses = 2000, []
+        worker.time.sleep = pauses.append
+        worker._publisher.publish = lambda *_: True
+        worker.run.push_request(id="1" * 32, hostname="openquake@one")
+        header = {"channel": "oq.ann.1.x", "task_no": 0, "versions": {"oq_celery": "0"}}
+        try:
+            worker.run.run(header, None, None)
+        except Reject as rejected:
+            print(rejected.requeue, pauses, worker.longer(5.0, 2, 300.0))
+        """
+    assert python(code, config=config) == ["True [60.0] 20.0"]
+
+
 @pytest.mark.parametrize(
     ("jobs", "kept"),
     [

@@ -10,7 +10,8 @@ from functools import cache
 import hypothesis
 import pytest
 
-from lab.aws.recorder import Recording, run_program
+from lab.aws.recorder import run_program
+from lab.aws.recording import Recording
 
 Record = Callable[..., Recording]
 

@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 from components import userdata
-from lab.aws.recorder import Recording
+from lab.aws.recording import Recording
 
 FACTS_FILE = Path("/etc/openquake/node.json")
 _USER_DATA = {

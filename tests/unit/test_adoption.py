@@ -19,7 +19,8 @@ from lab.aws.answers import (
     snapshot_answer,
     volume_answer,
 )
-from lab.aws.recorder import Recording, run_program
+from lab.aws.recorder import run_program
+from lab.aws.recording import Recording
 from lab.aws.resources import REGION
 from tests.unit.conftest import Record
 from tests.unit.test_program import ATTACHMENT, EFS, INSTANCE, MOUNT_TARGET, TEMPLATE, VOLUME

@@ -12,7 +12,7 @@ import pytest
 
 from components import facts, prices, userdata
 from components.settings import Settings
-from lab.aws.recorder import Recording
+from lab.aws.recording import Recording
 from lab.aws.resources import ACCOUNT, REGION
 from tests.unit.conftest import Record
 

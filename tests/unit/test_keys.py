@@ -12,7 +12,8 @@ import pytest
 from components import facts
 from lab.aws.answers import Refused, key_answer, network_answers
 from lab.aws.plan import make_plan
-from lab.aws.recorder import Recording, run_program
+from lab.aws.recorder import run_program
+from lab.aws.recording import Recording
 from lab.aws.resources import ACCOUNT, REGION
 from tests.unit.conftest import Record
 from tests.unit.test_program import EFS, INSTANCE, ROLE_POLICY, SECRET, TEMPLATE, VOLUME, statements, walk

@@ -10,7 +10,8 @@ import pulumi
 import pytest
 
 from lab.aws.answers import Refused, ami_answer, instance_type_answer, secret_answer
-from lab.aws.recorder import Recording, run_program
+from lab.aws.recorder import run_program
+from lab.aws.recording import Recording
 from lab.aws.resources import REGION
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"

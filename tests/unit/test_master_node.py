@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -81,6 +84,41 @@ def test_a_master_without_its_agent_serves_and_tries_again_to_get_it(
     said = steps()
     assert "services: 0.0 s" in said
     assert said[-1].startswith("FAILED at Session Manager agent")
+
+
+def test_a_price_that_cannot_be_read_is_not_taken_for_none(
+    master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Calculations that begin then would have no cost."""
+    file = tmp_path / "environment"
+    monkeypatch.setitem(master.module.FACTS, "environment_file", str(file))
+    before = f"A=1\n{master.module.FACTS['process_hour_variable']}=0.05\n"
+
+    def answers(code: int) -> None:
+        error = urllib.error.HTTPError("http://metadata", code, "", Message(), None)
+        monkeypatch.setattr(master.module, "metadata", Mock(side_effect=error))
+
+    file.write_text(before)
+    answers(503)
+    with pytest.raises(urllib.error.HTTPError):
+        master.module.tell_price()
+    assert file.read_text() == before
+    answers(404)
+    master.module.tell_price()
+    assert file.read_text() == "A=1\n"
+
+
+def test_packages_come_from_lists_of_which_none_is_old(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """apt-get calls it success when it could read no list, or all but those of security."""
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(master.module, "installed", lambda _name: False)
+    monkeypatch.setattr(master.module, "run", lambda *words, **_: ran.append(words))
+    monkeypatch.setattr(master.module, "until", lambda _what, _seconds, attempt, **_: attempt())
+    master.module.install_packages()
+    (update,) = [words for words in ran if "update" in words]
+    assert "APT::Update::Error-Mode=any" in update
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pulumi
 import pytest
 
 from lab.aws.answers import INVOKES, Invokes, network_answers
-from lab.aws.recorder import Recording, run_program
+from lab.aws.recorder import run_program
+from lab.aws.recording import Recording
 from lab.aws.resources import REGION
 from tests.unit.conftest import Record
 

@@ -13,6 +13,7 @@ import pytest
 
 from components import facts
 from lab.aws import recorder
+from lab.aws.recording import Recording
 from policy import design, pack
 from policy.actions import READING, WITHOUT_RESOURCE
 from policy.exceptions import EXCEPTIONS, Excepted
@@ -79,7 +80,7 @@ CUSTOMER_KEY = "arn:aws:kms:eu-central-1:123456789012:key/0"
 Breaker = Callable[[Stack], Stack]
 
 
-def registered(recording: recorder.Recording, keeps_data: bool = True) -> Stack:
+def registered(recording: Recording, keeps_data: bool = True) -> Stack:
     """What the rules see of a recording."""
     return Stack(
         [

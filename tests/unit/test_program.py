@@ -22,7 +22,8 @@ from components.capacity import steps_out
 from components.prices import HOURS, estimate
 from components.settings import Settings
 from components.tags import shown_in_metadata
-from lab.aws.recorder import UNKNOWN, Recorded, Recording, run_program
+from lab.aws.recorder import UNKNOWN, run_program
+from lab.aws.recording import Recorded, Recording
 from lab.aws.resources import ACCOUNT, REGION
 from tests.unit.conftest import (
     AMI,

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from components import facts, userdata
-from lab.aws.recorder import Recording
+from lab.aws.recording import Recording
 from tests.unit.conftest import ENDPOINTS, ENDPOINTS_DISKLESS, MODES, NAT, NAT_DISKLESS, Record
 from tests.unit.test_program import INSTANCE, MOUNT_TARGET, SECRET, SIZES, TEMPLATE, VOLUME
 
@@ -355,6 +355,40 @@ def test_all_nodes_run_the_engine_of_the_bundle_that_the_program_uploads(each_mo
     assert nodes["master"]["bundle_bucket"] == bundle["bucket"]
     assert nodes["master"]["bundle_sha256"] in bundle["key"]
     assert nodes["master"]["engine_id"] == nodes["worker"]["engine_id"]
+
+
+def test_an_engine_that_was_built_for_another_processor_has_another_name() -> None:
+    """The shared file system keeps it when the instance types change; x86-64 has the name that it always had."""
+    assert userdata.engine_id("0123456789abcdef" * 4, "arm64") == "0123456789abcdef-arm64"
+    assert userdata.engine_id("0123456789abcdef" * 4, "x86_64") == "0123456789abcdef"
+
+
+def test_a_server_that_ends_without_an_error_comes_back(each_mode: Recording) -> None:
+    """systemd takes death by SIGTERM or SIGINT for a clean end, as by `kill` or `oq dbserver stop`."""
+    found = files(configs(each_mode)["master"])
+    for unit in (facts.DBSERVER_UNIT, facts.WEBUI_UNIT, facts.NGINX_UNIT):
+        text = found.get(f"/etc/systemd/system/{unit}", "")
+        assert "Restart=always\n" in text or (not text and unit != facts.DBSERVER_UNIT)
+
+
+def test_what_a_timer_starts_has_a_time_to_end_in(each_mode: Recording) -> None:
+    """A oneshot has none by default: it would be "activating" for ever, and its timer start no other."""
+    found = files(configs(each_mode)["master"])
+    timers = [path for path in found if path.endswith(".timer")]
+    assert len(timers) >= 2
+    for path in timers:
+        assert "TimeoutStartSec=" in found[path.removesuffix("timer") + "service"], path
+
+
+def test_what_is_left_of_jobs_and_exports_goes_after_a_month(each_mode: Recording) -> None:
+    """/var/tmp's own age does not hold below a path with a line of its own."""
+    (line,) = [
+        line
+        for text in files(configs(each_mode)["master"]).values()
+        for line in text.splitlines()
+        if line.startswith(f"d {facts.CUSTOM_TMP} ")
+    ]
+    assert line.split()[5] == "30d"
 
 
 def test_a_worker_installs_nothing(each_mode: Recording) -> None:

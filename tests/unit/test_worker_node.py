@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components import facts
-from lab.aws.recorder import Recording
+from lab.aws.recording import Recording
 from tests.unit.conftest import MODES, NAT, NAT_DISKLESS, Record
 from tests.unit.node import node_facts, node_files, node_module
 
