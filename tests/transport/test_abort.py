@@ -272,7 +272,7 @@ main({arguments})
 """
 
 
-def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served) -> None:
+def test_purge_and_reset_leave_the_calculations_of_others_alone(tmp_path: Path, served: Served) -> None:
     """Two users of one directory, in which the files of both can be written by both."""
 
     def add(number: int, user: str, status: str, of: int) -> None:
@@ -290,8 +290,11 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served) 
         (served.data / f"calc_{number}.hdf5").touch()
 
     def as_user(user: str, command: str, arguments: str, uid: int = 1000) -> str:
-        code = PURGE.format(uid=uid, command=command, arguments=arguments)
-        return harness.run([harness.ENGINE / "bin/python", "-c", code], served.env | {"LOGNAME": user}).stdout
+        script, out, err = (tmp_path / f"command.{kind}" for kind in ("py", "out", "err"))
+        script.write_text(PURGE.format(uid=uid, command=command, arguments=arguments))
+        out.unlink(missing_ok=True)
+        assert served.fork([script], out, err, {"LOGNAME": user}).over.wait(harness.DEADLINE)
+        return out.read_text()
 
     def files() -> set[int]:
         return {int(path.stem.removeprefix("calc_")) for path in served.data.glob("calc_*.hdf5")}
