@@ -232,7 +232,8 @@ def _fill_files(scene: Scene, fault: Fault) -> bool:
     with scene.world.files_lock:
         ballast = scene.world.mount / "ballast"
         try:
-            with ballast.open("wb") as file:
+            # What others write meanwhile may leave no room for all of it: then it is full as well.
+            with ballast.open("wb") as file, contextlib.suppress(OSError):
                 free = os.statvfs(scene.world.mount)
                 os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
             time.sleep(fault.seconds)
