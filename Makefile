@@ -18,6 +18,7 @@ demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute
 
 # Side by side what keeps two cores busy together: environments are made while one core tests, the emulated machine has
 # one core and waits badly, and of the lab, which waits for boots, drains and alarms half of its time, the longest is first.
+# What is named twice is made once, in its first place.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
 	@$(SIDE_BY_SIDE) --jobs=3 unit policy-pack $(ENGINE_VENV)/.done
 	@$(SIDE_BY_SIDE) --jobs=5 pulumi-cli $(TRANSPORT_LANES)

@@ -193,6 +193,7 @@ def _https(node: MasterNode) -> dict[str, str]:
         f"{node.master_address} {facts.WEBUI_PORT}",
         "certificate_unit": facts.CERTIFICATE_UNIT,
         "certificate_timer": facts.CERTIFICATE_RENEWAL_TIMER,
+        "certificate_renewal": facts.CERTIFICATE_RENEWAL_SERVICE,
         "renew_certificate": f"{facts.ENGINE_DIR}/bin/oq-webui renew-certificate --source {node.webui_certificate} "
         f"--directory {facts.WEBUI_TLS_DIR} --kept {facts.WEBUI_KEPT_PAIR} {node.master_address}",
         "certificate_shown": facts.WEBUI_CERTIFICATE,

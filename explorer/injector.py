@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -232,10 +233,14 @@ def _fill_files(scene: Scene, fault: Fault) -> bool:
     with scene.world.files_lock:
         ballast = scene.world.mount / "ballast"
         try:
-            # What others write meanwhile may leave no room for all of it: then it is full as well.
-            with ballast.open("wb") as file, contextlib.suppress(OSError):
+            with ballast.open("wb") as file:
                 free = os.statvfs(scene.world.mount)
-                os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    # Others have written meanwhile: it is full as well.
             time.sleep(fault.seconds)
         finally:
             ballast.unlink()

@@ -367,9 +367,7 @@ def problems() -> list[str]:
     """What keeps this master from serving; empty when all services answer."""
     found = mount_problems(*FACTS["volumes"], FACTS["dbserver_dir"], FACTS["nfs_dir"], FACTS["engine_dir"])
     found += unit_problems(*services(), *background())
-    renewal = (
-        [f"{FACTS['certificate_timer'].removesuffix('timer')}service"] if FACTS["certificate_timer"] else []
-    )
+    renewal = [FACTS["certificate_renewal"]] if FACTS["certificate_renewal"] else []
     found += failed_units(FACTS["refresh_service"], FACTS["reap_service"], *renewal)
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):

@@ -16,12 +16,7 @@ from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.services import imds
 from lab.trials.job import CLASSICAL, USER, fetch_job, run_job
-from tests.lab.support import (
-    READY_SECONDS,
-    as_user,
-    on,
-    run_oneshot,
-)
+from tests.lab.support import READY_SECONDS, as_user, on, run_oneshot
 
 pytestmark = pytest.mark.lab
 
@@ -143,7 +138,9 @@ def test_what_a_worker_said_before_it_was_killed_is_read_on_the_master(nfs_clust
     fleet.scale(nfs_cluster, 2)
     said = shown(nfs_cluster, instance)
     assert "last words" in said
-    print(f"lost: the last {died - max(map(float, re.findall(r'tick-([0-9.]+)', said))):.2f} s")
+    lost = died - max(map(float, re.findall(r"tick-([0-9.]+)", said)))
+    print(f"lost: the last {lost:.2f} s")
+    assert lost < LOST_SECONDS
     wait_until("its silence to be seen", lambda: not listed(nfs_cluster)[instance]["alive"], 120)
     assert listed(nfs_cluster)[nfs_cluster.nodes["worker-2"].id]["alive"]
     cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)

@@ -15,10 +15,7 @@ from lab.linux.host import wait_until
 from lab.services import aws_api
 from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
-from tests.lab.support import (
-    READY_SECONDS,
-    on,
-)
+from tests.lab.support import READY_SECONDS, on
 
 pytestmark = pytest.mark.lab
 

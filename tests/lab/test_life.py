@@ -36,13 +36,7 @@ from lab.region.provider import Values
 from lab.region.stack import Stack, served
 from lab.trials.job import CLASSICAL, USER, DemoJob, Run, compare, fetch_job, run_job
 from tests.engine.conftest import pulumi
-from tests.lab.support import (
-    READY_SECONDS,
-    as_user,
-    on,
-    people,
-    wait_until_a_task_runs,
-)
+from tests.lab.support import READY_SECONDS, as_user, on, people, wait_until_a_task_runs
 from tests.lab.web import calculations
 
 pytestmark = pytest.mark.lab

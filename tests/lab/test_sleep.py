@@ -18,13 +18,7 @@ from lab.linux.host import wait_until
 from lab.services import imds
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job
 from tests.lab.computer import Computer, person
-from tests.lab.support import (
-    READY_SECONDS,
-    listening,
-    on,
-    people,
-    run_oneshot,
-)
+from tests.lab.support import READY_SECONDS, listening, on, people, run_oneshot
 from tests.lab.web import administrator, calculations
 
 pytestmark = pytest.mark.lab

@@ -23,11 +23,7 @@ from lab.linux.host import wait_until
 from lab.trials import matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user, run_job
 from tests.lab.browser import Browser, browser, missing
-from tests.lab.support import (
-    READY_SECONDS,
-    held,
-    on,
-)
+from tests.lab.support import READY_SECONDS, held, on
 from tests.lab.web import Client, account, administrator, administrators_password
 
 pytestmark = pytest.mark.lab

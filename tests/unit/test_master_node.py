@@ -121,6 +121,18 @@ def test_packages_come_from_lists_of_which_none_is_old(
     assert "APT::Update::Error-Mode=any" in update
 
 
+def test_a_renewal_of_the_certificate_that_has_failed_is_a_problem(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mount_problems", "unit_problems", "broker_alarms"):
+        monkeypatch.setattr(master.module, name, lambda *_: [])
+    monkeypatch.setattr(master.module, "answers", lambda *_: True)
+    monkeypatch.setattr(master.module, "failed_units", lambda *units: list(units))
+    for renewal in ([], [facts.CERTIFICATE_RENEWAL_SERVICE]):
+        monkeypatch.setitem(master.module.FACTS, "certificate_renewal", "".join(renewal))
+        assert master.module.problems() == [facts.REFRESH_SERVICE, facts.REAP_SERVICE, *renewal]
+
+
 @pytest.fixture
 def said_by_broker(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """The problems of a master whose services all answer, by what rabbitmq-diagnostics does."""
