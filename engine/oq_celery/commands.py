@@ -33,7 +33,7 @@ INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstr
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
-AND workflow_id IS NULL AND start_time < datetime('now', ?x) ORDER BY id DESC"""
+AND workflow_id IS NULL AND datetime(start_time) <= datetime('now', ?x) ORDER BY id DESC"""
 _ALL = "SELECT id FROM job WHERE user_name=?x ORDER BY id DESC"
 # The last number of a calculation, and another one if it is higher.
 _LAST = "SELECT coalesce(max(seq), 0) AS number FROM sqlite_sequence WHERE name='job'"

@@ -306,6 +306,8 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(tmp_path: Path, 
     as_user("ann", "purge", "'7'")
     assert files() == {1, 2, 3, 4, 5, 6}
     assert 7 not in served.statuses()
+    # Which began in this second, of which `datetime('now')` is the beginning.
+    served.query("UPDATE job SET start_time=strftime('%Y-%m-%d %H:%M:%f', 'now')")
     assert "Found 1 calculations" in as_user("ann", "purge", "'failed'")
     found = as_user("ann", "purge", "'old', days=0")
     assert "Found 2 calculations" in found
