@@ -63,7 +63,8 @@ NAMES: Mapping[str, str] = {
     "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
     "openquake.server.views": (
-        "JsonResponse calc_abort calc_remove calc_result calc_zip extract logs parallel settings tempfile utils"
+        "JsonResponse calc_abort calc_remove calc_result calc_zip engine extract logs mp parallel settings tempfile "
+        "utils"
     ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }

@@ -64,8 +64,7 @@ def install_ssm_agent() -> None:
         start(f"{AGENT}.service")
         return
     region, machine = FACTS["region"], {"x86_64": "amd64", "arm64": "arm64"}[FACTS["architecture"]]
-    host = f"s3.{region}.amazonaws.com"
-    url = f"https://{host}/amazon-ssm-{region}/latest/debian_{machine}/{AGENT}.deb"
+    url = f"https://s3.{region}.amazonaws.com/amazon-ssm-{region}/latest/debian_{machine}/{AGENT}.deb"
     package = Path(f"/run/openquake/{AGENT}.deb")
 
     def download() -> str:
@@ -281,7 +280,7 @@ def bootstrap() -> None:
         mount_engine()
     with step("services"):
         start(*services(), *background())
-    with step("Session Manager agent, if it could not be had before"):
+    with step("Session Manager agent, once more"):
         install_ssm_agent()
 
 

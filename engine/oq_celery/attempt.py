@@ -77,6 +77,7 @@ class Attempt:
         self._publisher = publisher
         self._limit = settings.max_message_kb * 1024
         self._path = settings.spool / header.channel / self.name
+        self._root = settings.spool
         self._writer: spool.Writer | None = None
         self._results: list[Result] = []
         self._in_memory = 0
@@ -125,7 +126,7 @@ class Attempt:
         """
         if self._error is not None:  # what upstream makes of the exception that was raised here
             return
-        if result.tb_str and _is_of_the_machine(error := result.pik.unpickle()):
+        if result.tb_str and self._is_of_the_machine(error := result.pik.unpickle()):
             self._error = MachineError(f"{type(error).__name__}: {error}\n{result.tb_str}")
             return
         try:
@@ -202,6 +203,17 @@ class Attempt:
             text = f"Task {self.header} failed on worker {worker_name()}:\n{traceback.format_exc()}"
             self._publish("failed", text.encode())
 
+    def _is_of_the_machine(self, error: BaseException) -> bool:
+        """Whether another machine need not meet an error that a task has met."""
+        if not isinstance(error, OSError):
+            return isinstance(error, MemoryError)
+        number = error.errno
+        if number is None and (said := _ERRNO.search(str(error))):
+            # Upstream's DataStore.open raises h5py's error anew, with its text alone.
+            number = int(said[1])
+        # Of a shared directory that is not there at all no error says more than that a file is missing.
+        return number in MACHINE_ERRORS or not self._root.is_dir()
+
     def _keep(self, pickled: Pickled) -> Pickled:
         if isinstance(pickled, StoredPickle):
             return pickled
@@ -260,14 +272,3 @@ def _values(settings: MutableMapping[str, str], given: Mapping[str, str]) -> Ite
                 settings.pop(name, None)
             else:
                 settings[name] = value
-
-
-def _is_of_the_machine(error: BaseException) -> bool:
-    """Whether another machine need not meet an error that a task has met."""
-    if not isinstance(error, OSError):
-        return isinstance(error, MemoryError)
-    number = error.errno
-    if number is None and (said := _ERRNO.search(str(error))):
-        # Upstream's DataStore.open raises h5py's error anew, with its text alone.
-        number = int(said[1])
-    return number in MACHINE_ERRORS

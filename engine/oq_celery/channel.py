@@ -406,6 +406,8 @@ class Channel:
 
     def _open_queue(self) -> ResultQueue:
         if self._queue is None:
+            with contextlib.suppress(OSError):  # who has to write there says why it cannot
+                spool.make(self._settings.spool)  # by which a worker knows that it sees what is shared
             self._queue = ResultQueue(self._settings, self.name, self._ledger)
             self._queue.start()
             self._queue.wait_ready()

@@ -156,5 +156,5 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.commands.importcalc": _then("oq_celery.commands.extend_importcalc"),
     "openquake.commands.purge": _then("oq_celery.commands.extend_purge"),
     "openquake.commands.reset": _then("oq_celery.commands.extend_reset"),
-    "openquake.server.views": _then("oq_celery.commands.extend_views"),
+    "openquake.server.views": _then("oq_celery.commands.extend_views", "oq_celery.turn.extend_views"),
 }

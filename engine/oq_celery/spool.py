@@ -224,23 +224,28 @@ class References:
 
 
 def make_directory(path: Path) -> None:
-    """Make a channel's directory, and the spool directory above it, writable by the group.
+    """Make a channel's directory, and the spool directory above it."""
+    for directory in (path.parent, path):
+        make(directory)
+
+
+def make(directory: Path) -> None:
+    """Make a directory, writable by the group, unless it is there.
 
     Nobody ever sees one with other rights, nor does a process that is killed leave one: it gets its name last.
     """
-    for directory in (path.parent, path):
-        if directory.is_dir():
-            continue
-        new = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}")
-        new.mkdir()
-        try:
-            new.chmod(DIRECTORY_MODE)
-            new.rename(directory)  # also onto an empty one, which is the same
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                new.rmdir()
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
-                raise
+    if directory.is_dir():
+        return
+    new = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}")
+    new.mkdir()
+    try:
+        new.chmod(DIRECTORY_MODE)
+        new.rename(directory)  # also onto an empty one, which is the same
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.rmdir()
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
+            raise
 
 
 def remove_directory(path: Path) -> None:

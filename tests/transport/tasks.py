@@ -130,6 +130,13 @@ def back(number: int, directory: bytes, data: bytes, monitor: Any) -> Iterator[A
     yield {number: len(data), f"data of {number}": os.urandom(2_000_000)}
 
 
+def looked_up(number: int, directory: bytes, file: bytes, monitor: Any) -> dict[int, int]:
+    """The size of a file; the task number 0 is busy before as long as the test wants."""
+    if number == 0:
+        pause(directory, "busy")
+    return {number: Path(os.fsdecode(file)).stat().st_size}
+
+
 def leave(number: int, monitor: Any) -> dict[int, int]:
     """End the process, as a library may do."""
     sys.exit(f"no use for {number}")

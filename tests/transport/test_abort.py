@@ -71,8 +71,9 @@ class Served(Cluster):
         wait_until(lambda: WAITS in self.said(number), f"calculation {number} to wait for workers")
 
 
-@pytest.fixture
-def served(tmp_path: Path, broker: Broker) -> Iterator[Served]:
+@contextlib.contextmanager
+def serving(tmp_path: Path, broker: Broker) -> Iterator[Served]:
+    """A cluster with a DbServer, two of whose calculations run at once, and a job in the directory `job`."""
     port = free_port()
     changes = {
         "dbserver.host": "localhost",
@@ -89,6 +90,12 @@ def served(tmp_path: Path, broker: Broker) -> Iterator[Served]:
         made.end()
         for queue in broker.result_queues():
             broker.delete_queue(queue)
+
+
+@pytest.fixture
+def served(tmp_path: Path, broker: Broker) -> Iterator[Served]:
+    with serving(tmp_path, broker) as made:
+        yield made
 
 
 def processes(cluster: Cluster) -> dict[str, int]:

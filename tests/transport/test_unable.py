@@ -5,6 +5,7 @@ What becomes of a task that none can do: see the damaged files of test_payloads.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,16 @@ if __name__ == "__main__":
     print("all", {number: results[number] for number in range(2)}, flush=True)
 """
 
+LOOK_UP = """
+import sys
+from openquake.baselib import parallel
+import tasks
+if __name__ == "__main__":
+    directory, file = (word.encode() for word in sys.argv[1:])
+    results = parallel.Starmap(tasks.looked_up, [(number, directory, file) for number in range(2)]).reduce()
+    print("all", {number: results[number] for number in range(2)}, flush=True)
+"""
+
 
 @pytest.fixture
 def cluster(tmp_path: Path, broker: Broker) -> Iterator[Cluster]:
@@ -69,3 +80,31 @@ def test_a_worker_that_cannot_do_a_task_leaves_it_to_others_and_is_named(
     assert "all {0: 1000000, 1: 1000000}" in master.output()
     assert bad.running()
     assert master.output().count("cannot do tasks") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a directory is hidden from a process by a mount, as root")
+def test_a_worker_that_has_lost_the_shared_directory_leaves_its_tasks_to_others(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """What such a task meets is a file that is not there: of itself nobody's fault but the job's."""
+    hold = tmp_path / "hold-busy"
+    hold.touch()
+    (cluster.shared / "results").write_bytes(b"12345")
+    cluster.worker("good")
+    master = cluster.start("python", "-c", LOOK_UP, tmp_path, cluster.shared / "results")
+    wait_until(lambda: list(tmp_path.glob("busy.*")), "the good worker to be busy")
+    bad = cluster.worker("bad", prefix=harness.hiding(cluster.shared))
+    wait_until(lambda: "No such file" in master.output(), "the job's log to tell of the bad worker")
+    hold.unlink()
+    assert master.wait() == 0, master.output()
+    assert "all {0: 5, 1: 5}" in master.output()
+    assert bad.running()
+    assert master.output().count("cannot do tasks") == 1
+
+
+def test_a_file_that_nobody_sees_fails_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.worker("good")
+    master = cluster.start("python", "-c", LOOK_UP, tmp_path, cluster.shared / "nothing")
+    assert master.wait() != 0
+    assert "FileNotFoundError" in master.output()
+    assert "cannot do tasks" not in master.output()

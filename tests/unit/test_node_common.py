@@ -74,6 +74,8 @@ def test_the_shared_file_system_is_mounted_by_the_address_in_this_zone_and_asks_
     common: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounted: dict[str, tuple[str, ...]] = {}
+    commands: list[str] = []
+    monkeypatch.setattr(common, "run", lambda *command: commands.append(" ".join(command)))
     monkeypatch.setattr(common, "mount_unit", lambda what, where, *how: mounted.update({where: (what, *how)}))
     zone, address = next(iter(common.FACTS["nfs_addresses"].items()))
     monkeypatch.setattr(common, "metadata", {"placement/availability-zone": zone}.get)
@@ -81,6 +83,9 @@ def test_the_shared_file_system_is_mounted_by_the_address_in_this_zone_and_asks_
     what, kind, options = mounted[common.FACTS["nfs_dir"]]
     assert (what, kind) == (f"{address}:/", "nfs4")
     assert {f"addr={address}", "vers=4.1", "hard", "lookupcache=positive"} <= set(options.split(","))
+    # That this is so, a virtual machine shows.
+    denied = "IPAddressDeny=" + " ".join(common.FACTS["nfs_addresses"].values())
+    assert commands == [f"systemctl set-property {unit} {denied}" for unit in ("system.slice", "user.slice")]
 
 
 def test_the_engine_is_a_mount_for_which_no_boot_waits(common: Any, monkeypatch: pytest.MonkeyPatch) -> None:

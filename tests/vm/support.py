@@ -23,6 +23,8 @@ BOOT_SECONDS = 2400
 LOOK_SHARE = 4
 """So many times what a look has taken passes until the next: each costs a machine that boots some of its only core."""
 LONGEST_PAUSE_SECONDS = 30
+TIMED_OUT = 124
+"""What timeout(1) ends with then."""
 
 
 @contextmanager
@@ -85,6 +87,18 @@ def assert_nfs_by_the_kernels_own_client(machine: VirtualMachine) -> None:
     options = machine.succeed(f"findmnt --noheadings --output FSTYPE,OPTIONS {facts.NFS_DIR}")
     assert options.startswith("nfs4")
     assert {"vers=4.1", "lookupcache=pos", "hard"} <= {*options.split()[1].split(",")}
+
+
+def assert_only_the_kernel_speaks_nfs(machine: VirtualMachine) -> None:
+    """No process of a service or of a session reaches the servers of the shared file system, not even root's.
+
+    In the root of the control groups, where nothing runs but the kernel's own threads, this very process would.
+    """
+    source = machine.succeed(f"findmnt --noheadings --output SOURCE {facts.NFS_DIR}")
+    connect = f"timeout 20 bash -c ': < /dev/tcp/{source.partition(':')[0]}/2049'"
+    machine.succeed(f"echo $BASHPID > /sys/fs/cgroup/cgroup.procs && {connect}")
+    as_user = f"systemd-run --quiet --wait --slice=user.slice --uid=nobody {connect}"
+    assert [machine.execute(line)[0] for line in (connect, as_user)] == [TIMED_OUT, TIMED_OUT]
 
 
 def assert_it_reads_the_shared_file_system_far_ahead(machine: VirtualMachine) -> None:

@@ -26,6 +26,7 @@ from tests.vm.support import (
     assert_a_clean_boot,
     assert_it_reads_the_shared_file_system_far_ahead,
     assert_nfs_by_the_kernels_own_client,
+    assert_only_the_kernel_speaks_nfs,
     assert_the_kernel_is_told_what_a_node_wants,
     eventually,
     is_ready,
@@ -74,6 +75,7 @@ def test_the_first_boot_is_clean_and_has_the_shared_file_system_by_the_kernels_o
 ) -> None:
     eventually("NFS", lambda: master.machine.execute(f"mountpoint -q {facts.NFS_DIR}")[0] == 0)
     assert_nfs_by_the_kernels_own_client(master.machine)
+    assert_only_the_kernel_speaks_nfs(master.machine)
     assert_a_clean_boot(master.machine)
 
 

@@ -30,6 +30,7 @@ from tests.vm.support import (
     assert_a_clean_boot,
     assert_it_reads_the_shared_file_system_far_ahead,
     assert_nfs_by_the_kernels_own_client,
+    assert_only_the_kernel_speaks_nfs,
     assert_the_kernel_is_told_what_a_node_wants,
     eventually,
     is_ready,
@@ -102,6 +103,7 @@ def test_it_becomes_ready_by_itself_with_the_engine_over_nfs(rig: Rig) -> None:
     assert_a_clean_boot(rig.machine)
     assert_the_kernel_is_told_what_a_node_wants(rig.machine)
     assert_nfs_by_the_kernels_own_client(rig.machine)
+    assert_only_the_kernel_speaks_nfs(rig.machine)
     assert_it_reads_the_shared_file_system_far_ahead(rig.machine)
     mounted = f"findmnt --noheadings --output FSTYPE,SOURCE {facts.ENGINE_DIR}"
     kind, device = rig.machine.succeed(mounted).split()
