@@ -41,7 +41,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": (
-        "_PID _PPID logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
+        "_PID _PPID create_jobs logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
     ),
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
@@ -63,8 +63,8 @@ NAMES: Mapping[str, str] = {
     "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
     "openquake.server.views": (
-        "JsonResponse calc_abort calc_remove calc_result calc_zip engine extract logs mp parallel settings tempfile "
-        "utils"
+        "JsonResponse calc_abort calc_remove calc_result calc_run calc_zip engine extract logs mp parallel settings "
+        "tempfile utils"
     ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }

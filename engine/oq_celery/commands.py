@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,9 @@ from oq_celery.jobs import UNFINISHED, lives
 from oq_celery.runs import skip_taken
 
 INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstream takes capitals for a mosaic's model
+UPLOAD_FIELD = (
+    "upload"  # of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent
+)
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
@@ -276,7 +280,7 @@ def extend_reset(module: Any) -> None:
 
 def extend_views(views: Any) -> None:
     """Change the WebUI's views: an abort that they call done is done, what is removed does not run on, an export lies
-    where uploads do and goes with the answer, and what is uploaded is not taken for results.
+    where uploads do and goes with the answer, what is uploaded is not taken for results, and an upload has a name.
     """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
     upstream_parallel = views.parallel
@@ -310,6 +314,24 @@ def extend_views(views: Any) -> None:
         return upstream_remove(request, calc_id)
 
     making = threading.local()
+    upstream_run, upstream_create = views.calc_run, views.engine.create_jobs
+
+    @functools.wraps(upstream_run)
+    def calc_run(request: Any) -> Any:
+        token = request.POST.get(UPLOAD_FIELD, "")
+        making.token = token if re.fullmatch(r"[0-9a-f]{32}", token) else ""
+        try:
+            return upstream_run(request)
+        finally:
+            making.token = ""
+
+    @functools.wraps(upstream_create)
+    def create_jobs(*args: Any, **kwargs: Any) -> Any:
+        """What an upload has started says so from the first: whose answer is lost finds its calculation by that."""
+        made = upstream_create(*args, **kwargs)
+        if token := getattr(making, "token", ""):
+            dbcmd("log", made[0].calc_id, datetime.now(UTC), "INFO", "oq_celery", f"Uploaded as {token}")
+        return made
 
     def in_place(make: Callable[..., Any]) -> Callable[..., Any]:
         """One of tempfile's functions, which makes what a view makes where there is room for it, and notes it."""
@@ -354,6 +376,7 @@ def extend_views(views: Any) -> None:
         directory.mkdir(exist_ok=True)
         return str(directory)
 
+    views.calc_run, views.engine.create_jobs = calc_run, create_jobs
     views.calc_abort, views.calc_remove = calc_abort, calc_remove
     views.parallel = SimpleNamespace(calc_dir=calc_dir)
     views.tempfile = SimpleNamespace(

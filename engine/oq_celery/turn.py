@@ -60,12 +60,23 @@ class Waiting:
         """Start it. The WebUI does not wait for its end, nor does it end with the WebUI."""
         command = [sys.executable, "-m", __name__, str(self._number)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        _started.add(process)
         assert process.stdin is not None
         self.pid = process.pid
         # Before it can go on, and write down that it computes.
         self._dbcmd("update_job", self._number, {"status": "submitted", "pid": self.pid})
         with contextlib.suppress(BrokenPipeError), process.stdin:  # it was aborted just now
             pickle.dump(self._call, process.stdin)
+
+
+_started: set[subprocess.Popen[bytes]] = set()
+
+
+def reap() -> None:
+    """Ask for the exit status of what has been started here and has ended, or it stays as a zombie."""
+    for process in _started.copy():
+        if process.poll() is not None:
+            _started.discard(process)
 
 
 def extend_views(views: Any) -> None:

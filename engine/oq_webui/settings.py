@@ -5,6 +5,7 @@ Upstream reads OQ_APPLICATION_MODE: RESTRICTED is the WebUI with login, PUBLIC t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -22,6 +23,8 @@ from oq_webui.certificate import names_of
 SECRETS = "OQ_WEBUI_SECRETS"
 """Names a JSON file with `secret_key`, `admin_password` and, after a rotation, `previous_secret_key`, which only the
 server can read."""
+CLUSTER = "OQ_WEBUI_CLUSTER"
+"""What no other cluster has: the ARN of its secret."""
 HOSTS = "OQ_WEBUI_HOSTS"
 """By which names and addresses people reach the server besides its own, separated by spaces."""
 CERTIFICATE = "OQ_WEBUI_CERTIFICATE"
@@ -65,6 +68,9 @@ DATABASE_ROUTERS = ["oq_webui.router.EngineRouter"]
 # (`oq_celery.commands.extend_views`): gigabytes of them would fill the disk of the databases.
 FILE_UPLOAD_TEMP_DIR = os.environ.get(UPLOADS) or upstream.FILE_UPLOAD_TEMP_DIR
 
+# A job may have more files than Django's 100. In the mode with login only those who have logged in upload any.
+DATA_UPLOAD_MAX_NUMBER_FILES = None
+
 # Where the engine's build collects them, and nginx serves them.
 STATIC_ROOT = str(Path(sys.prefix, "static"))
 
@@ -79,5 +85,7 @@ if upstream.LOCKDOWN:
     INSTALLED_APPS = ("oq_webui", *upstream.INSTALLED_APPS)  # first, so that its templates are
     ROOT_URLCONF = "oq_webui.urls"
     MIDDLEWARE = (*MIDDLEWARE, "oq_webui.owners.OwnersOnly")
+    # Of several clusters, whose port forwards are all at 127.0.0.1, a browser sends each the sessions of all.
+    SESSION_COOKIE_NAME = f"sessionid_{hashlib.sha256(os.environ.get(CLUSTER, '').encode()).hexdigest()[:12]}"
     SESSION_COOKIE_HTTPONLY = True
     SESSION_COOKIE_SAMESITE = "Lax"

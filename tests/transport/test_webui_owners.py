@@ -196,3 +196,46 @@ def test_an_export_lies_where_uploads_do_and_goes_with_its_answer(tmp_path: Path
         [200, True, "numbers"],
         [[]],
     ]
+
+
+UPLOAD = (
+    "import io",
+    "from django.test import RequestFactory",
+    "from openquake.server.wsgi import application",
+    "from oq_webui.server import whole",
+    "client = Client()",
+    "client.force_login(get_user_model().objects.get(username='ann'))",
+    "cookies = '; '.join(f'{name}={cookie.value}' for name, cookie in client.cookies.items())",
+    "def upload(cut, application=whole(application), **fields):",
+    "    files = {name: io.BytesIO(bytes(100_000)) for name in ('one', 'two')}",
+    "    for name, file in files.items(): file.name = name",
+    "    environ = RequestFactory().post('/v1/calc/run', {**fields, **files}, HTTP_COOKIE=cookies).environ",
+    "    body = environ['wsgi.input'].read(int(environ['CONTENT_LENGTH']))",
+    "    environ |= {'wsgi.input': io.BytesIO(body[:len(body) - cut]), 'SERVER_NAME': 'localhost'}",
+    "    b''.join(application(environ, lambda status, headers: None))",
+    "    print(logs.dbcmd('SELECT count(*) AS n FROM job')[0].n)",
+)
+
+
+def test_an_upload_that_breaks_off_starts_nothing(tmp_path: Path) -> None:
+    """Wherever it does. Django alone takes what has arrived for all that there is, as the last line shows."""
+    cuts = (1, 2, 8, 40, 50_000, 150_000, 200_100)
+    *broken, all_of_it, without = office(
+        tmp_path, *UPLOAD, *(f"upload({cut})" for cut in cuts), "upload(0)", "upload(50_000, application)"
+    )
+    assert broken == [3] * len(cuts)  # those that there are before
+    assert (all_of_it, without) == (4, 5)
+
+
+def test_an_upload_that_names_itself_is_found_by_that_in_its_calculations_log(tmp_path: Path) -> None:
+    token = "0123456789abcdef" * 2
+    *_, said = office(
+        tmp_path,
+        *UPLOAD,
+        f"upload(0, upload='{token}')",
+        "upload(0)",
+        "upload(0, upload='Calculation 1 is complete')",
+        "found = logs.dbcmd('SELECT job_id, message FROM log ORDER BY id')",
+        "print(json.dumps([(line.job_id, line.message) for line in found if 'Upload' in line.message]))",
+    )
+    assert said == [[4, f"Uploaded as {token}"]]
