@@ -106,7 +106,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             1,
             15,
             "Tasks have waited for 15 minutes without any worker. aws autoscaling describe-scaling-activities says "
-            "whether a quota, a lack of spot capacity or a key prevents it (oq-cluster workers shows it, too)",
+            "whether a quota, a lack of spot capacity or a key (Client.InternalError) prevents it (oq-cluster workers "
+            "shows it, too)",
             own,
         ),
         Watch(
@@ -142,7 +143,8 @@ class AlarmsArgs:
 class Alarms(Component):
     """A topic with one subscriber by mail, who has to confirm it once, and the alarms that publish to it.
 
-    A master whose hardware fails is moved to other hardware, as the same machine, and somebody is told.
+    A master whose hardware fails is moved to other hardware, as the same machine, where AWS can do that with its type,
+    and somebody is told.
     """
 
     arns: list[pulumi.Output[str]]
@@ -161,8 +163,10 @@ class Alarms(Component):
         for check, advice, actions in (
             (
                 "System",
-                "AWS reports a fault of the hardware under the master and recovers it, as the same machine with the "
-                "same disks; running calculations end. Look in some minutes whether it is back",
+                "AWS reports a fault of the hardware under the master and mostly recovers it, as the same machine with "
+                "the same disks; running calculations end. Look in some minutes whether it is back. AWS does not "
+                "recover most types with instance store volumes (such as m6id, c7gd): then stop and start it, "
+                "aws ec2 stop-instances, aws ec2 start-instances",
                 [f"arn:aws:automate:{args.region}:ec2:recover"],
             ),
             (

@@ -11,9 +11,9 @@ import pulumi_aws as aws
 from components.component import Component
 from components.tags import COST_TAG, of_stack
 
-# Percent of the budget: of what has been spent, and of what AWS thinks the month will come to.
-_SPENT_PERCENT: Final = 80
-_FORECAST_PERCENT: Final = 100
+# Percent of the budget: of what has been spent, and of what AWS thinks the month will come to, for which it needs some
+# five weeks of data: https://docs.aws.amazon.com/cost-management/latest/userguide/budgets-best-practices.html
+_NOTIFICATIONS: Final = (("ACTUAL", 80), ("ACTUAL", 100), ("FORECASTED", 100))
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Budget(Component):
             limit_amount=str(args.usd),
             limit_unit="USD",
             time_unit="MONTHLY",
+            # Or nobody would be told before credits that pay for the cluster run out.
+            cost_types=aws.budgets.BudgetCostTypesArgs(include_credit=False, include_refund=False),
             cost_filters=[
                 aws.budgets.BudgetCostFilterArgs(name="TagKeyValue", values=[f"user:{COST_TAG}${value}"])
             ],
@@ -50,7 +52,7 @@ class Budget(Component):
                     threshold_type="PERCENTAGE",
                     subscriber_email_addresses=[args.email],
                 )
-                for kind, percent in (("ACTUAL", _SPENT_PERCENT), ("FORECASTED", _FORECAST_PERCENT))
+                for kind, percent in _NOTIFICATIONS
             ],
             tags=self.tags("month"),
             opts=self.child(),

@@ -232,13 +232,23 @@ def _unreadable(settings: Settings) -> list[Problem]:
         answer = aws.secretsmanager.get_secret(arn=arn)
     except Exception as error:  # a failed invoke raises no narrower type
         return [Problem("webuiCertificate", arn, f"name a secret of this account and region: {error}")]
-    if answer.kms_key_id in ("", "alias/aws/secretsmanager"):
+    if not answer.kms_key_id or _is_of_aws(answer.kms_key_id):
         return []
     remedy = (
         f"it is encrypted with {answer.kms_key_id}, which the master may not use: aws secretsmanager update-secret "
         f"--secret-id {arn} --kms-key-id alias/aws/secretsmanager"
     )
     return [Problem("webuiCertificate", arn, remedy)]
+
+
+def _is_of_aws(key_id: str) -> bool:
+    """Whether a secret's key is AWS's own for secrets: by its alias, or else by what KMS says of it."""
+    if key_id.rpartition(":")[2] == "alias/aws/secretsmanager":
+        return True
+    try:
+        return aws.kms.get_key(key_id=key_id).key_manager == "AWS"
+    except Exception:  # a failed invoke raises no narrower type
+        return False
 
 
 def describe_image(image_id: str, architecture: Architecture) -> Image:

@@ -29,7 +29,10 @@ def problems(vpc_cidr: IPv4Network, zones: Sequence[str], key: str | None, stack
         if key is not None and its_key != key:
             shown = its_key or "empty, for AWS's keys"
             found.append(Problem("kmsKeyId", key, f"it is {shown}; {_REMEDY}"))
-        inside = aws.ec2.get_subnets(filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])])
+        # Others may have subnets of theirs in it, in any zone: a transit gateway's, for one.
+        inside = aws.ec2.get_subnets(
+            filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])], tags=tags.of_stack(stack)
+        )
         subnets = [aws.ec2.get_subnet(id=subnet_id) for subnet_id in inside.ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.
         masters = {one.availability_zone for one in subnets if one.tags.get("Name") == master_subnet(stack)}

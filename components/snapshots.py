@@ -57,6 +57,7 @@ class Snapshots(Component):
                         {
                             "Effect": "Allow",
                             "Action": [
+                                "ec2:DescribeAvailabilityZones",
                                 "ec2:DescribeInstances",
                                 "ec2:DescribeSnapshots",
                                 "ec2:DescribeVolumes",

@@ -17,6 +17,7 @@ WITHOUT_RESOURCE: Final = frozenset(
         "autoscaling:DescribeAutoScalingGroups",
         "autoscaling:DescribeScalingActivities",
         "cloudwatch:PutMetricData",
+        "ec2:DescribeAvailabilityZones",
         "ec2:DescribeInstances",
         "ec2:DescribeSnapshots",
         "ec2:DescribeVolumes",

@@ -33,6 +33,12 @@ _KNOWN = (
         _RAISE.format('"Running On-Demand Standard instances"'),
     ),
     (
+        r"Client\.InternalError",
+        "AWS could not use the key of the workers' root disks",
+        'Run the output workerKeyGrantCommand (eval "$(pulumi stack output workerKeyGrantCommand)"), or where the '
+        "image or the account has a key of its own, give AWSServiceRoleForAutoScaling a grant on that one",
+    ),
+    (
         r"(?i:spot)|UnfulfillableCapacity",
         "AWS has no spot capacity of these instance types now, and is asked again by itself",
         "Allow more types (workerInstanceTypes) or workers on demand (workerOnDemandBase, or workerSpot false), "

@@ -100,7 +100,14 @@ def network_answers(
     return {
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
         "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr, "tags": tags or {}},
-        "aws:ec2/getSubnets:getSubnets": {"id": REGION, "ids": list(subnets)},
+        "aws:ec2/getSubnets:getSubnets": lambda args: {
+            "id": REGION,
+            "ids": [
+                id_
+                for id_, subnet in subnets.items()
+                if (args.get("tags") or {}).items() <= subnet["tags"].items()
+            ],
+        },
         "aws:ec2/getSubnet:getSubnet": lambda args: subnets[args["id"]],
     }
 
@@ -139,7 +146,12 @@ def key_answer(args: Mapping[str, Any], **differently: Any) -> dict[str, Any]:
     asked_for = args["keyId"]
     number = "01234567-89ab-cdef-0123-456789abcdef"
     arn_of_key = arn("kms", f"key/{number}") if asked_for.startswith("alias/") else asked_for
-    fitting = {"keyState": "Enabled", "keySpec": "SYMMETRIC_DEFAULT", "keyUsage": "ENCRYPT_DECRYPT"}
+    fitting = {
+        "keyState": "Enabled",
+        "keyManager": "CUSTOMER",
+        "keySpec": "SYMMETRIC_DEFAULT",
+        "keyUsage": "ENCRYPT_DECRYPT",
+    }
     return {"id": number, "keyId": asked_for, "arn": arn_of_key, **fitting, **differently}
 
 

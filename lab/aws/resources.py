@@ -308,7 +308,7 @@ TYPES: Final[Mapping[str, ResourceType]] = {
     ),
     # AWS tells people of it by itself.
     "aws:budgets/budget:Budget": ResourceType(
-        ignores="budgetType limitAmount limitUnit timeUnit costFilters notifications",
+        ignores="budgetType limitAmount limitUnit timeUnit costFilters costTypes notifications",
         outputs=lambda _resource, id_: {"name": id_},
     ),
     "aws:dlm/lifecyclePolicy:LifecyclePolicy": ResourceType(

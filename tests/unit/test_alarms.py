@@ -155,6 +155,14 @@ def test_a_master_on_broken_hardware_is_recovered(recording: Recording) -> None:
     assert instance["alarmActions"] == [recording.one(TOPIC).outputs["arn"]]
 
 
+def test_the_mail_about_broken_hardware_promises_no_recovery_to_types_that_have_none(
+    recording: Recording,
+) -> None:
+    text = alarms(recording)["status-system"]["alarmDescription"]
+    assert "instance store" in text
+    assert "stop and start" in text
+
+
 def test_a_machine_that_does_not_become_a_worker_is_noticed_before_it_powers_off(
     recording: Recording,
 ) -> None:

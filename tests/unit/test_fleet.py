@@ -51,6 +51,11 @@ NO_CAPACITY = (
     "We currently do not have sufficient c7i.2xlarge capacity in the Availability Zone you requested (eu-central-1a). "
     "Launching EC2 instance failed."
 )
+# https://docs.aws.amazon.com/autoscaling/ec2/userguide/ts-as-instancelaunchfailure.html
+NO_KEY = (
+    "Instance became unhealthy while waiting for instance to be in InService state. Termination Reason: "
+    "Client.InternalError: Client error on launch"
+)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +70,8 @@ NO_CAPACITY = (
         (NO_CAPACITY, "no capacity of these instance types .*workerInstanceTypes"),
         ("InsufficientFreeAddressesInSubnet", "no free address"),
         (FREE_PLAN, "free plan.*Upgrade the plan"),
+        (NO_KEY, "the key of the workers' root disks.*workerKeyGrantCommand.*AWSServiceRoleForAutoScaling"),
+        (f"Could not launch Spot Instances. {NO_KEY}", "the key of the workers' root disks"),
     ],
 )
 def test_a_reason_is_said_with_what_to_do_and_in_amazons_words(message: str, words: str) -> None:

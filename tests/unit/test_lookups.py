@@ -9,7 +9,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.aws.answers import Refused, ami_answer, instance_type_answer, secret_answer
+from lab.aws.answers import Invokes, Refused, ami_answer, instance_type_answer, key_answer, secret_answer
 from lab.aws.recorder import run_program
 from lab.aws.recording import Recording
 from lab.aws.resources import REGION
@@ -129,6 +129,7 @@ def test_the_root_disk_of_a_worker_has_the_device_name_of_its_image() -> None:
 
 SECRET = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:webui-AbC123"
 GET_SECRET = "aws:secretsmanager/getSecret:getSecret"
+GET_KEY = "aws:kms/getKey:getKey"
 
 
 def test_a_secret_that_is_not_there_is_refused_before_anything_is_made() -> None:
@@ -144,6 +145,32 @@ def test_a_secret_under_a_key_that_the_master_may_not_use_is_refused() -> None:
     with pytest.raises(pulumi.RunError, match=r"encrypted with alias/seismology.* --kms-key-id"):
         run_program({"webuiCertificate": SECRET}, invokes=own)
     run_program({"webuiCertificate": SECRET}, invokes={GET_SECRET: secret_answer(SECRET)})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        None,
+        "alias/aws/secretsmanager",
+        f"arn:aws:kms:{REGION}:123456789012:alias/aws/secretsmanager",
+        f"arn:aws:kms:{REGION}:123456789012:key/01234567-89ab-cdef-0123-456789abcdef",
+    ],
+)
+def test_a_secret_under_awss_key_is_taken_however_aws_names_the_key(key: str | None) -> None:
+    def of_aws(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        return key_answer(args, keyManager="AWS")
+
+    invokes: Invokes = {GET_SECRET: secret_answer(SECRET, kmsKeyId=key), GET_KEY: of_aws}
+    assert run_program({"webuiCertificate": SECRET}, invokes=invokes).resources
+
+
+def test_a_secret_whose_key_nobody_may_look_at_is_refused() -> None:
+    def refuse(_args: Mapping[str, Any]) -> Mapping[str, Any]:
+        raise Refused("AccessDeniedException")
+
+    invokes: Invokes = {GET_SECRET: secret_answer(SECRET, kmsKeyId="alias/seismology"), GET_KEY: refuse}
+    with pytest.raises(pulumi.RunError, match=r"encrypted with alias/seismology.* --kms-key-id"):
+        run_program({"webuiCertificate": SECRET}, invokes=invokes)
 
 
 def test_a_cluster_without_a_users_certificate_asks_for_no_secret() -> None:

@@ -60,6 +60,20 @@ def test_the_masters_zone_is_the_first_and_no_zone_may_go(zones: str, answers: I
     assert line.startswith("  zones = ")
 
 
+@pytest.mark.parametrize("tags", [{}, {"Name": "transit-gateway", "Stack": "somebody else's"}])
+def test_subnets_that_others_have_made_in_its_network_are_none_of_its_zones(
+    record: Record, tags: Mapping[str, str]
+) -> None:
+    recording = record(zones=f'["{REGION}a", "{REGION}b"]')
+    vpc = recording.one(VPC)
+    subnets = {one.id: one.inputs for one in recording.of_type(SUBNET)}
+    subnets["subnet-0123456789abcdef0"] = {"availabilityZone": f"{REGION}c", "tags": tags}
+    answers = network_answers(vpc.id, vpc.inputs["cidrBlock"], subnets, vpc.inputs["tags"])
+    assert run_program({}, invokes=answers).of_type(VPC)
+    (line,) = refused({"zones": f'["{REGION}b", "{REGION}c"]'}, answers)
+    assert f": it is {REGION}a, {REGION}b; " in line
+
+
 def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
     asked: list[Any] = []
 

@@ -565,7 +565,12 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
     assert statements(each_mode.one(ROLE_POLICY, "snapshots-rights").inputs["policy"]) == [
         {
             "Effect": "Allow",
-            "Action": ["ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"],
+            "Action": [
+                "ec2:DescribeAvailabilityZones",
+                "ec2:DescribeInstances",
+                "ec2:DescribeSnapshots",
+                "ec2:DescribeVolumes",
+            ],
             "Resource": "*",
         },
         {
@@ -1127,11 +1132,17 @@ def test_a_budget_counts_the_stacks_tag_and_tells_the_address_before_it_is_spent
     assert budget["costFilters"] == [{"name": "TagKeyValue", "values": ["user:Stack$test"]}]
     assert recording.one(INSTANCE).inputs["tags"]["Stack"] == "test"
     told = [(one["notificationType"], one["threshold"]) for one in budget["notifications"]]
-    assert told == [("ACTUAL", 80), ("FORECASTED", 100)]
+    # AWS forecasts nothing in the first weeks of an account, in which what is spent has to be said all the same.
+    assert told == [("ACTUAL", 80), ("ACTUAL", 100), ("FORECASTED", 100)]
     for one in budget["notifications"]:
         assert one["subscriberEmailAddresses"] == ["seismology@example.org"]
         assert (one["comparisonOperator"], one["thresholdType"]) == ("GREATER_THAN", "PERCENTAGE")
     assert recording.exports["activateCostTagCommand"].endswith("TagKey=Stack,Status=Active")
+
+
+def test_a_budget_counts_what_credits_pay_for_now(record: Record) -> None:
+    budget = record(monthlyBudget="500", alarmEmail="seismology@example.org").one("aws:budgets/budget:Budget")
+    assert budget.inputs["costTypes"] == {"includeCredit": False, "includeRefund": False}
 
 
 def test_without_a_budget_there_is_none(record: Record) -> None:
