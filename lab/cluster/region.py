@@ -8,6 +8,7 @@ amount to (`lab.cluster.build.converge`). What Pulumi leaves in the account, the
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
@@ -31,6 +32,7 @@ from lab.region import stack
 from lab.region.provider import Failure, Provider, Values
 
 VPC: Final = "aws:ec2/vpc:Vpc"
+SUBNET: Final = "aws:ec2/subnet:Subnet"
 INSTANCE: Final = "aws:ec2/instance:Instance"
 VOLUME: Final = "aws:ebs/volume:Volume"
 FILE_SYSTEM: Final = "aws:efs/fileSystem:FileSystem"
@@ -156,14 +158,11 @@ class LabRegion(Provider):
             "aws:efs/getFileSystem:getFileSystem": self._file_system,
             "aws:ec2/getInstances:getInstances": self._instances,
             "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": self._mount_targets,
-            "aws:ec2/getVpcs:getVpcs": self._vpcs,
+            "aws:ec2/getVpcs:getVpcs": functools.partial(self._found, VPC),
             "aws:ec2/getVpc:getVpc": lambda asked: self._get(VPC, asked["id"]),
-            "aws:ec2/getSubnets:getSubnets": lambda _: {"id": "", "ids": self._ids("aws:ec2/subnet:Subnet")},
-            "aws:ec2/getSubnet:getSubnet": lambda asked: self._get("aws:ec2/subnet:Subnet", asked["id"]),
+            "aws:ec2/getSubnets:getSubnets": functools.partial(self._found, SUBNET),
+            "aws:ec2/getSubnet:getSubnet": lambda asked: self._get(SUBNET, asked["id"]),
         }
-
-    def _ids(self, type_: str) -> list[str]:
-        return [one.id for one in self._of(type_)]
 
     def _get(self, type_: str, id_: str) -> dict[str, Any]:
         found = self._existing.get((type_, id_))
@@ -205,8 +204,9 @@ class LabRegion(Provider):
         found = [one.id for one in self._of(MOUNT_TARGET) if one.inputs["fileSystemId"] == name]
         return {"id": "", "ids": [f"eni-{id_.removeprefix('fsmt-')}" for id_ in found]}
 
-    def _vpcs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        found = [one.id for one in self._of(VPC) if _tagged(one, asked.get("tags") or {})]
+    def _found(self, type_: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What has these tags; of what is in a VPC all is in the one."""
+        found = [one.id for one in self._of(type_) if _tagged(one, asked.get("tags") or {})]
         return {"id": "", "ids": found}
 
 
