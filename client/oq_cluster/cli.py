@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from oq_cluster import __version__, commands, completion, stack
 from oq_cluster.commands import INTERRUPTED, Context, Shown
 from oq_cluster.errors import ClientError, LostConnection, Offline, Unreachable, UsageError
 from oq_cluster.stack import Source
-from oq_cluster.terminal import Terminal
+from oq_cluster.terminal import Terminal, plain
 
 Command = Callable[[Context, argparse.Namespace], Shown | None]
 _NO_VALUE: Final = "--lab="
@@ -237,8 +238,14 @@ def main(words: Sequence[str] | None = None) -> int:
     # Alone, --lab means this machine's usual lab; the word after it is not its name.
     given = parser().parse_args([_NO_VALUE if word == "--lab" else word for word in words])
     debug = getattr(given, "debug", False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of which an old code page has not every character
+            stream.reconfigure(errors="backslashreplace")
     terminal = Terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the port forward ends then, too
+    # And when its terminal is closed, unless nohup wants it to go on.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         return _run(given, terminal)
     except KeyboardInterrupt:
@@ -282,5 +289,5 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
     if as_json and shown.data is not None:
         print(commands.json_text(shown.data))
     elif shown.text:
-        print(shown.text)
+        print(plain(shown.text))
     return int(shown.status)

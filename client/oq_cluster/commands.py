@@ -17,13 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from oq_cluster import certificate, diag, inputs, reach, stack, submit
+from oq_cluster import certificate, config, diag, inputs, reach, stack, submit
 from oq_cluster.certificate import Certificate
-from oq_cluster.errors import ClientError, LostConnection, NotLoggedIn, Offline, Unreachable, UsageError
+from oq_cluster.errors import ClientError, Missing, Offline, Unreachable, UsageError
 from oq_cluster.session_manager import Answer
 from oq_cluster.stack import Outputs, Source
 from oq_cluster.submit import Line
-from oq_cluster.terminal import Terminal, megabytes
+from oq_cluster.terminal import Terminal, megabytes, plain
 from oq_cluster.webui import GOOD, UNFINISHED, WebUI
 
 INTERRUPTED: Final = 130
@@ -87,13 +87,15 @@ class Context:
 
     def close(self) -> None:
         """Take away what was opened."""
-        self.terminal.status("")
-        if "webui" in self.__dict__:
-            self.webui.door.close()
+        try:
+            self.terminal.status("")
+        finally:  # also when that terminal is gone
+            if "webui" in self.__dict__:
+                self.webui.door.close()
 
     def printed(self, data: dict[str, Any], text: str) -> None:
         """Print a line of something that goes on, at once."""
-        print(json_text(data, indent=None) if self.json else text, flush=True)
+        print(json_text(data, indent=None) if self.json else plain(text), flush=True)
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
@@ -109,7 +111,7 @@ def use(context: Context, given: argparse.Namespace) -> Shown:
     master = context.outputs["masterInstanceId"]  # so that a wrong name is not remembered
     if given.certificate:
         try:
-            text = given.certificate.read_text()
+            text = config.given(given.certificate)
         except (OSError, ValueError) as error:
             raise UsageError(f"{given.certificate} cannot be read: {error}") from None
         context.certificate.keep(text, str(given.certificate))
@@ -237,7 +239,7 @@ def _followed(context: Context, number: int, out: Path | None, kinds: list[str])
         if not (context.terminal.live and line.percent):  # the status line shows it
             context.terminal.say(str(line))
 
-    with _left_alone(context, number, LostConnection, NotLoggedIn, Unreachable):
+    with _left_alone(context, number, ClientError):
         calculation = submit.follow(context.webui, number, show, context.terminal)
     status = str(calculation["status"])
     data: dict[str, Any] = {"id": number, "status": status}
@@ -264,6 +266,8 @@ def _left_alone(context: Context, number: int, *others: type[ClientError]) -> It
     ends: tuple[type[BaseException], ...] = (KeyboardInterrupt, *others)
     try:
         yield
+    except Missing:  # somebody has removed it
+        raise
     except ends:
         context.terminal.say(
             f"\nThe calculation goes on. To see it: oq-cluster log {number} --follow; to end it: "
@@ -359,6 +363,9 @@ def webui(context: Context, given: argparse.Namespace) -> Shown:
         while True:
             time.sleep(20)
             context.webui.keep_alive()  # without traffic Session Manager ends a session after 20 minutes
+            if (now := context.webui.door.url()) != url:  # another program has taken the port meanwhile
+                url = now
+                context.printed({"url": url}, f"from now on: {url}")
     except KeyboardInterrupt:
         return Shown(None, "")
 

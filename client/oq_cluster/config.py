@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import tempfile
@@ -34,6 +35,19 @@ def read(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}); remove it, then repeat use or login") from None
     return found if isinstance(found, dict) else {}
+
+
+def given(path: Path) -> str:
+    """The text of a file that a user has written, by `>` of any shell: that of Windows PowerShell 5 makes it UTF-16.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is no text.
+    """
+    data = path.read_bytes()
+    return data.decode(
+        "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    )
 
 
 def write(name: str, value: dict[str, Any]) -> None:

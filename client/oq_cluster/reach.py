@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
@@ -71,6 +72,32 @@ class _EndedError(LostConnection):
     """The process of a port forward has ended before anything answered."""
 
 
+class _Log:
+    """What a process prints, to be read while it goes on.
+
+    By the file's name, since a file that a process inherits has one position for both.
+    """
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._path = Path(self._directory.name, "log")
+        self.file = self._path.open("w")
+
+    def text(self) -> str:
+        """All that it has printed until now."""
+        return self._path.read_text(errors="replace")
+
+    def tail(self) -> str:
+        """The last lines, each indented on a line of its own."""
+        lines = [line for line in self.text().splitlines() if line.strip()]
+        return "".join(f"\n  {line}" for line in lines[-3:])
+
+    def close(self) -> None:
+        """Remove it; the process has ended."""
+        self.file.close()
+        self._directory.cleanup()
+
+
 class Forward(Door):
     """A process that forwards a local port; each kind starts it in its way."""
 
@@ -79,7 +106,8 @@ class Forward(Door):
         self.scheme = scheme
         self.wanted = port
         self._port = 0
-        self._log: IO[str] | None = None
+        self._log: _Log | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self._opened = False  # it was, once
 
     @abstractmethod
@@ -90,13 +118,21 @@ class Forward(Door):
     def end(self) -> None:
         """End the process."""
 
+    def listens(self, port: int, printed: str) -> bool:
+        """Whether a process that has printed this may have the port already."""
+        del port, printed
+        return True
+
     def url(self) -> str:
         """The forwarded address; waits until something answers there.
 
         Raises:
             LostConnection: nothing does, or there is no way any more where one was.
             Unreachable: there is no way from the beginning.
+            ClientError: another program has the wanted port.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # whatever answers at its port now, it is not the WebUI
         for left in reversed(range(_PORTS)):
             try:
                 if self._log is None:
@@ -109,12 +145,16 @@ class Forward(Door):
         return f"{self.scheme}://127.0.0.1:{self._port}"
 
     def _open(self) -> None:
-        port = self.wanted or _free_port(self._port)  # a browser has the former one
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in close()
-        self._log = log
+        port = _free_port(self.wanted or self._port)  # a browser has the former one
+        if self.wanted not in (0, port):
+            raise ClientError(
+                f"port {self.wanted} of this computer is taken: end that program, or name another port"
+            )
+        self._log = log = _Log()
         try:
-            process = self.start(port, log)
-            _wait_for(f"{self.scheme}://127.0.0.1:{port}", process, log)
+            self._process = process = self.start(port, log.file)
+            url = f"{self.scheme}://127.0.0.1:{port}"
+            _wait_for(url, process, log, lambda: self.listens(port, log.text()))
         except Unreachable as error:
             self.close()
             if self._opened:
@@ -128,16 +168,17 @@ class Forward(Door):
     def close(self) -> None:
         """End it."""
         if self._log is not None:
-            self._log.close()
-            self._log = None
+            log, self._log, self._process = self._log, None, None
             self.end()
+            log.close()
 
 
 def _free_port(wanted: int = 0) -> int:
     """A port that nobody has; the wanted one, if it is such a one."""
     with socket.socket() as found:
-        # As the plugin does it, whose last connections may not be forgotten yet.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":  # where this would give away a port that somebody has
+            # As the plugin does it, whose last connections may not be forgotten yet.
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", wanted))
         except OSError:
@@ -145,8 +186,11 @@ def _free_port(wanted: int = 0) -> int:
         return int(found.getsockname()[1])
 
 
-def _wait_for(url: str, process: subprocess.Popen[Any], log: IO[str]) -> None:
+def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Callable[[], bool]) -> None:
     """Wait until the WebUI answers.
+
+    Args:
+        listens: whether what answers may be the process; before, it is another program.
 
     Raises:
         LostConnection: the process has ended, or it does not answer in time.
@@ -154,18 +198,20 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: IO[str]) -> None:
     deadline = time.monotonic() + OPEN_SECONDS
     while process.poll() is None:
         try:
+            if not listens():
+                raise ConnectionError
             _knock(url)
         except OSError:  # requests' errors are
             if time.monotonic() > deadline:
                 raise LostConnection(
                     f"the WebUI does not answer through the port forward after {OPEN_SECONDS:.0f} s: the master may "
-                    f"be booting; look at it with oq-cluster workers or oq-cluster shell{_tail(log)}"
+                    f"be booting; look at it with oq-cluster workers or oq-cluster shell{log.tail()}"
                 ) from None
             time.sleep(0.2)
         else:
             if process.poll() is None:  # or it was another program at this port
                 return
-    raise _EndedError(f"the port forward has ended by itself: try again{_tail(log)}")
+    raise _EndedError(f"the port forward has ended by itself: try again{log.tail()}")
 
 
 def _knock(url: str) -> None:
@@ -181,12 +227,6 @@ def _knock(url: str) -> None:
         with requests.Session() as session:
             session.trust_env = False  # no proxy is asked for what is on this computer
             session.get(url + PROBE, timeout=10, allow_redirects=False)
-
-
-def _tail(log: IO[str]) -> str:
-    log.seek(0)
-    lines = [line for line in log.read().splitlines() if line.strip()]
-    return "".join(f"\n  {line}" for line in lines[-3:])
 
 
 class SessionForward(Forward):
@@ -210,6 +250,10 @@ class SessionForward(Forward):
             start_new_session=True,
         )
         return self.session.process
+
+    def listens(self, port: int, printed: str) -> bool:
+        """Whether the plugin says so, a second or two after its start (startLocalListener in its source)."""
+        return f"Port {port} opened" in printed
 
     def end(self) -> None:
         """End both."""

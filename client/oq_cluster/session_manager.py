@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import boto3
 from botocore import exceptions
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as ApiError
 
@@ -41,6 +42,9 @@ _AGENTS_OWN: Final = re.compile(r"^failed to run commands: .*\n?", re.MULTILINE)
 _POLL_SECONDS: Final = 1.0
 # SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
 _DELIVERY_SECONDS: Final = 30
+# How long the end of a session may take: without a network nobody wants to wait for it, and it ends by itself.
+_END_CONNECT_SECONDS: Final = 3.0
+_END_READ_SECONDS: Final = 5.0
 _FINAL: Final = frozenset({"Success", "Cancelled", "TimedOut", "Failed"})
 
 _INSTALL: Final = (
@@ -133,7 +137,12 @@ class SessionManager:
     def service(self, name: str) -> Any:
         """boto3's client of a service."""
         with explained(self.instance_id):
-            return boto3.Session(profile_name=self.profile or None).client(name, region_name=self.region)
+            return self._session.client(name, region_name=self.region)
+
+    @cached_property
+    def _session(self) -> Any:
+        """boto3's, which keeps the credentials that it has found."""
+        return boto3.Session(profile_name=self.profile or None)
 
     def start(
         self, document: str = "", parameters: Mapping[str, list[str]] | None = None, **options: Any
@@ -172,8 +181,14 @@ class SessionManager:
 
     def terminate(self, session_id: str) -> None:
         """End a session on AWS's side; one that has ended already, or cannot be ended, ends by itself."""
+        limits = Config(
+            connect_timeout=_END_CONNECT_SECONDS,
+            read_timeout=_END_READ_SECONDS,
+            retries={"total_max_attempts": 1},
+        )
         with contextlib.suppress(BotoCoreError, ApiError):
-            self.client.terminate_session(SessionId=session_id)
+            client = self._session.client("ssm", region_name=self.region, config=limits)
+            client.terminate_session(SessionId=session_id)
 
     def run(self, line: str, timeout: float = 60) -> Answer:
         """Run a line of shell as root, and wait for it. AWS keeps line and output for 30 days: no secrets in it.

@@ -119,10 +119,11 @@ def read(source: Source) -> Outputs:
         text = _printed(lab_command(source, "outputs"), "boot it: python -m lab up", lab_environment(source))
     else:
         try:
-            text = Path(source.outputs).read_text()
-        except OSError as error:
+            text = config.given(Path(source.outputs))
+        except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"{error}: write the file with: pulumi stack output --json > {source.outputs}"
+                f"{source.outputs} cannot be read ({error}): write the file with: pulumi stack output --json > "
+                f"{source.outputs}"
             ) from None
     try:
         values = json.loads(text)

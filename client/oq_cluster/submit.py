@@ -7,7 +7,7 @@ import secrets
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 from oq_cluster.errors import ClientError, LostConnection, Missing, NotLoggedIn, Unreachable, UsageError
 from oq_cluster.inputs import Job
 from oq_cluster.terminal import Terminal, megabytes
-from oq_cluster.webui import UNFINISHED, WebUI, unpack
+from oq_cluster.webui import UNFINISHED, WebUI
 
 ATTEMPTS: Final = 4  # of an upload that breaks off
 # After an upload whose answer was lost: how long the server may take to show the calculation in its list.
@@ -25,6 +25,8 @@ _APPEARS_SECONDS: Final = 15.0
 _READ_SECONDS: Final = 3600.0
 # How the server calls a calculation whose job file it has not read yet (submit_job in openquake.server.views).
 _WAITING: Final = "Calculation waiting to start"
+# What the WebUI writes into the log of a calculation, before the upload's token (engine/oq_webui of the program).
+_UPLOADED: Final = "Uploaded as "
 _POLL_SECONDS: Final = 1.0
 _BLOCK: Final = 64 * 1024  # of an upload; each is to be sent in some minutes
 # How the engine logs progress (Starmap.log_percent in openquake.baselib.parallel).
@@ -101,7 +103,8 @@ def upload(webui: WebUI, job: Job, hazard: int | None, terminal: Terminal) -> in
     """Start a job on the cluster; the calculation's number.
 
     An upload that breaks off has started nothing, and is repeated. One whose answer is lost may have: then the
-    calculation is found in the list, among those that were not there when the last bytes were sent.
+    calculation is looked for among those that were not there when the last bytes were sent. It is the one whose log
+    names the upload's token, which the repeats share: whichever of them has started a calculation, it is this job's.
 
     Args:
         hazard: the calculation to continue.
@@ -121,10 +124,12 @@ def upload(webui: WebUI, job: Job, hazard: int | None, terminal: Terminal) -> in
 
 
 def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], terminal: Terminal) -> int:
-    fields = {"job_ini": job.ini.name}
+    token = secrets.token_hex(16)
+    fields = {"job_ini": job.ini.name, "upload": token}
     if hazard is not None:
         fields["hazard_job_id"] = str(hazard)
     sent = _Sent(webui)
+    unanswered = False  # a complete one
     try:
         for attempt in range(1, ATTEMPTS + 1):
             progress = _Progress(terminal)
@@ -133,9 +138,11 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
                 number = webui.start(form, form.content_type)
             except LostConnection as error:
                 webui.door.close()
-                if form.complete and (found := _started(webui, job, hazard, sent.newest)) is not None:
-                    terminal.say("the connection was lost after the upload; the calculation has started")
-                    return found
+                if form.complete:
+                    unanswered = True
+                    if (found := _started(webui, job, hazard, sent.newest, token)) is not None:
+                        terminal.say("the connection was lost after the upload; the calculation has started")
+                        return found
                 if attempt == ATTEMPTS:
                     raise LostConnection(f"the upload broke off {ATTEMPTS} times: {error}") from error
                 terminal.say("the connection was lost during the upload, nothing has started; trying again")
@@ -149,7 +156,17 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
         raise
     except LostConnection as error:
         raise LostConnection(f"{error}; {sent.words()}") from error
+    except _UnclearError:  # says it itself
+        raise
+    except ClientError:  # nor is it clear when nobody can be asked any more
+        if unanswered:
+            terminal.say(sent.words())
+        raise
     raise AssertionError("unreachable")
+
+
+class _UnclearError(ClientError):
+    """Which calculation a job has become."""
 
 
 class _Sent:
@@ -213,44 +230,60 @@ class _Progress:
         )
 
 
-def _started(webui: WebUI, job: Job, hazard: int | None, newest: int) -> int | None:
+def _started(webui: WebUI, job: Job, hazard: int | None, newest: int, token: str) -> int | None:
     """The calculation that a complete upload without an answer has started; None if none has appeared in time.
 
     One that the engine has refused counts: who follows it sees why.
 
     Args:
         newest: the number of the last calculation before it.
+        token: the upload's, by which it is known.
 
     Raises:
-        ClientError: it cannot be told from others.
+        ClientError: there are calculations that may be it, and whose log does not say of which upload they are.
     """
     begun = time.monotonic()
     while True:
         new = [
-            found
+            (found, _token(webui, found["id"]))
             for found in webui.calculations()
             if found["id"] > newest and webui.user in ("", found["owner"].partition("@")[0])
         ]
-        waiting = [found for found in new if found["description"] == _WAITING]
+        waiting = [
+            found for found, uploaded in new if found["description"] == _WAITING and uploaded in ("", token)
+        ]
         reading = [found for found in waiting if found["status"] in UNFINISHED]
+        own = [found for found, uploaded in new if uploaded == token]
+        if len(own) == 1 and own[0] not in reading:
+            return int(own[0]["id"])
         seconds = time.monotonic() - begun
         if (seconds > _APPEARS_SECONDS and not reading) or seconds > _READ_SECONDS:
             break
         time.sleep(_POLL_SECONDS)
     like = [
         found
-        for found in new
-        if found not in waiting
+        for found, uploaded in new
+        if not uploaded
+        and found not in waiting
         and found["description"] == (job.description or found["description"])
         and found["parent_id"] == hazard
     ]
-    found = [int(one["id"]) for one in [*like, *waiting]]
-    if len(found) > 1 or reading or (found and not webui.user):
-        raise ClientError(
-            f"the connection was lost after the upload, and the job may be calculation {', '.join(map(str, found))}: "
+    if may_be := own or [*like, *waiting]:
+        raise _UnclearError(
+            "the connection was lost after the upload, and the job may be calculation "
+            f"{', '.join(str(found['id']) for found in may_be)}: "
             "look with oq-cluster status before you run it again"
         )
-    return found[0] if found else None
+    return None
+
+
+def _token(webui: WebUI, number: int) -> str:
+    """The token of the upload that has started a calculation; empty if its log has none (yet)."""
+    try:
+        messages = [str(row[3]) for row in webui.log(number)]
+    except Missing:  # it was removed meanwhile
+        return ""
+    return next((text.removeprefix(_UPLOADED) for text in messages if text.startswith(_UPLOADED)), "")
 
 
 @dataclass(frozen=True)
@@ -397,10 +430,40 @@ def download_datastore(webui: WebUI, number: int, directory: Path, terminal: Ter
 @contextmanager
 def _part(directory: Path) -> Iterator[Path]:
     """A file beside the wanted ones, for what may break off; what is not moved away goes."""
-    with tempfile.NamedTemporaryFile(dir=directory, prefix=".", suffix=".part", delete=False) as part:
-        partial = Path(part.name)
+    partial = directory / f".{secrets.token_hex(8)}.part"  # tempfile's would be readable to the user alone
+    partial.touch(exist_ok=False)
     try:
-        partial.chmod(0o644)
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def unpack(file: Path, name: str, output: Mapping[str, Any], kind: str, directory: Path) -> list[Path]:
+    """Put a downloaded output into a directory under the engine's names, each file when it is complete.
+
+    The server sends an archive where an output is several files.
+
+    Args:
+        file: the download.
+        name: that the server gives it.
+        output: as the server lists it.
+        kind: the type of file that was asked for, such as csv.
+
+    Returns:
+        the files.
+    """
+    own = name.removeprefix(f"output-{output['id']}-")
+    if own != f"{output['type']}-{kind}.zip":
+        return [file.replace(directory / own)]
+    written = []
+    with (
+        zipfile.ZipFile(file) as archive,
+        tempfile.TemporaryDirectory(dir=directory, prefix=".", suffix=".part") as parts,
+    ):
+        for member in archive.infolist():
+            part = Path(archive.extract(member, parts))
+            if not member.is_dir():
+                target = directory / part.relative_to(parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                written.append(part.replace(target))
+    return written

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from http.cookiejar import Cookie
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -19,14 +21,18 @@ from oq_cluster.reach import Door
 
 UNFINISHED: Final = frozenset({"created", "submitted", "executing"})
 GOOD: Final = frozenset({"complete", "shared"})  # a shared one is complete
-_COOKIE: Final = "sessionid"  # Django's
-_FORGERY_COOKIE: Final = "csrftoken"  # Django's
+# How the names of Django's cookies begin. What follows names the cluster, so that a browser keeps several apart.
+_COOKIE: Final = "sessionid"
+_FORGERY_COOKIE: Final = "csrftoken"
 _OWN_ACCOUNT: Final = "/accounts/password/"
 _CONNECT_SECONDS: Final = 20
 # For a block of an upload, while which urllib3 has the connection's own limit; nginx waits as long for one.
 _SEND_SECONDS: Final = 300
-# Between two bytes of an answer. Reading a large model, or exporting a result, takes minutes.
+# Until an answer begins: reading a large model, or exporting a result, takes minutes. Then between two bytes of it.
 _ANSWER_SECONDS: Final = 3600
+_BODY_SECONDS: Final = 60
+# How often something else is asked meanwhile: Session Manager ends a session without traffic after 20 minutes.
+_KEEP_SECONDS: Final = 240.0
 _GLANCE_SECONDS: Final = 60  # for what the server only looks up
 _NOT_NOW: Final = frozenset({502, 503, 504})  # nginx is there, and what is behind it is not
 # How long a broken connection is tried again, and the pauses.
@@ -63,7 +69,8 @@ class WebUI:
         kept = config.read(config.SESSIONS).get(identity, {})
         self.user = str(kept.get("user", ""))
         if cookie := kept.get("cookie"):
-            self.session.cookies.set(_COOKIE, cookie)
+            # Who logged in before the names had an end has kept none; such a session may have to begin anew.
+            self.session.cookies.set(str(kept.get("name", _COOKIE)), str(cookie))
 
     # --- login ---
 
@@ -78,16 +85,16 @@ class WebUI:
         if answer.status_code == 404:
             raise ClientError("this cluster asks nobody for a login (setting webuiLogin): just go on")
         self._not_too_many(answer)
-        cookie = self.session.cookies.get(_COOKIE)
+        cookie = _cookie(self.session, _COOKIE)
         if answer.status_code != 403:
             self._good(answer)
-        if not cookie:
+        if cookie is None:
             raise ClientError(
                 f"{user}: wrong name or password. Somebody who can start sessions on the master makes accounts and new "
                 f"passwords: oq-cluster users add {user}, oq-cluster users password {user}"
             )
         self.user = user
-        self._keep({"user": user, "cookie": cookie})
+        self._keep(cookie)
 
     def change_password(self, present: str, new: str) -> None:
         """Change one's own password. Other sessions end; this one goes on.
@@ -107,17 +114,18 @@ class WebUI:
             data={"old_password": present, "new_password1": new, "new_password2": new},
             headers={
                 "Accept": "application/json",
-                "X-CSRFToken": page.cookies.get(_FORGERY_COOKIE) or "",
+                "X-CSRFToken": token.value or "" if (token := _cookie(page, _FORGERY_COOKIE)) else "",
                 "Referer": page.url,  # which Django wants with HTTPS
             },
         )
         self._not_too_many(answer)
         if answer.status_code == 400:
             raise ClientError("the password stays as it was: " + " ".join(answer.json()["errors"]))
-        cookie = str(self._good(answer).cookies[_COOKIE])
+        cookie = _cookie(self._good(answer), _COOKIE)
         self.session.cookies.clear()
-        self.session.cookies.set(_COOKIE, cookie)
-        self._keep({"user": self.user, "cookie": cookie})
+        if cookie is not None:
+            self.session.cookies.set_cookie(cookie)
+        self._keep(cookie)
 
     @staticmethod
     def _not_too_many(answer: requests.Response) -> None:
@@ -129,10 +137,12 @@ class WebUI:
         self._request("POST", "/accounts/ajax_logout/")
         self._keep(None)
 
-    def _keep(self, session: Mapping[str, str] | None) -> None:
+    def _keep(self, cookie: Cookie | None) -> None:
         sessions = config.read(config.SESSIONS)
         sessions.pop(self.identity, None)
-        config.write(config.SESSIONS, sessions | ({self.identity: dict(session)} if session else {}))
+        if cookie is not None:
+            sessions[self.identity] = {"user": self.user, "cookie": cookie.value, "name": cookie.name}
+        config.write(config.SESSIONS, sessions)
 
     # --- calculations ---
 
@@ -270,20 +280,51 @@ class WebUI:
         connect_seconds: float = _CONNECT_SECONDS,
         **options: Any,
     ) -> requests.Response:
-        url = self.door.url() + path
+        base = self.door.url()
+        stream = options.pop("stream", False)
 
         def ask() -> requests.Response:
             return self.session.request(
-                method, url, timeout=(connect_seconds, seconds), allow_redirects=False, **options
+                method,
+                base + path,
+                timeout=(connect_seconds, seconds),
+                allow_redirects=False,
+                stream=True,  # so that the rest of the answer has a limit of its own
+                **options,
             )
 
         try:
-            answer = self._trusting(ask) if url.startswith("https:") else ask()
+            with self._kept_alive(base) if seconds > _KEEP_SECONDS else nullcontext():
+                answer = self._trusting(ask) if base.startswith("https:") else ask()
+            _hurry(answer)
+            if not stream:
+                _ = answer.content  # which reads it
         except requests.RequestException as error:
             raise LostConnection(f"the WebUI does not answer: {error}") from error
         if answer.status_code in _NOT_NOW:
             raise LostConnection("the WebUI does not answer: it is starting, or starts again")
         return answer
+
+    @contextmanager
+    def _kept_alive(self, base: str) -> Iterator[None]:
+        """Use a connection for something else from time to time, while a request waits for its answer."""
+        done = threading.Event()
+
+        def keep() -> None:
+            with requests.Session() as other:  # none is for two threads
+                other.trust_env = False
+                while not done.wait(_KEEP_SECONDS):
+                    if base.startswith("https:"):
+                        other.verify = self.session.verify
+                        other.mount("https://", TrustsIt())
+                    with suppress(Exception):  # the request itself notices what is wrong
+                        other.get(base + reach.PROBE, timeout=_CONNECT_SECONDS, allow_redirects=False)
+
+        threading.Thread(target=keep, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def _trusting(self, ask: Callable[[], requests.Response]) -> requests.Response:
         """Ask what shows the WebUI's certificate, and nobody else. Before that is known, nothing is sent.
@@ -342,14 +383,14 @@ class WebUI:
         """The same answer, unless it is a refusal."""
         if answer.status_code == 200:
             return answer
-        text = answer.text.strip()
+        text = _said(answer)
         if answer.status_code == 404:
             raise Missing(
                 f"there is no such calculation or output, or it is not yours to see: {_path(answer)}"
             )
         if answer.status_code == 403 and self._probe() == 403:
             name = self.user or "NAME"
-            if self.session.cookies.get(_COOKIE):
+            if _cookie(self.session, _COOKIE):
                 raise NotLoggedIn(f"your session has ended: log in again: oq-cluster login {name}")
             raise NotLoggedIn(f"the cluster asks for a login: oq-cluster login {name}")
         if answer.status_code == 403:
@@ -366,24 +407,22 @@ def _path(answer: requests.Response) -> str:
     return urlsplit(answer.url).path
 
 
-def unpack(file: Path, name: str, output: Mapping[str, Any], kind: str, directory: Path) -> list[Path]:
-    """Put a downloaded output into a directory under the engine's names.
+def _said(answer: requests.Response) -> str:
+    """What an answer says to people; the API's refusals are JSON."""
+    with suppress(ValueError, KeyError, TypeError):
+        return str(answer.json()["error"])
+    return answer.text.strip()
 
-    The server sends an archive where an output is several files.
 
-    Args:
-        file: the download.
-        name: that the server gives it.
-        output: as the server lists it.
-        kind: the type of file that was asked for, such as csv.
+def _cookie(where: requests.Session | requests.Response, name: str) -> Cookie | None:
+    """The cookie of a kind, however its cluster ends the name."""
+    return next((cookie for cookie in where.cookies if re.fullmatch(f"{name}(_.*)?", cookie.name)), None)
 
-    Returns:
-        the files.
-    """
-    own = name.removeprefix(f"output-{output['id']}-")
-    if own == f"{output['type']}-{kind}.zip":
-        with zipfile.ZipFile(file) as archive:
-            written = [Path(archive.extract(member, directory)) for member in archive.namelist()]
-        file.unlink()
-        return written
-    return [file.replace(directory / own)]
+
+def _hurry(answer: requests.Response) -> None:
+    """Wait for the rest of an answer that has begun no longer than _BODY_SECONDS at a time."""
+    connection = answer.raw.connection  # none has the rest when all of it was read
+    if (
+        sock := getattr(connection, "sock", None)
+    ) is not None:  # nor where the connection ends with the answer
+        sock.settimeout(_BODY_SECONDS)

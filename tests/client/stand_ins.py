@@ -9,6 +9,7 @@ import json
 import re
 import ssl
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,10 +32,16 @@ class Calculation:
     files: list[str]
     fields: dict[str, str]
     description: str = "a job"
+    owner: str = "ann"
     status: str = "executing"
     ends: str = "complete"
     log: list[list[str]] = field(default_factory=list)
     coming: list[list[str]] = field(default_factory=list)
+
+
+def uploaded(token: str) -> list[str]:
+    """The line of a log by which a calculation is known as an upload's (engine/oq_webui)."""
+    return ["2026-11-26T09:59:59.00", "INFO", "main", f"Uploaded as {token}"]
 
 
 DATASTORE = b"\x89HDF\r\n\x1a\n"
@@ -51,6 +58,8 @@ class FakeWebUI:
     login: bool = True
     password: str = PASSWORD
     cookie: str = COOKIE
+    suffix: str = "_prod"  # of the names of its cookies
+    names_uploads: bool = True  # in the log of their calculations
     calculations: dict[int, Calculation] = field(default_factory=dict)
     faults: list[Callable[[str, str], bool]] = field(default_factory=list)
     after: list[Callable[[str, str], bool]] = field(default_factory=list)
@@ -61,6 +70,7 @@ class FakeWebUI:
     )  # by number, the status that one is answered with
     ends: str = "complete"
     endless: bool = False
+    stalls: int = 0  # so many datastores come in part, and then nothing for a while
     lines: list[list[str]] = field(
         default_factory=lambda: [
             ["2026-11-26T10:00:00.00", "INFO", "main", f"classical {percent:3d}% [8 submitted, 0 queued]"]
@@ -78,8 +88,12 @@ class FakeWebUI:
             form = parse_qs(body.decode())
             if form["password"] != [self.password]:
                 return 403, b"Invalid login", {}
-            return 200, b"Successful login", {"Set-Cookie": f"sessionid={self.cookie}; HttpOnly; Path=/"}
-        if self.login and f"sessionid={self.cookie}" not in headers.get("Cookie", ""):
+            return (
+                200,
+                b"Successful login",
+                {"Set-Cookie": f"sessionid{self.suffix}={self.cookie}; HttpOnly; Path=/"},
+            )
+        if self.login and f"sessionid{self.suffix}={self.cookie}" not in headers.get("Cookie", ""):
             return (302 if path.startswith("/accounts/") else 403), b"", {}
         if path == "/accounts/password/":
             return self._password(method, headers, body)
@@ -104,8 +118,8 @@ class FakeWebUI:
         if not self.login:
             return 404, b"", {}
         if method == "GET":
-            return 200, b"a form", {"Set-Cookie": f"csrftoken={TOKEN}; Path=/"}
-        if headers["X-CSRFToken"] != TOKEN or f"csrftoken={TOKEN}" not in headers["Cookie"]:
+            return 200, b"a form", {"Set-Cookie": f"csrftoken{self.suffix}={TOKEN}; Path=/"}
+        if headers["X-CSRFToken"] != TOKEN or f"csrftoken{self.suffix}={TOKEN}" not in headers["Cookie"]:
             return 403, b"CSRF verification failed", {}
         form = parse_qs(body.decode())
         if form["old_password"] != [self.password]:
@@ -113,7 +127,11 @@ class FakeWebUI:
         assert form["new_password1"] == form["new_password2"]
         (self.password,) = form["new_password1"]
         self.cookie += "2"
-        return 200, b'{"changed": true}', {"Set-Cookie": f"sessionid={self.cookie}; HttpOnly; Path=/"}
+        return (
+            200,
+            b'{"changed": true}',
+            {"Set-Cookie": f"sessionid{self.suffix}={self.cookie}; HttpOnly; Path=/"},
+        )
 
     def _about(self, one: Calculation, what: str, start: int) -> tuple[int, bytes, dict[str, str]]:
         if what == "status":
@@ -163,16 +181,19 @@ class FakeWebUI:
             (ini,) = [name for name in files if name.endswith(parts["job_ini"].decode().strip())]
             described = re.search(r"description *= *(.*)", archive.read(ini).decode())
         fields = {name: value.decode().strip() for name, value in parts.items()}
+        token = fields.pop("upload", "")
         number = max(self.calculations, default=0) + 1
         self.calculations[number] = Calculation(
             number, files, fields, described[1] if described else "", ends=self.ends, coming=list(self.lines)
         )
+        if self.names_uploads:
+            self.calculations[number].log.append(uploaded(token))
         return self._json({"job_id": number})
 
     @staticmethod
     def _status(one: Calculation) -> dict[str, Any]:
         return {
-            "id": one.id, "owner": "ann", "status": one.status, "description": one.description,
+            "id": one.id, "owner": one.owner, "status": one.status, "description": one.description,
             "calculation_mode": "classical", "start_time": "2026-11-26, 10:00:00 UTC",
             "parent_id": int(one.fields["hazard_job_id"]) if "hazard_job_id" in one.fields else None,
         }  # fmt: skip
@@ -302,6 +323,11 @@ def served(stand_in: FakeWebUI | FakeAws, tls: ssl.SSLContext | None = None) -> 
             for name, value in (headers | {"Content-Length": str(len(answer))}).items():
                 self.send_header(name, value)
             self.end_headers()
+            if getattr(stand_in, "stalls", 0) and parts.path.endswith("/datastore"):
+                stand_in.stalls -= 1  # type: ignore[union-attr]
+                self.wfile.write(answer[:4])
+                time.sleep(5)
+                return self._break()
             self.wfile.write(answer)
             return None
 

@@ -105,11 +105,14 @@ def test_a_certificate_that_has_expired_is_refused_though_it_is_the_masters(
     assert "oq-node status" in https.world.errors
 
 
-def test_who_may_not_ask_the_master_is_given_the_certificate_as_a_file(https: Https, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])  # that of Windows PowerShell 5
+def test_who_may_not_ask_the_master_is_given_the_certificate_as_a_file(
+    https: Https, tmp_path: Path, encoding: str
+) -> None:
     printed = https.world.oq("certificate")
     assert printed.count("BEGIN CERTIFICATE") == 1  # the server's own
     file = tmp_path / "webui.pem"
-    file.write_text(printed)
+    file.write_text(printed, encoding)
     for kept in (tmp_path / "config/oq-cluster").glob("*.pem"):
         kept.unlink()
     https.world.aws.answers[CAT] = (1, "")

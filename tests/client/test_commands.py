@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -22,7 +23,7 @@ from oq_cluster.inputs import gather
 from oq_cluster.terminal import Terminal
 
 from tests.client.conftest import World
-from tests.client.stand_ins import COOKIE, CSV, DATASTORE, PASSWORD, Calculation
+from tests.client.stand_ins import COOKIE, CSV, DATASTORE, PASSWORD, Calculation, uploaded
 
 
 @pytest.fixture
@@ -103,6 +104,30 @@ def test_a_password_is_changed_by_who_has_logged_in(world: World, monkeypatch: p
     world.webui.login = False
     change(world, monkeypatch, PASSWORD, "another horse", status=1)
     assert "webuiLogin" in world.errors
+
+
+def test_a_session_of_before_the_cookies_had_their_clusters_name_goes_on_or_a_login_is_asked_for(
+    ann: World,
+) -> None:
+    sessions = ann.path / "config/oq-cluster" / config.SESSIONS
+    kept_before = {
+        identity: {"user": one["user"], "cookie": one["cookie"]}
+        for identity, one in json.loads(sessions.read_text()).items()
+    }
+    sessions.write_text(json.dumps(kept_before))
+    ann.oq("list", status=1)
+    assert "log in again: oq-cluster login ann" in ann.errors
+    ann.webui.suffix = ""  # a cluster of before
+    ann.oq("list")
+
+
+def test_a_cluster_whose_cookies_have_no_name_takes_logins_and_new_passwords(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.webui.suffix = ""
+    world.login(monkeypatch)
+    change(world, monkeypatch, PASSWORD, "another horse")
+    world.oq("list")
 
 
 def test_who_logs_out_has_no_session(ann: World) -> None:
@@ -247,12 +272,71 @@ def test_an_upload_that_broke_off_is_not_taken_for_a_calculation_that_began_mean
     assert "trying again" in ann.errors
 
 
-def test_an_upload_whose_calculation_cannot_be_told_from_another_one_is_not_guessed(ann: World) -> None:
+@pytest.mark.parametrize("log", [[], [uploaded("another")]])
+def test_an_upload_whose_answer_is_lost_is_known_by_its_token_among_others_like_it(
+    ann: World, log: list[list[str]]
+) -> None:
     breaks(ann, "POST /v1/calc/run", 1, after=True)
-    at(ann, "GET /v1/calc/list", lambda: other(ann, 2), 3)  # after the upload
-    ann.oq("run", ann.job("a job"), status=1)
-    assert re.search("may be calculation (1, 2|2, 1)", ann.errors)
+    at(ann, "GET /v1/calc/list", lambda: other(ann, 2, log=log), 3)  # after the upload
+    assert json.loads(ann.oq("run", ann.job("a job"), "--json"))["id"] == 1
     assert sorted(ann.webui.calculations) == [1, 2]
+
+
+def dropped(world: World) -> None:
+    """Break the connection of a complete upload that the server does nothing with."""
+
+    def drop(method: str, path: str) -> bool:
+        if f"{method} {path}" != "POST /v1/calc/run":
+            return False
+        world.webui.calculations.popitem()
+        world.webui.after.remove(drop)
+        return True
+
+    world.webui.after.append(drop)
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_an_upload_whose_calculation_cannot_be_told_from_another_one_is_not_guessed(
+    ann: World, others: int
+) -> None:
+    """Its own has not appeared yet, or the WebUI is of before the tokens."""
+    ann.webui.names_uploads = False
+    if others == 1:
+        dropped(ann)
+    else:
+        breaks(ann, "POST /v1/calc/run", 1, after=True)
+    at(ann, "GET /v1/calc/list", lambda: other(ann, others), 3)  # after the upload
+    ann.oq("run", ann.job("a job"), status=1)
+    numbers = [str(number) for number in ann.webui.calculations]
+    assert re.search(f"may be calculation ({', '.join(numbers)}|{', '.join(numbers[::-1])}):", ann.errors)
+    assert len(numbers) == others
+
+
+@pytest.mark.parametrize("values", [{"log": [uploaded("another")]}, {"owner": "bob"}])
+def test_a_calculation_of_another_upload_or_another_person_is_none_of_this_job(
+    ann: World, values: dict[str, Any]
+) -> None:
+    """Though it has begun since this one's upload broke off."""
+    dropped(ann)
+    at(ann, "GET /v1/calc/list", lambda: other(ann, **values), 3)
+    assert json.loads(ann.oq("run", ann.job("a job"), "--json"))["id"] == 2
+
+
+def test_a_repeat_of_an_upload_has_the_same_token_and_another_job_has_another(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens: list[bytes] = []
+    form = submit.Form
+
+    def spied(archive: Any, fields: dict[str, str], *rest: Any) -> submit.Form:
+        tokens.append(fields["upload"].encode())
+        return form(archive, fields, *rest)
+
+    monkeypatch.setattr(submit, "Form", spied)
+    breaks(ann, "POST /v1/calc/run", 1)
+    ann.oq("run", ann.job())
+    ann.oq("run", ann.job())
+    assert tokens[0] == tokens[1] != tokens[2]
 
 
 def left_unread(world: World, status: str) -> None:
@@ -300,9 +384,54 @@ def test_a_calculation_that_a_broken_webui_has_left_unread_is_not_waited_for_for
 def test_without_a_login_a_lost_answer_is_not_guessed(world: World) -> None:
     world.direct()
     world.webui.login = False
-    breaks(world, "POST /v1/calc/run", 1, after=True)
+    breaks(world, "POST /v1/calc/run", 2, after=True)
+    assert json.loads(world.oq("run", world.job(), "--json"))["id"] == 1
+    world.webui.names_uploads = False
     world.oq("run", world.job(), status=1)
-    assert "may be calculation 1" in world.errors
+    assert "may be calculation 2" in world.errors
+
+
+@pytest.mark.parametrize("refuse", ["aws", "login"])
+def test_when_nobody_can_be_asked_after_a_complete_upload_it_is_said_that_the_calculation_may_start(
+    forwarded: World, refuse: str
+) -> None:
+    def end() -> None:
+        if refuse == "aws":
+            forwarded.aws.error = "ExpiredTokenException"
+        else:
+            forwarded.webui.cookie = "another"
+
+    at(forwarded, "POST /v1/calc/run", end)
+    breaks(forwarded, "POST /v1/calc/run", 1, after=True)
+    forwarded.oq("run", forwarded.job(), status=1)
+    assert "the upload was complete, and the calculation may start" in forwarded.errors
+    assert {"aws": "aws sso login", "login": "log in again"}[refuse] in forwarded.errors
+
+
+def test_a_job_that_is_refused_at_once_may_not_start(ann: World) -> None:
+    ann.webui.refusal = "InvalidFile: job.ini: unknown key"
+    ann.oq("run", ann.job(), status=1)
+    assert "may start" not in ann.errors
+
+
+def test_when_credentials_expire_while_a_log_is_followed_it_is_said_that_the_calculation_goes_on(
+    forwarded: World,
+) -> None:
+    def expire() -> None:
+        forwarded.aws.error = "ExpiredTokenException"
+
+    at(forwarded, "GET /v1/calc/1/log", expire)
+    breaks(forwarded, "GET /v1/calc/1/log", 1)
+    forwarded.oq("run", forwarded.job(), status=1)
+    assert "The calculation goes on" in forwarded.errors
+    assert "aws sso login" in forwarded.errors
+
+
+def test_a_calculation_that_somebody_removes_does_not_go_on(ann: World) -> None:
+    at(ann, "GET /v1/calc/1/log", ann.webui.calculations.clear)
+    ann.oq("run", ann.job(), status=1)
+    assert "there is no such calculation" in ann.errors
+    assert "goes on" not in ann.errors
 
 
 @pytest.mark.parametrize(
@@ -426,7 +555,7 @@ def test_a_network_that_is_away_for_a_while_is_waited_for(forwarded: World) -> N
 
     def away(method: str, path: str) -> bool:
         del method
-        if path == "/v1/calc/1/log/1:" and not forwarded.aws.error:
+        if path == "/v1/calc/1/log/2:" and not forwarded.aws.error:
             os.kill(forwarded.plugins()[-1]["pid"], 9)
             forwarded.aws.error = "TargetNotConnected"
             threading.Timer(3, lambda: setattr(forwarded.aws, "error", "")).start()
@@ -481,7 +610,7 @@ def test_a_connection_lost_while_following_is_opened_again_and_no_line_is_lost_o
 def test_a_plugin_that_dies_while_a_log_is_followed_is_replaced(forwarded: World) -> None:
     def kill(method: str, path: str) -> bool:
         del method
-        if path == "/v1/calc/1/log/1:" and not killed:
+        if path == "/v1/calc/1/log/2:" and not killed:
             killed.append(forwarded.plugins()[-1]["pid"])
             os.kill(killed[0], 9)
         return False
@@ -513,7 +642,7 @@ def test_list_status_and_log_show_calculations(ann: World) -> None:
     assert ann.oq("log", "1").count("classical") == 3
     lines = [json.loads(line) for line in ann.oq("log", "1", "--follow", "--json").splitlines()]
     assert lines[-1] == {"id": 1, "status": "complete"}
-    assert lines[0]["message"].startswith("classical  25%")
+    assert lines[1]["message"].startswith("classical  25%")
 
 
 @pytest.mark.parametrize("command", ["status", "log", "get", "abort", "share", "remove"])
@@ -530,6 +659,120 @@ def test_get_downloads_the_wanted_types(ann: World) -> None:
     ann.oq("get", "1", "--out", ann.path / "none", "--type", "shp", status=1)
     assert "there is csv, rst, xml" in ann.errors
     assert "Hazard Curves" in ann.oq("get", "1", "--list")
+
+
+def test_an_archive_that_does_not_fit_on_the_disk_leaves_no_half_file_and_the_former_one_whole(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann.oq("run", ann.job())
+    out = ann.path / "out"
+    out.mkdir()
+    (out / "hazard_curve-mean-PGA_1.csv").write_bytes(b"yesterday's")
+
+    def full(source: Any, target: Any, *_: Any) -> None:
+        target.write(source.read(4))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", full)
+        ann.oq("get", "1", "--out", out, status=1)
+    assert "No space left" in ann.errors
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [
+        ("hazard_curve-mean-PGA_1.csv", b"yesterday's")
+    ]
+    ann.oq("get", "1", "--out", out)
+    assert (out / "hazard_curve-mean-PGA_1.csv").read_bytes() == CSV
+    assert len(list(out.iterdir())) == 3
+
+
+def test_who_may_read_a_download_is_as_the_umask_says(ann: World) -> None:
+    ann.oq("run", ann.job())
+    before = os.umask(0o027)
+    try:
+        ann.oq("get", "1", "--datastore", "--out", ann.path / "out")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (ann.path / "out").iterdir()} == {0o640}
+
+
+def test_while_an_answer_is_waited_for_something_else_goes_over_the_connection(
+    forwarded: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export may take longer than Session Manager keeps a session without traffic."""
+    forwarded.oq("run", forwarded.job())
+    monkeypatch.setattr("oq_cluster.webui._KEEP_SECONDS", 0.1, raising=False)
+    seen: list[int] = []
+
+    def export() -> None:
+        before = len(forwarded.webui.asked)
+        time.sleep(1)
+        seen.append(forwarded.webui.asked[before:].count(f"GET {reach.PROBE}"))
+
+    at(forwarded, "GET /v1/calc/1/datastore", export)
+    monkeypatch.setattr("oq_cluster.submit.download", lambda *_: ([], []))
+    forwarded.oq("get", "1", "--datastore", "--out", forwarded.path)
+    assert seen[0] >= 2
+    after = len(forwarded.webui.asked)
+    time.sleep(0.5)
+    assert len(forwarded.webui.asked) == after
+
+
+def test_the_rest_of_an_answer_is_not_waited_for_as_long_as_its_beginning(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann.oq("run", ann.job())
+    monkeypatch.setattr("oq_cluster.webui._BODY_SECONDS", 0.3, raising=False)
+    ann.webui.stalls = 1
+    monkeypatch.setattr("oq_cluster.submit.download", lambda *_: ([], []))
+    begin = time.monotonic()
+    ann.oq("get", "1", "--datastore", "--out", ann.path)
+    assert time.monotonic() - begin < 4
+    assert "the download has broken off" in ann.errors
+    assert (ann.path / "calc_1.hdf5").read_bytes() == DATASTORE
+
+
+def test_a_refusal_of_the_servers_is_shown_in_its_words(ann: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann.oq("run", ann.job())
+    good = ann.webui.answer
+
+    def refuses(method: str, path: str, *rest: Any) -> tuple[int, bytes, dict[str, str]]:
+        if path.endswith("/remove"):
+            return 403, b'{"error": "Cannot delete calculation 1: it is shared"}', {}
+        return good(method, path, *rest)
+
+    monkeypatch.setattr(ann.webui, "answer", refuses)
+    ann.oq("remove", "1", status=1)
+    assert ann.errors == "oq-cluster: Cannot delete calculation 1: it is shared\n"
+
+
+def test_what_others_have_written_does_not_act_on_the_terminal(ann: World) -> None:
+    other(
+        ann,
+        1,
+        status="complete",
+        log=[["2026-11-26T10:00:00.00", "INFO", "main", "a\tb\n\x1b]0;c\x07\x9b2J"]],
+    )
+    ann.webui.calculations[1].description = "\x1b[2Jdescribed"
+    for command in (("list",), ("status", "1"), ("log", "1"), ("log", "1", "--follow")):
+        printed = ann.oq(*command) + ann.errors
+        assert not re.search(r"[\x1b\x07\x9b]", printed), command
+    assert "?[2Jdescribed" in ann.oq("list")
+    assert "a\tb\n?]0;c??2J" in ann.oq("log", "1")
+
+
+def test_a_character_that_the_output_has_not_is_written_in_another_way(ann: World) -> None:
+    other(ann, 1, status="complete")
+    ann.webui.calculations[1].description = "Zürich"
+    done = subprocess.run(
+        [sys.executable, "-m", "oq_cluster", "list"],
+        env=os.environ
+        | {"PYTHONPATH": str(Path(cli.__file__).parent.parent), "PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Z\\xfcrich" in done.stdout
 
 
 def test_a_download_that_breaks_off_leaves_no_half_file(ann: World) -> None:

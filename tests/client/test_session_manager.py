@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +189,120 @@ def test_a_port_that_somebody_has_taken_meanwhile_is_given_up_for_another(
     assert first["arguments"][4] != second["arguments"][4]
 
 
+@contextlib.contextmanager
+def another_program(port: int = 0) -> Iterator[int]:
+    """What speaks HTTP on a port of this computer, and is not the WebUI."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        ends = threading.Event()
+
+        def serve() -> None:
+            listener.settimeout(0.1)
+            while not ends.is_set():
+                with contextlib.suppress(TimeoutError), listener.accept()[0] as here:
+                    here.recv(65536)
+                    here.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            ends.set()
+            thread.join()
+
+
+def test_a_port_that_another_program_has_is_not_shown_for_the_webui(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_DELAY", "1")
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("oq_cluster.commands.time.sleep", interrupted)
+    with another_program() as port:
+        assert opened.oq("webui", "--port", str(port), "--no-browser", status=1) == ""
+    assert f"port {port} of this computer is taken: end that program, or name another port" in opened.errors
+    assert opened.aws.requests("StartSession") == []
+
+
+def test_what_answers_before_the_plugin_has_its_port_is_not_the_webui(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a second or two, in which another program may be quicker."""
+    monkeypatch.setenv("STAND_IN_DELAY", "1")
+    free = reach._free_port
+    with another_program() as port:
+        ports = [port]
+        monkeypatch.setattr(reach, "_free_port", lambda wanted=0: ports.pop() if ports else free(wanted))
+        opened.oq("list")
+    assert "GET /v1/calc/list" in opened.webui.asked
+    assert len(opened.plugins()) == 2
+
+
+def test_what_has_the_port_of_a_plugin_that_has_ended_is_not_the_webui(opened: World) -> None:
+    source = stack.Source(outputs=str(opened.path / "cluster.json"))
+    door = reach.door(source, stack.read(source))
+    assert isinstance(door, reach.SessionForward)
+    try:
+        url = door.url()
+        assert door.session is not None
+        os.kill(opened.plugins()[-1]["pid"], signal.SIGKILL)
+        door.session.process.wait(10)
+        with another_program(int(url.rpartition(":")[2])):
+            assert door.url() != url
+            assert requests.get(f"{door.url()}/v1/engine_version", timeout=10).text == "3.26.2"
+    finally:
+        door.close()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_session_and_plugin_end_with_their_terminal_unless_nohup_says_otherwise(
+    opened: World, ignored: bool
+) -> None:
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oq_cluster", "webui", "--no-browser", "--json"],
+        env=os.environ | {"PYTHONPATH": str(Path(session_manager.__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, handler),
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    if ignored:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    (plugin,) = opened.plugins()
+    assert not is_alive(plugin["pid"])
+    assert opened.aws.requests("TerminateSession") == [{"SessionId": "ann-1"}]
+
+
+def test_the_end_of_a_session_is_not_waited_for_for_long(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a network, after Ctrl-C."""
+    monkeypatch.setattr(session_manager, "_END_READ_SECONDS", 0.3, raising=False)
+    good, held = opened.aws.answer, threading.Event()
+
+    def hangs(method: str, path: str, query: Any, headers: Any, body: bytes) -> Any:
+        if headers.get("X-Amz-Target", "").endswith("TerminateSession"):
+            held.wait(20)
+        return good(method, path, query, headers, body)
+
+    monkeypatch.setattr(opened.aws, "answer", hangs)
+    door = reach.door(source := stack.Source(outputs=str(opened.path / "cluster.json")), stack.read(source))
+    door.url()
+    begin = time.monotonic()
+    door.close()
+    seconds = time.monotonic() - begin
+    held.set()
+    assert seconds < 10
+
+
 def test_a_direct_address_needs_neither_aws_nor_the_plugin(opened: World) -> None:
     opened.direct()
     opened.oq("list")
@@ -311,6 +429,17 @@ def test_a_file_without_a_clusters_outputs_is_refused(world: World, text: str | 
         file.write_text(text)
     world.oq("use", "--outputs", file, status=2 if text is None else 1)
     assert message in world.errors
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_any_shells_is_read(opened: World, encoding: str) -> None:
+    """Windows PowerShell 5 writes UTF-16, and ends of lines of its own."""
+    file = opened.path / "other.json"
+    file.write_bytes(json.dumps(OUTPUTS, indent=2).replace("\n", "\r\n").encode(encoding))
+    opened.oq("use", "--outputs", file)
+    file.write_bytes(b"\x80\x81")
+    opened.oq("use", "--outputs", file, status=2)
+    assert f"{file} cannot be read" in opened.errors
 
 
 def test_every_output_that_the_client_needs_is_one_of_the_programs() -> None:
