@@ -48,7 +48,7 @@ NAMES: Mapping[str, str] = {
     # the commands and the WebUI's views that abort and delete
     "openquake.commands.abort": "main",
     "openquake.commands.dbserver": "main",
-    "openquake.commands.engine": "confirm del_calculation logs main",
+    "openquake.commands.engine": "confirm create_jobs del_calculation logs main",
     "openquake.commands.importcalc": "datastore logs main",
     "openquake.commands.purge": "datadir logs main",
     "openquake.commands.reset": "confirm logs main",

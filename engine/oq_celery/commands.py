@@ -25,7 +25,7 @@ from unittest import mock
 from openquake.baselib import config
 from openquake.baselib.general import humansize
 
-from oq_celery import settings
+from oq_celery import settings, turn
 from oq_celery.abort import Refused, abort, remove_leftovers
 from oq_celery.jobs import UNFINISHED, lives
 from oq_celery.runs import skip_taken
@@ -48,6 +48,7 @@ WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name='job')"""
 _SAME_FILES = (
     "SELECT id, user_name FROM job WHERE ds_calc_dir=?x AND id<>?x AND status<>'deleted' ORDER BY id"
 )
+_SUBMIT = "UPDATE job SET status='submitted', pid=?x WHERE id=?x AND status='created'"
 _MARK = "UPDATE job SET status='aborted', is_running=0 WHERE id=?x AND status IN (?X)"
 
 
@@ -76,6 +77,10 @@ def extend_actions(actions: Any) -> None:
         """Upstream's, but not of those that run."""
         db("UPDATE job SET status='deleted' WHERE user_name=?x AND status IN ('failed', 'aborted')", user)
 
+    def submit(db: Any, job_id: int, pid: int) -> int:
+        """Give a calculation that was created its process; 0 if it was aborted or removed meanwhile, else 1."""
+        return int(db(_SUBMIT, pid, job_id).rowcount)
+
     def abort_unfinished(db: Any, job_id: int) -> None:
         """Note that a calculation which has not ended is aborted."""
         db(_MARK, job_id, list(UNFINISHED))
@@ -91,7 +96,7 @@ def extend_actions(actions: Any) -> None:
 
     actions.del_calc = del_calc
     actions.last_number, actions.skip_numbers = last_number, skip_numbers
-    actions.abort_unfinished = abort_unfinished
+    actions.abort_unfinished, actions.submit = abort_unfinished, submit
     actions.delete_uncompleted_calculations = delete_uncompleted_calculations
 
 
@@ -115,8 +120,13 @@ def extend_abort(module: Any) -> None:
 
 
 def extend_engine(module: Any) -> None:
-    """Change `oq engine --delete-calculation`."""
-    dbcmd = module.logs.dbcmd
+    """Change `oq engine`: what it deletes does not run on, and a command does not wait where too many wait already."""
+    dbcmd, upstream_create = module.logs.dbcmd, module.create_jobs
+
+    def create_jobs(*args: Any, **kwargs: Any) -> Any:
+        if why := turn.refusal(dbcmd):
+            sys.exit(why)
+        return upstream_create(*args, **kwargs)
 
     def del_calculation(job_id: int, confirmed: bool = False) -> None:
         """Abort and delete a calculation and all associated outputs."""
@@ -129,7 +139,7 @@ def extend_engine(module: Any) -> None:
         except Refused as error:
             sys.exit(str(error))
 
-    module.del_calculation = del_calculation
+    module.create_jobs, module.del_calculation = create_jobs, del_calculation
 
 
 def extend_importcalc(module: Any) -> None:

@@ -27,7 +27,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, cast
 
-from oq_celery import cost, turn
+from oq_celery import cost
 from oq_celery.abort import GRACE_SECONDS
 from oq_celery.distribution import CELERY
 from oq_celery.jobs import TITLE, UNFINISHED
@@ -206,9 +206,6 @@ def extend_engine(engine: Any) -> None:
         wanted = [context for context in jobctxs if not aborted(context)]
         if not wanted:
             return jobctxs
-        if why := turn.refusal(dbcmd, wanted[0].calc_id):
-            end_others(dbcmd, wanted, "failed", why)
-            sys.exit(why)
         if not concurrent_jobs and not precalc and len(wanted) > 1:
             # Upstream's number alone would be that of a machine with the cores of the fleet: 100 on a master of two.
             # For several at once it overrules the user's choice of a processpool, which all of them would share.

@@ -1,10 +1,11 @@
 """Calculations that wait for their turn leave the memory to those that compute.
 
 Upstream starts a process with the whole engine in it, 255 MB on a node, for every calculation that is submitted, and
-that waits for those before it. Where 80 % of the memory are in use it begins none. So with enough of them, some twenty
+that waits for those before it. Where 80 % of the memory is in use it begins none. So with enough of them, some twenty
 on the default master, none would ever begin. Here the process of one that came through the WebUI looks at the database
-until its turn has come, and imports the engine then; upstream's own queue has the last word and looks once more. A
-command that would wait in such a memory is refused.
+until its turn has come, and imports the engine then, with the passwords of that time; upstream's own queue has the last
+word and looks once more. A command of a shell has imported the engine before it knows that it waits: where those that
+wait hold much of the memory already, it is refused.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ from types import SimpleNamespace
 from typing import Any
 
 LOOK_SECONDS = 1.0
-BUSY_SECONDS = 60.0  # in which the database lets a reader in
+BUSY_SECONDS = (
+    5.0  # in which the database lets a reader in; less than an abort waits for the end of a process
+)
+# Of the machine's memory, for those that wait. The system, RabbitMQ, DbServer and WebUI take some 15 % of the default
+# master's, so that all of them stay well below upstream's 80 %.
+WAITING_SHARE = 0.25
+# By this name the WebUI's unit ends, with those that compute, those that would otherwise begin while the machine stops.
+NAME = "oq-job-waits"
+_COMM = Path("/proc/self/comm")
 
 # As the engine's GET_JOBS, whose numbers below one's own are compared.
-AHEAD = """SELECT id FROM job WHERE status IN ('executing', 'submitted')
-AND host=?x AND is_running=1 AND pid > 0 AND id < ?x ORDER BY id"""
-
-
-FULL_PERCENT = 80  # of the memory: from there on `engine.run_calc` begins no calculation
+_AHEAD = """SELECT id FROM job WHERE status IN ('executing', 'submitted')
+AND host=? AND is_running=1 AND pid > 0 AND id < ? LIMIT 1"""
+_WAITING = "SELECT pid FROM job WHERE status='submitted' AND host=?x AND pid > 0"
 
 
 class Waiting:
@@ -54,19 +61,33 @@ class Waiting:
         """
         self._dbcmd = dbcmd
         self._number = args[0][0].calc_id
-        self._call = args, kwargs or {}
+        self._call = pickle.dumps((args, kwargs or {}))
 
     def start(self) -> None:
         """Start it. The WebUI does not wait for its end, nor does it end with the WebUI."""
-        command = [sys.executable, "-m", __name__, str(self._number)]
+        from openquake.baselib import config
+
+        at_once = config.distribution.serialize_jobs
+        below = self._number - (at_once - 1) if at_once > 0 else 0  # all of these come first
+        database = Path(config.dbserver.file).expanduser()
+        words = [str(self._number), str(below), str(database)]
+        # -P: modules are the engine's, and not those of the directory that the WebUI was started in.
+        command = [sys.executable, "-P", "-m", __name__, *words]
         process = subprocess.Popen(command, stdin=subprocess.PIPE)
         _started.add(process)
         assert process.stdin is not None
         self.pid = process.pid
-        # Before it can go on, and write down that it computes.
-        self._dbcmd("update_job", self._number, {"status": "submitted", "pid": self.pid})
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # it was aborted just now
-            pickle.dump(self._call, process.stdin)
+        try:
+            with process.stdin:
+                # Before it goes on and writes down that it computes; an action of `commands.extend_actions`. One that
+                # was aborted or removed while its files were being read gets nothing to do.
+                if self._dbcmd("submit", self._number, self.pid):
+                    process.stdin.write(self._call)
+        except BrokenPipeError:  # aborted just now
+            pass
+        except BaseException:
+            process.kill()
+            raise
 
 
 _started: set[subprocess.Popen[bytes]] = set()
@@ -93,64 +114,60 @@ def extend_views(views: Any) -> None:
     views.mp = SimpleNamespace(Process=process)
 
 
-def refusal(dbcmd: Callable[..., Any], number: int) -> str | None:
-    """Why a calculation of this process, which has imported the engine, must not wait for its turn; None if it may.
+def refusal(dbcmd: Callable[..., Any]) -> str | None:
+    """Why a command, which has imported the engine, must not wait for its turn, too; None if it may.
 
     Args:
         dbcmd: of openquake.commonlib.logs.
-        number: of the calculation.
     """
     import psutil
+    from openquake.baselib.general import humansize
 
-    used = psutil.virtual_memory().percent
-    below = _has_to_wait_for(number)
-    ahead = list(dbcmd(AHEAD, socket.gethostname(), below)) if used >= FULL_PERCENT and below else []
-    if not ahead:
+    held = []
+    for job in dbcmd(_WAITING, socket.gethostname()):
+        with contextlib.suppress(psutil.Error):  # it has ended just now
+            held.append(psutil.Process(job.pid).memory_info().rss)
+    if sum(held) < WAITING_SHARE * psutil.virtual_memory().total:
         return None
     return (
-        f"Calculation {number} does not begin: {len(ahead)} calculations come before it, and {used:.0f} % of the "
-        "memory are in use, also by those that wait. Start it again when they have ended; one that the WebUI or "
-        "oq-cluster starts waits without memory, and several of one command (oq engine --multi --run A.ini B.ini) "
-        "share it"
+        f"The commands that wait for their turn ({len(held)}) hold {humansize(sum(held))} of this machine's memory, "
+        "which those that compute need. Start this one when some of them have begun. What the WebUI or oq-cluster "
+        "starts waits without the engine in memory, and several job files of one command (oq engine --multi --run "
+        "A.ini B.ini) wait in one process"
     )
 
 
-def _has_to_wait_for(number: int) -> int:
-    """Below which number a calculation has to wait for all others; 0 where `serialize_jobs` lets all run at once."""
-    from openquake.baselib import config
-
-    at_once = config.distribution.serialize_jobs
-    return number - (at_once - 1) if at_once > 0 else 0
-
-
-def _waits(number: int) -> bool:
-    """Whether others come first. Where the database cannot be read, upstream's queue asks the DbServer."""
-    from openquake.baselib import config
-
-    below = _has_to_wait_for(number)
-    path = Path(config.dbserver.file).expanduser()
+def _waits(database: Path, below: int) -> bool:
+    """Whether others come first: those of this machine below a number."""
     try:
         with contextlib.closing(
-            sqlite3.connect(f"file:{path}?mode=ro", timeout=BUSY_SECONDS, uri=True)
-        ) as database:
-            ahead = database.execute(AHEAD.replace("?x", "?"), (socket.gethostname(), below)).fetchone()
-    except sqlite3.Error as error:
-        print(f"{path}: {error}", file=sys.stderr)
+            sqlite3.connect(f"file:{database}?mode=ro", timeout=BUSY_SECONDS, uri=True)
+        ) as opened:
+            return opened.execute(_AHEAD, (socket.gethostname(), below)).fetchone() is not None
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname == "SQLITE_BUSY":
+            return True  # looks again
+        print(f"{database}: {error}: the DbServer is asked", file=sys.stderr)
         return False
-    return ahead is not None
 
 
 def main() -> None:
-    """Wait for the turn of the calculation whose number is the argument, and run what comes by the standard input."""
-    number = int(sys.argv[1])
+    """Wait for a calculation's turn, and run what comes by the standard input.
+
+    The arguments are its number, the one below which all others come first, and the path of the engine's database.
+    """
+    number, below, database = sys.argv[1:]
+    name = _COMM.read_text()
+    _COMM.write_text(NAME)
     try:
         call = sys.stdin.buffer.read()
-        if not call:
-            sys.exit(f"The WebUI ended before it had said what calculation {number} is")
-        while _waits(number):
+        if not call.endswith(pickle.STOP):
+            sys.exit(f"Calculation {number} does not begin: it was aborted, or the WebUI has ended")
+        while _waits(Path(database), int(below)):
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:  # an abort, which writes it down itself
         sys.exit(f"Calculation {number} was aborted before its turn")
+    _COMM.write_text(name)
     from openquake.engine import engine
 
     args, kwargs = pickle.loads(call)  # noqa: S301 - of the WebUI that started this process

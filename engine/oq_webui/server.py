@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,13 @@ from django.db import connections
 from gunicorn.app.base import BaseApplication
 from oq_celery import turn
 
+from oq_webui.settings import DATA_UPLOAD_MAX_NUMBER_FILES
+
 # Like upstream's own server a thread for each request, so that one which exports or uploads for minutes stops no other.
 # Two processes, because one that computes in Python holds its threads up.
 PROCESSES = 2
 THREADS = 16
+OPEN_FILES = THREADS * DATA_UPLOAD_MAX_NUMBER_FILES + 1024
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -22,6 +26,9 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
+        # Each file of an upload is an open file until all have come.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, most), most))
         super().__init__()
 
     def load_config(self) -> None:
@@ -76,15 +83,17 @@ class _Whole:
         self._stream = stream
         self._left = length
 
-    def read(self, *size: int) -> bytes:
-        return self._took(self._stream.read(*size), *size)
+    def read(self, size: int = -1) -> bytes:
+        """So much, or all; gunicorn gives less at the end alone."""
+        return self._took(self._stream.read(size), self._left if size < 0 else min(size, self._left))
 
-    def readline(self, *size: int) -> bytes:
-        return self._took(self._stream.readline(*size), *size)
+    def readline(self, size: int = -1) -> bytes:
+        """A line, or so much of it."""
+        return self._took(self._stream.readline(size), min(1, self._left) if size else 0)
 
-    def _took(self, data: bytes, size: int = -1) -> bytes:
+    def _took(self, data: bytes, least: int) -> bytes:
         self._left -= len(data)
-        if self._left > 0 and not data and size:
+        if len(data) < least:
             raise OSError(f"the upload broke off {self._left} bytes before its end")
         return data
 

@@ -14,13 +14,25 @@ import pytest
 from tests.transport.harness import Broker, wait_until
 from tests.transport.test_abort import Served, serving
 
-FULL = """
+NEEDY = """
 import sys
 import psutil
-real = psutil.virtual_memory
-psutil.virtual_memory = lambda: real()._replace(percent={percent})
+real, other = psutil.virtual_memory, psutil.Process({pid})
+psutil.virtual_memory = lambda: real()._replace(total={times} * other.memory_info().rss)
 from openquake.commands.engine import main
 main(run=[sys.argv[1]])
+"""
+# Of a calculation that is submitted: what has become of its process, and what its record says.
+SUBMIT = """
+    from types import SimpleNamespace
+    from openquake.commonlib import logs
+    from oq_celery import turn
+
+    number = logs.dbcmd("create_job", logs.get_datadir(), "classical", "a job", "ann", None, None)
+    waiting = turn.Waiting(logs.dbcmd, ([SimpleNamespace(calc_id=number)], 1), None)
+    {code}
+    [process] = turn._started
+    print(process.wait(60) != 0, logs.dbcmd("get_job", number).status)
 """
 
 
@@ -61,24 +73,40 @@ def test_what_comes_through_the_webui_waits_without_the_engine_and_begins_in_its
     assert process(served, 3) == waiting[0]
 
 
-@pytest.mark.parametrize("percent", [79.9, 80.0])
-def test_a_command_that_would_wait_in_a_full_memory_is_refused(
-    tmp_path: Path, served: Served, percent: float
+def test_what_is_aborted_while_its_files_are_read_stays_aborted(served: Served) -> None:
+    code = 'logs.dbcmd("abort_unfinished", number); waiting.start()'
+    assert served.python(SUBMIT.format(code=code)) == "True aborted\n"
+
+
+def test_nothing_is_left_of_what_could_not_be_submitted(served: Served) -> None:
+    code = """
+    def away(*_):
+        raise TimeoutError("no DbServer")
+    waiting._dbcmd = away
+    try:
+        waiting.start()
+    except TimeoutError:
+        pass
+    """
+    assert served.python(SUBMIT.format(code=code)) == "True created\n"
+
+
+@pytest.mark.parametrize(("times", "refused"), [(3, True), (5, False)])
+def test_a_command_is_refused_where_those_that_wait_have_a_quarter_of_the_memory(
+    tmp_path: Path, served: Served, times: int, refused: bool
 ) -> None:
-    """Waiting for nobody it is not: then upstream waits for memory, which those that compute give back."""
     script = tmp_path / "run.py"
-    script.write_text(FULL.format(percent=percent))
-    for number in (1, 2):
+    script.write_text(NEEDY.format(pid=os.getpid(), times=times))
+    for number, status in enumerate(("executing", "submitted"), 1):
         served.query(
             "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description, is_running, pid, "
-            "host) VALUES (?, 'ann', 'executing', '', 'classical', '', 1, ?, ?)",
-            number, os.getpid(), socket.gethostname(),
+            "host) VALUES (?, 'ann', ?, '', 'classical', '', 1, ?, ?)",
+            number, status, os.getpid(), socket.gethostname(),
         )  # fmt: skip
     command = served.start("python", script, tmp_path / "job/job.ini")
-    if percent < 80:
+    if not refused:
         wait_until(lambda: "Waiting for jobs 1" in command.output(), "the command to wait")
         return
     assert command.wait() == 1
-    assert "Calculation 3 does not begin: 1 calculations come before it, and 80 %" in command.output()
-    assert served.statuses()[3] == "failed"
-    assert "does not begin" in served.said(3)
+    assert "The commands that wait for their turn (1) hold " in command.output()
+    assert set(served.statuses()) == {1, 2}

@@ -227,6 +227,25 @@ def test_an_upload_that_breaks_off_starts_nothing(tmp_path: Path) -> None:
     assert (all_of_it, without) == (4, 5)
 
 
+def test_a_form_that_breaks_off_is_none(tmp_path: Path) -> None:
+    """A path or a number that has lost its end would be another one."""
+    whole, of_less, control = office(
+        tmp_path,
+        *UPLOAD,
+        "def send(cut, application=whole(application)):",
+        "    environ = RequestFactory().post('/v1/calc/run_ini', 'job_ini=/home/ann/job.ini', "
+        "content_type='application/x-www-form-urlencoded', HTTP_COOKIE=cookies).environ",
+        "    body = environ['wsgi.input'].read(int(environ['CONTENT_LENGTH']))",
+        "    environ |= {'wsgi.input': io.BytesIO(body[:len(body) - cut]), 'SERVER_NAME': 'localhost'}",
+        "    b''.join(application(environ, lambda status, headers: None))",
+        "    print(logs.dbcmd('SELECT count(*) AS n FROM job')[0].n)",
+        "send(0)",
+        "send(4)",
+        "send(4, application)",
+    )
+    assert (whole, of_less, control) == (4, 4, 5)
+
+
 def test_an_upload_that_names_itself_is_found_by_that_in_its_calculations_log(tmp_path: Path) -> None:
     token = "0123456789abcdef" * 2
     *_, said = office(

@@ -32,7 +32,8 @@ HANDED = {
     "dstore": "openquake.commonlib.datastore.DataStore",
 }
 ADDED = {  # of ours, for the DbServer to call
-    ("openquake.server.db.actions", name) for name in ("abort_unfinished", "last_number", "skip_numbers")
+    ("openquake.server.db.actions", name)
+    for name in ("abort_unfinished", "last_number", "skip_numbers", "submit")
 }
 
 

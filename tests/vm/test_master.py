@@ -75,8 +75,8 @@ def test_the_first_boot_is_clean_and_has_the_shared_file_system_by_the_kernels_o
 ) -> None:
     eventually("NFS", lambda: master.machine.execute(f"mountpoint -q {facts.NFS_DIR}")[0] == 0)
     assert_nfs_by_the_kernels_own_client(master.machine)
-    assert_only_the_kernel_speaks_nfs(master.machine)
     assert_a_clean_boot(master.machine)
+    assert_only_the_kernel_speaks_nfs(master.machine)
 
 
 def test_kernel_resolver_and_logins_are_told_what_a_node_wants(master: Master) -> None:

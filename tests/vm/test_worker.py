@@ -103,7 +103,6 @@ def test_it_becomes_ready_by_itself_with_the_engine_over_nfs(rig: Rig) -> None:
     assert_a_clean_boot(rig.machine)
     assert_the_kernel_is_told_what_a_node_wants(rig.machine)
     assert_nfs_by_the_kernels_own_client(rig.machine)
-    assert_only_the_kernel_speaks_nfs(rig.machine)
     assert_it_reads_the_shared_file_system_far_ahead(rig.machine)
     mounted = f"findmnt --noheadings --output FSTYPE,SOURCE {facts.ENGINE_DIR}"
     kind, device = rig.machine.succeed(mounted).split()
@@ -111,6 +110,7 @@ def test_it_becomes_ready_by_itself_with_the_engine_over_nfs(rig: Rig) -> None:
     image = rig.machine.succeed(f"losetup --noheadings --output BACK-FILE {device}")
     assert image.startswith(f"{facts.ENGINE_IMAGE_DIR}/")
     assert rig.machine.succeed("systemctl list-units --failed --plain --no-legend") == ""
+    assert_only_the_kernel_speaks_nfs(rig.machine)
 
 
 @each_storage
