@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,4 +113,10 @@ def world(
         outputs = tmp_path / "cluster.json"
         outputs.write_text(json.dumps(OUTPUTS))
         world.oq("use", "--outputs", outputs)
-        yield world
+        try:
+            yield world
+        finally:  # what a test that failed has left
+            for plugin in world.plugins():
+                with contextlib.suppress(OSError):  # it has ended, as it should
+                    if str(programs) in Path(f"/proc/{plugin['pid']}/cmdline").read_text():
+                        os.kill(plugin["pid"], signal.SIGKILL)
