@@ -21,8 +21,15 @@ MEMORY_FULL: Final = 90
 _MINUTE: Final = 60
 _NEVER: Final = 1_000_000  # more than any value: the alarm is on only where there are none
 # A worker boots in two minutes or so, and one that cannot powers off after ten at least: userdata.WORKER_ATTEMPTS.
-_UNREADY_MINUTES: Final = 10
+UNREADY_MINUTES: Final = 10
 _UNREADY_WINDOW: Final = 15
+UNREADY: Final = (
+    "A machine of the group has been no worker for ten minutes. One that finishes its last tasks after a rotation of "
+    "the secret, or on AWS's notice of a rebalance, needs nothing. Otherwise look at its console, aws ec2 "
+    "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
+)
+"""What the mail of the alarm `unready` says."""
+SYSTEM_CHECK: Final = "StatusCheckFailed_System"
 # AWS's shortest time in which a deletion of a key can be undone.
 _KEY_DAYS: Final = 7
 _DISPLAY_NAME: Final = 100  # characters that SNS takes
@@ -123,6 +130,34 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
     return found
 
 
+def status_checks() -> list[Watch]:
+    """The alarms on AWS's checks of the master; their dimension is its id."""
+    return [
+        Watch(
+            "status-system",
+            SYSTEM_CHECK,
+            1,
+            2,
+            "AWS reports a fault of the hardware under the master and mostly recovers it, as the same machine with "
+            "the same disks; running calculations end. Look in some minutes whether it is back. AWS does not "
+            "recover most types with instance store volumes (such as m6id, c7gd): then stop and start it, "
+            "aws ec2 stop-instances, aws ec2 start-instances",
+            {},
+            namespace="AWS/EC2",
+        ),
+        Watch(
+            "status-instance",
+            "StatusCheckFailed_Instance",
+            1,
+            2,
+            "The master does not answer its own network: a full memory, a broken kernel or file system. Look at "
+            "its console, aws ec2 get-console-output; reboot it, aws ec2 reboot-instances",
+            {},
+            namespace="AWS/EC2",
+        ),
+    ]
+
+
 @dataclass(frozen=True)
 class AlarmsArgs:
     """Who gets the mails, and what is watched besides what the master publishes.
@@ -160,31 +195,9 @@ class Alarms(Component):
             else:
                 self._alarm(watch, [topic.arn], args.after)
         machine = {"InstanceId": args.instance_id}
-        for check, advice, actions in (
-            (
-                "System",
-                "AWS reports a fault of the hardware under the master and mostly recovers it, as the same machine with "
-                "the same disks; running calculations end. Look in some minutes whether it is back. AWS does not "
-                "recover most types with instance store volumes (such as m6id, c7gd): then stop and start it, "
-                "aws ec2 stop-instances, aws ec2 start-instances",
-                [f"arn:aws:automate:{args.region}:ec2:recover"],
-            ),
-            (
-                "Instance",
-                "The master does not answer its own network: a full memory, a broken kernel or file system. Look at "
-                "its console, aws ec2 get-console-output; reboot it, aws ec2 reboot-instances",
-                [],
-            ),
-        ):
-            watch = Watch(
-                f"status-{check.lower()}",
-                f"StatusCheckFailed_{check}",
-                1,
-                2,
-                advice,
-                {},
-                namespace="AWS/EC2",
-            )
+        recover = f"arn:aws:automate:{args.region}:ec2:recover"
+        for watch in status_checks():
+            actions = [recover] if watch.metric == SYSTEM_CHECK else []
             self._alarm(watch, [*actions, topic.arn], args.after, dimensions=machine)
         self._unready(args, topic)
         self.register_outputs({"topicArn": topic.arn})
@@ -238,15 +251,9 @@ class Alarms(Component):
 
     def _unready(self, args: AlarmsArgs, topic: aws.sns.Topic) -> None:
         """An alarm on machines that the group counts as workers and the master does not, while it says anything."""
-        advice = (
-            "A machine of the group has been no worker for ten minutes. One that finishes its last tasks after a "
-            "rotation of the secret, or on AWS's notice of a rebalance, needs nothing. Otherwise look at its console, "
-            "aws ec2 get-console-output --latest; after twenty attempts it powers off and the group starts another one"
-        )
-
         alarm = aws.cloudwatch.MetricAlarm(
             self.named("unready"),
-            alarm_description=f"{self._cluster}: {advice}.",
+            alarm_description=f"{self._cluster}: {UNREADY}.",
             metric_queries=[
                 _query(
                     "machines",
@@ -282,7 +289,7 @@ class Alarms(Component):
             threshold=1,
             # Between two machines that fail there are minutes with none.
             evaluation_periods=_UNREADY_WINDOW,
-            datapoints_to_alarm=_UNREADY_MINUTES,
+            datapoints_to_alarm=UNREADY_MINUTES,
             treat_missing_data="notBreaching",
             alarm_actions=[topic.arn],
             tags=self.tags("unready"),

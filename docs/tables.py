@@ -16,6 +16,7 @@ from typing import Final
 import yaml
 from oq_cluster import cli, completion
 
+from components import alarms
 from components.changes import Change
 from components.prices import estimate
 from components.settings import KEYS, Settings
@@ -28,6 +29,7 @@ FILES: Final = (
     PROJECT / "README.md",
     PROJECT / "docs/settings.md",
     PROJECT / "docs/operations.md",
+    PROJECT / "docs/trouble.md",
     PROJECT / "docs/security.md",
     PROJECT / "docs/client.md",
 )
@@ -78,6 +80,18 @@ def design_table() -> str:
     return _table(("rule", "what holds"), [(f"`{rule.id}`", rule.title) for rule in design.RULES])
 
 
+def alarms_table() -> str:
+    """Each alarm with the minutes after which it is on, and what its mail says."""
+    rows = [
+        (f"`{watch.name}`", str(watch.minutes), f"{watch.advice}.")
+        for watch in [*alarms.watches("", may_be_off=False), *alarms.status_checks()]
+    ]
+    return _table(
+        ("alarm", "minutes", "the mail"),
+        [*rows, ("`unready`", str(alarms.UNREADY_MINUTES), f"{alarms.UNREADY}.")],
+    )
+
+
 def exceptions_table() -> str:
     """The controls that fail, with the reason."""
     titles = {rule.id: rule.title for rule in RULES}
@@ -123,6 +137,7 @@ def _argument(action: argparse.Action) -> str:
 
 
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
+    "alarms": alarms_table,
     "client": client_table,
     "settings": settings_table,
     "changes": changes_table,

@@ -133,7 +133,7 @@ class Stack:
 
     def is_written(self) -> bool:
         """Whether Pulumi has left its state alone for two seconds: while it writes, the file may be empty, and to be
-        killed then is another case than to be killed at work (docs/operations.md).
+        killed then is another case than to be killed at work (docs/trouble.md).
         """
         (state,) = (self.directory / ".pulumi/stacks").rglob("*.json")
         return time.time() - state.stat().st_mtime > 2

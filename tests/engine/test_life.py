@@ -83,7 +83,7 @@ def test_a_killed_up_is_repaired_by_the_commands_that_the_documentation_gives(
     with pytest.raises(CommandError, match="the stack is currently locked"):
         empty.up()
     assert (MASTER, "creating") in pending(empty)
-    text = (REPOSITORY / "docs/operations.md").read_text()
+    text = (REPOSITORY / "docs/trouble.md").read_text()
     _, _, after = text.partition("`pulumi up` was killed")
     commands = [line.split("#")[0].split() for line in after.splitlines() if line.startswith("    pulumi ")][
         :3
@@ -114,7 +114,7 @@ def test_a_state_in_a_file_that_was_being_written_is_read_again_after_the_comman
     state.with_name(emptied).write_bytes(b"")
     with pytest.raises(CommandError, match=words):
         stack.refresh()
-    _, _, after = (REPOSITORY / "docs/operations.md").read_text().partition(words)
+    _, _, after = (REPOSITORY / "docs/trouble.md").read_text().partition(words)
     command = next(line.strip() for line in after.splitlines() if line.startswith("    "))
     subprocess.run(
         ["sh", "-c", command.replace("STACK", stack.name)],
