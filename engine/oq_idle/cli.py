@@ -44,7 +44,9 @@ def of_processes(processes: Iterable[tuple[str, int]], people: bool) -> Iterator
     """
     for name, uid in processes:
         if name.startswith(CALCULATION):
-            yield f"calculation {name.removeprefix(CALCULATION)} runs"
+            number = name.removeprefix(CALCULATION)
+            if number.isdecimal():  # of one that waits for its turn the database knows
+                yield f"calculation {number} runs"
         elif name.startswith(SESSION):
             if people:
                 yield "somebody has a session or a port forward of Session Manager"

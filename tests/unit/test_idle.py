@@ -56,6 +56,7 @@ def test_what_a_master_runs_by_itself_does_not_need_it() -> None:
         ("beam.smp", 601),
         ("amazon-ssm-agen", 0),
         ("nobody", 65534),
+        ("oq-job-waits", 600),  # a calculation without its turn, of which the database knows
     ]
     assert list(cli.of_processes(own, people=True)) == []
 
