@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shlex
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -408,15 +410,54 @@ def test_in_a_browser_people_change_their_own_password(office: Office, window: B
     on(office.lab, "master", "oq-webui remove eve")
 
 
+def restart_and_kill(office: Office, number: int, status: str) -> None:
+    """Restart the WebUI, and kill it after that; a calculation keeps its status."""
+    on(office.lab, "master", RESTART)
+    assert office.ann.status(number) == status
+    server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
+    killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
+    up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
+    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 180)
+    assert office.ann.status(number) == status
+
+
 def test_a_restart_of_the_webui_ends_no_calculation_and_nobodys_session(office: Office) -> None:
     number = office.running(SHORT)
     with held(office.lab):
-        on(office.lab, "master", RESTART)
-        assert office.ann.status(number) == "executing"
-        server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
-        killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
-        up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
-        wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 180)
+        restart_and_kill(office, number, "executing")
+    assert office.ann.wait(number) == "complete"
+
+
+@contextmanager
+def the_queue_full(lab: Lab) -> Iterator[None]:
+    """More calculations run than may at once, as far as the database knows: of a process that is always there."""
+
+    def tell(statement: str) -> None:
+        code = (
+            "import socket, sqlite3\n"
+            f"database = sqlite3.connect('{facts.DBSERVER_DIR}/db.sqlite3', timeout=60)\n"
+            f"with database: database.execute({statement!r}, {{'host': socket.gethostname()}})\n"
+        )
+        on(lab, "master", f"runuser --user {facts.OPENQUAKE_USER} -- python3 -c {shlex.quote(code)}")
+
+    columns = "user_name, status, ds_calc_dir, calculation_mode, description, is_running, pid, host"
+    values = "'nobody', 'executing', '', 'classical', 'full', 1, 1, :host"
+    tell(
+        f"INSERT INTO job ({columns}) WITH RECURSIVE count(n) AS "  # noqa: S608 - constants
+        f"(SELECT 1 UNION SELECT n + 1 FROM count WHERE n < 8) SELECT {values} FROM count"
+    )
+    try:
+        yield
+    finally:
+        tell("DELETE FROM job WHERE description='full' AND host=:host")
+
+
+def test_a_calculation_that_waits_for_its_turn_survives_a_restart_of_the_webui_and_begins(
+    office: Office,
+) -> None:
+    with the_queue_full(office.lab):
+        number = int(office.ann.run(office.job).json()["job_id"])
+        restart_and_kill(office, number, "submitted")
     assert office.ann.wait(number) == "complete"
 
 

@@ -63,12 +63,17 @@ ERRORS = (
     def task(error, monitor):
         raise error
 
+    spool = Path(sys.argv[1], "oq_celery")  # the master's
+    spool.mkdir()
     # As upstream's DataStore.open raises those of h5py.
     opened = "[Errno {0}] Unable to open file (unable to open file: name = 'x', errno = {0}) in /data/calc_1.hdf5"
     for error in (
         OSError(116, "Stale file handle"), MemoryError(), OSError(opened.format(116)),
         OSError(2, "No such file"), OSError(opened.format(2)), ValueError(),
     ):
+        attempt(task, error)
+    spool.rmdir()  # as of a worker whose mount has gone
+    for error in OSError(2, "No such file"), ValueError():
         attempt(task, error)
 """
 )
@@ -79,4 +84,4 @@ def test_an_error_of_the_machine_leaves_the_task_to_others_and_one_of_the_task_i
 ) -> None:
     """With the traceback, which the job's log shows if no worker can do it."""
     unable, ended = "unable True", "ended True"
-    assert harness.python(ERRORS, tmp_path) == [unable] * 3 + [ended] * 3
+    assert harness.python(ERRORS, tmp_path) == [unable] * 3 + [ended] * 3 + [unable, ended]
