@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import logging
 import pickle
+import shutil
 import threading
 import time
 import uuid
@@ -27,9 +28,12 @@ from oq_celery.settings import Settings
 from oq_celery.spool import StoredPickle
 
 SCHEME: Final = "celery://"
-# Bytes of results that wait for those of earlier tasks: in memory, and with those in the shared directory.
+# Bytes of results that wait for those of earlier tasks: in memory, and with those in the shared directory, where most
+# of them lie anyway. A fleet that pauses is paid for: in a simulation of 1,600 processes on spot capacity, of which one
+# in twenty is lost in an hour, with 100 GB of results, 8 GiB let thousands of their hours pass idle.
 MEMORY_LIMIT: Final = 256 * 2**20
-HELD_LIMIT: Final = 8 * 2**30
+HELD_LIMIT = 64 * 2**30
+HELD_SHARE: Final = 0.25  # but no more of what is free there
 # Bytes of an argument that is remembered, to be compared with the next task's.
 COMPARED_LIMIT: Final = 64 * 2**20
 REPORT_SECONDS: Final = 5.0
@@ -94,6 +98,8 @@ class Channel:
         self._order: Order[_Done] = Order()
         self._ended: list[Result] = []  # messages of the end of a task that the engine has not got yet
         self._held = self._in_memory = 0  # bytes of results that wait for earlier tasks
+        self._held_limit = HELD_LIMIT  # until the shared directory is looked at
+        self._pause_said = False
         self._queue: ResultQueue | None = None  # made when the first task goes to the workers
         self._warned: set[str] = set()  # of workers that could not do a task
         self._closing = threading.Lock()
@@ -295,9 +301,19 @@ class Channel:
         Usually it hears at once and sends the next one, whatever earlier task is still computed; not when too
         many results wait for that one already.
         """
-        return self._held > HELD_LIMIT and any(
-            task.sent and task.path == self._order.first for task in self._tasks.values()
-        )
+        if self._held <= self._held_limit:
+            return False
+        first = next((task for task in self._tasks.values() if task.path == self._order.first), None)
+        if first is None or not first.sent:
+            return False
+        if not self._pause_said:
+            self._pause_said = True
+            log.warning(
+                "%s of results wait for task %s: new tasks have to wait, too",
+                humansize(self._held),
+                first.header,
+            )
+        return True
 
     @staticmethod
     def _read(reply: Reply) -> list[Result]:
@@ -408,6 +424,8 @@ class Channel:
         if self._queue is None:
             with contextlib.suppress(OSError):  # who has to write there says why it cannot
                 spool.make(self._settings.spool)  # by which a worker knows that it sees what is shared
+                free = shutil.disk_usage(self._settings.spool).free
+                self._held_limit = min(HELD_LIMIT, int(HELD_SHARE * free))
             self._queue = ResultQueue(self._settings, self.name, self._ledger)
             self._queue.start()
             self._queue.wait_ready()

@@ -33,9 +33,9 @@ WAITING_SHARE = 0.25
 NAME = "oq-job-waits"
 _COMM = Path("/proc/self/comm")
 
-# As the engine's GET_JOBS, whose numbers below one's own are compared.
+# As the engine's GET_JOBS, whose numbers below one's own are compared; from the last one on, where those are that run.
 _AHEAD = """SELECT id FROM job WHERE status IN ('executing', 'submitted')
-AND host=? AND is_running=1 AND pid > 0 AND id < ? LIMIT 1"""
+AND host=? AND is_running=1 AND pid > 0 AND id < ? ORDER BY id DESC LIMIT 1"""
 _WAITING = "SELECT pid FROM job WHERE status='submitted' AND host=?x AND pid > 0"
 
 

@@ -1,0 +1,44 @@
+"""Results that wait for those of an earlier task, and the limit above which tasks wait for it, too."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.transport import harness
+from tests.transport.harness import Broker, wait_until
+
+# Three tasks are with the broker at once, and one result that waits is too much.
+MASTER = """
+import sys
+from openquake.baselib import parallel
+from oq_celery import channel
+import tasks
+if __name__ == "__main__":
+    channel.HELD_LIMIT = 1
+    parallel.Starmap.CT = 3
+    arguments = [(number, sys.argv[1].encode(), b"x") for number in range(8)]
+    print("all", parallel.Starmap(tasks.held, arguments).reduce(), flush=True)
+"""
+
+
+def test_no_tasks_are_sent_while_too_many_results_wait_for_an_earlier_one_and_the_log_says_so(
+    tmp_path: Path, broker: Broker
+) -> None:
+    def begun() -> set[str]:
+        return {path.stem for path in tmp_path.glob("task *")}
+
+    hold = tmp_path / "hold-task 0"
+    hold.touch()
+    with harness.cluster(tmp_path / "oqlab-held", broker) as cluster:
+        cluster.worker("one")
+        cluster.worker("two")
+        master = cluster.start("python", "-c", MASTER, tmp_path)
+        wait_until(lambda: "of results wait for task" in master.output(), "the limit")
+        wait_until(lambda: begun() == {"task 0", "task 1", "task 2"}, "what was sent before")
+        time.sleep(3)  # in which another one would begin at once
+        assert len(begun()) == 3
+        hold.unlink()
+        assert master.wait() == 0, master.output()
+        assert f"all {dict.fromkeys(range(8), 1)}" in master.output()
+        assert master.output().count("of results wait for task") == 1
