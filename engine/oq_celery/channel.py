@@ -34,6 +34,10 @@ SCHEME: Final = "celery://"
 MEMORY_LIMIT: Final = 256 * 2**20
 HELD_LIMIT = 64 * 2**30
 HELD_SHARE: Final = 0.25  # but no more of what is free there
+# Bytes of the tasks that are not done, in memory; above them those that are not small go to the shared directory. A
+# calculation may submit tens of thousands at once, each of up to `max_message_kb`.
+BODIES_LIMIT = 256 * 2**20
+SMALL_BODY: Final = 16 * 2**10
 # Bytes of an argument that is remembered, to be compared with the next task's.
 COMPARED_LIMIT: Final = 64 * 2**20
 REPORT_SECONDS: Final = 5.0
@@ -95,6 +99,7 @@ class Channel:
         self._window = Starmap.CT
         self._backlog: deque[int] = deque()
         self._submitted = 0
+        self._bodies = 0  # bytes of those in memory
         self._order: Order[_Done] = Order()
         self._ended: list[Result] = []  # messages of the end of a task that the engine has not got yet
         self._held = self._in_memory = 0  # bytes of results that wait for earlier tasks
@@ -153,7 +158,8 @@ class Channel:
         files = [arg.stored.path for arg in small if isinstance(arg, StoredPickle)]
         call = pickle.dumps((func, small, monitor), pickle.HIGHEST_PROTOCOL)
         body: bytes | Stored = call
-        if len(call) > self._limit:
+        too_many = self._bodies + len(call) > BODIES_LIMIT and len(call) > SMALL_BODY
+        if too_many or len(call) > self._limit:
             body = spool.write(self._directory / f"task-{task_no}", call)
             self._files.retain([body.path])
             files.append(body.path)
@@ -171,6 +177,7 @@ class Channel:
             memory=protocol.memory(),
         )
         self._submitted += 1
+        self._bodies += len(body) if isinstance(body, bytes) else 0
         self._tasks[task_no] = _Task(self._order.submit(args), header, body, files)
         self._ledger.add(task_no)
         self._backlog.append(task_no)
@@ -251,6 +258,7 @@ class Channel:
             self._send(reply.task_no, again=True)
             return
         task = self._tasks.pop(reply.task_no)
+        self._bodies -= len(task.body) if isinstance(task.body, bytes) else 0
         self._ledger.remove(reply.task_no)
         self._files.release(task.files)
         self._send_backlog()

@@ -1,4 +1,4 @@
-"""Results that wait for those of an earlier task, and the limit above which tasks wait for it, too."""
+"""What waits in the master: results for those of an earlier task, tasks for the broker; and the limits of both."""
 
 from __future__ import annotations
 
@@ -42,3 +42,34 @@ def test_no_tasks_are_sent_while_too_many_results_wait_for_an_earlier_one_and_th
         assert master.wait() == 0, master.output()
         assert f"all {dict.fromkeys(range(8), 1)}" in master.output()
         assert master.output().count("of results wait for task") == 1
+
+
+# Of each task 20 kB, of all of them 50 kB in memory.
+MANY = """
+import sys
+from openquake.baselib import parallel
+from oq_celery import channel
+import tasks
+if __name__ == "__main__":
+    channel.BODIES_LIMIT = 50_000
+    parallel.Starmap.CT = 8
+    arguments = [(number, sys.argv[1].encode(), bytes(20_000)) for number in range(8)]
+    arguments += [(number, sys.argv[1].encode(), b"small") for number in range(8, 10)]
+    print("all", parallel.Starmap(tasks.held, arguments).reduce(), flush=True)
+"""
+
+
+def test_of_many_tasks_that_are_submitted_at_once_the_larger_ones_wait_in_the_shared_directory(
+    tmp_path: Path, broker: Broker
+) -> None:
+    hold = tmp_path / "hold-task 0"
+    hold.touch()
+    with harness.cluster(tmp_path / "oqlab-many", broker) as cluster:
+        cluster.worker("one")
+        master = cluster.start("python", "-c", MANY, tmp_path)
+        wait_until(lambda: list(tmp_path.glob("task 0*")), "the first task")
+        wait_until(lambda: len(list(cluster.shared.rglob("task-*"))) == 6, "those above the limit")
+        hold.unlink()
+        assert master.wait() == 0, master.output()
+        assert f"all {dict.fromkeys(range(8), 20_000) | {8: 5, 9: 5}}" in master.output()
+        assert list(cluster.shared.rglob("task-*")) == []
