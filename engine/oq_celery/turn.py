@@ -23,13 +23,14 @@ from types import SimpleNamespace
 from typing import Any
 
 LOOK_SECONDS = 1.0
-BUSY_SECONDS = (
-    5.0  # in which the database lets a reader in; less than an abort waits for the end of a process
-)
+# In which the database lets a reader in; less than an abort waits for the end of a process.
+BUSY_SECONDS = 5.0
 # Of the machine's memory, for those that wait. The system, RabbitMQ, DbServer and WebUI take some 15 % of the default
 # master's, so that all of them stay well below upstream's 80 %.
 WAITING_SHARE = 0.25
 # By this name the WebUI's unit ends, with those that compute, those that would otherwise begin while the machine stops.
+# Its beginning is `jobs.TITLE`, which is not imported: with psutil this would be a process that has the engine in memory
+# (oq_keys.holders), for which a rotation waits.
 NAME = "oq-job-waits"
 _COMM = Path("/proc/self/comm")
 

@@ -68,7 +68,7 @@ DATABASE_ROUTERS = ["oq_webui.router.EngineRouter"]
 # (`oq_celery.commands.extend_views`): gigabytes of them would fill the disk of the databases.
 FILE_UPLOAD_TEMP_DIR = os.environ.get(UPLOADS) or upstream.FILE_UPLOAD_TEMP_DIR
 
-# A job may have more files than Django's 100. Where one logs in, nginx lets none come.
+# A job may have more files than Django's 100. Where one logs in, nginx takes 64 kB.
 DATA_UPLOAD_MAX_NUMBER_FILES = 2000
 
 # Where the engine's build collects them, and nginx serves them.

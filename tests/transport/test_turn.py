@@ -66,6 +66,7 @@ def test_what_comes_through_the_webui_waits_without_the_engine_and_begins_in_its
         served.waits(number)
     waiting = [process(served, number) for number in (3, 4)]
     assert all(memory(one) < memory(process(served, 1)) / 5 for one in waiting)
+    assert Path(f"/proc/{waiting[0]}/comm").read_text().startswith("oq-job-")  # by which the unit ends it
     assert served.post(4, "abort") == (200, {"success": "Calculation 4 is aborted"})
     assert served.post(1, "abort") == (200, {"success": "Calculation 1 is aborted"})
     served.waits(3)
