@@ -29,7 +29,7 @@ BUSY_SECONDS = 5.0
 # master's, so that all of them stay well below upstream's 80 %.
 WAITING_SHARE = 0.25
 # By this name the WebUI's unit ends, with those that compute, those that would otherwise begin while the machine stops.
-# Its beginning is `jobs.TITLE`, which is not imported: with psutil this would be a process with the engine in its memory
+# Its beginning is `jobs.TITLE`, which is not imported: with psutil this would be a process with the engine in memory
 # (oq_keys.holders), for which a rotation waits.
 NAME = "oq-job-waits"
 _COMM = Path("/proc/self/comm")
