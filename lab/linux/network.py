@@ -150,7 +150,9 @@ def connect(paths: Paths, name: str, addresses: Sequence[IPv4Address], gateway: 
 
 
 def disconnect(paths: Paths, name: str) -> None:
-    """Remove a namespace; its link goes with it."""
+    """Remove a namespace and its link; its addresses are free when this returns."""
+    # First: with its namespace the kernel removes a link some time later, and until then the route has its addresses.
+    run(["ip", "-n", paths.netns("vpc"), "link", "delete", link_name(name)], check=False)
     run(["ip", "netns", "delete", paths.netns(name)], check=False)
 
 
