@@ -17,7 +17,7 @@ from pathlib import Path
 from explorer import ledger, runs, schedule
 from explorer.runs import Outcome
 from explorer.schedule import Fault, Plan
-from tests.transport import harness
+from tests.transport import harness, isolation
 
 REPLAYS = 3
 """Of a run with something wrong: what depends on the moment does not come every time."""
@@ -29,6 +29,10 @@ def main() -> int:
     if missing := runs.missing():
         print("; ".join(missing), file=sys.stderr)
         return 2
+    if not isolation.inside():
+        if not (reason := isolation.why_not()):
+            return isolation.run_again("explorer", sys.argv[1:])
+        print(f"not in namespaces of its own ({reason}): another run at the same time may disturb it")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what runs, as Ctrl-C does
     first = secrets.randbelow(10**9) if arguments.seed is None else arguments.seed
     root = os.geteuid() == 0  # others' faults would be others, such as a full disk that is the user's own
@@ -36,28 +40,19 @@ def main() -> int:
     if arguments.faults is not None:
         plans = [_with(plan, [plan.faults[number] for number in arguments.faults]) for plan in plans]
     print(f"seeds {first} to {first + arguments.runs - 1}", flush=True)
+    versions = _versions() if arguments.record else {}
     begin = time.monotonic()
     heard: list[Outcome] = []
 
     def say(outcome: Outcome) -> None:
         heard.append(outcome)
         print(f"{time.strftime('%H:%M:%S')}  {outcome}", flush=True)
+        if arguments.record:  # now: an exploration that is stopped keeps what it has found
+            tier = ledger.sum_up([one.entry() for one in heard], versions, time.monotonic() - begin)
+            ledger.record(arguments.record, "transport", tier)
 
-    with tempfile.TemporaryDirectory(prefix="oqexplorer-", ignore_cleanup_errors=True) as directory:
-        try:
-            outcomes, left = runs.explore(
-                Path(directory),
-                plans,
-                arguments.worlds,
-                arguments.keep,
-                say,
-                last_look=arguments.record is not None,
-            )
-        finally:  # also of an exploration that is stopped
-            if arguments.record and heard:
-                entries = [outcome.entry() for outcome in heard]
-                tier = ledger.sum_up(entries, _versions(), time.monotonic() - begin)
-                ledger.record(arguments.record, "transport", tier)
+    with tempfile.TemporaryDirectory(prefix="oqlab-explorer-", ignore_cleanup_errors=True) as directory:
+        outcomes, left = runs.explore(Path(directory), plans, arguments.worlds, arguments.keep, say)
         bad = [outcome for outcome in outcomes if outcome.wrong]
         seconds = time.monotonic() - begin
         print(f"{len(outcomes)} runs in {seconds:.0f} s, {len(bad)} with something wrong", flush=True)
@@ -82,7 +77,9 @@ def _shrink(plan: Plan, directory: Path, keep: Path) -> None:
         nonlocal tries
         tries += 1
         again = [_with(plan, [plan.faults[number] for number in numbers])] * REPLAYS
-        outcomes, _ = runs.explore(directory / str(tries), again, REPLAYS, keep, lambda _: None)
+        outcomes, _ = runs.explore(
+            directory / str(tries), again, REPLAYS, keep, lambda _: None, last_look=False
+        )
         wrong = [outcome for outcome in outcomes if outcome.wrong]
         print(f"    faults {','.join(map(str, numbers))}: {len(wrong)} of {REPLAYS} wrong", flush=True)
         return bool(wrong)

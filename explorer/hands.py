@@ -41,12 +41,6 @@ class Hands:
         self._connection = None
 
     @staticmethod
-    def depth(channel: Any, queue: str, _: int) -> list[int]:
-        """The number of waiting messages and of consumers."""
-        _, messages, consumers = channel.queue_declare(queue, passive=True)
-        return [messages, consumers]
-
-    @staticmethod
     def delete(channel: Any, queue: str, _: int) -> int:
         """Delete the queue; how many messages were in it."""
         channel.queue_declare(queue, passive=True)

@@ -24,8 +24,8 @@ TIERS: Final = {
         "`python -m explorer`: a real RabbitMQ, three workers of two processes, and masters, all on one machine's "
         "loopback, each behind a TCP proxy. A job is a tree of tasks that follows from the seed (sizes around every "
         "threshold of the transport, subtasks, arguments shared and unique, tasks that fail or kill their process), "
-        "whose results are known in advance, or one of the engine's own test calculations, compared with a run "
-        "without a cluster.",
+        "whose results are known in advance, or one of the engine's own test calculations, compared with an "
+        "undisturbed run on the same workers. That those are the numbers of one process is `make qa`'s matter.",
     ),
     "lab": (
         "Lab tier",

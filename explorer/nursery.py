@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import importlib.util
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -69,12 +69,11 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _hurry(name: str, value: float) -> None:
-    """Shorten a delay that is longer than the explorer's patience, where the package has it."""
-    module, _, attribute = name.rpartition(".")
-    if importlib.util.find_spec(f"oq_celery.{module}"):
-        found = importlib.import_module(f"oq_celery.{module}")
-        if hasattr(found, attribute):
-            setattr(found, attribute, value)
+    """Shorten a delay that is longer than the explorer's patience."""
+    name, _, attribute = name.rpartition(".")
+    module = importlib.import_module(f"oq_celery.{name}")
+    getattr(module, attribute)  # one that is gone shortens nothing
+    setattr(module, attribute, value)
 
 
 def _worker(request: dict[str, Any]) -> int:

@@ -65,8 +65,8 @@ class Proxy:
         self._cut_at: int | None = None
         self._was_cut = threading.Event()
         self.sent = 0
-        self._server: asyncio.Server = loop.run(asyncio.start_server(self._accept, "127.0.0.1", 0))
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        server: asyncio.Server = loop.run(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self.port: int = server.sockets[0].getsockname()[1]
 
     def cut(self, refuse_seconds: float = 0.0) -> int:
         """Break all connections with a reset, and refuse new ones for some time; how many there were."""
@@ -110,11 +110,6 @@ class Proxy:
         self._delay = delay
         time.sleep(seconds)
         self._delay = 0.0
-
-    def close(self) -> None:
-        """Stop listening and break what is there."""
-        self._loop.soon(self._server.close)
-        self.cut()
 
     async def _cut(self) -> int:
         pairs = list(self._pairs)

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ POLL_SECONDS: Final = 0.02
 # Without any event for so long after the last fault, and for the longest task beyond it, a job hangs.
 PATIENCE: Final = 120.0
 STARTS: Final = 3
+PROCESS_SECONDS: Final = 30.0  # for a process to end after its master, on a busy machine
 
 
 @dataclass
@@ -113,12 +114,11 @@ class Run:
         plan: Plan,
         directory: Path,
         baselines: Baselines,
-        patience: float = PATIENCE,
     ) -> None:
         self._world = world
         self._baselines = baselines
         self._plan = plan
-        self._patience = patience + max(job.seconds() for job in plan.jobs)
+        self._patience = PATIENCE + max(job.seconds() for job in plan.jobs)
         self._directories = [directory / f"job-{number}" for number in range(len(plan.jobs))]
         self._histories = [History(path / "history.jsonl") for path in self._directories]
         self._struck: list[Struck] = []
@@ -151,7 +151,7 @@ class Run:
             for job, one in zip(self._plan.jobs, seen, strict=True)
             for line in checker.check_job(job, one, self._struck)
         ]
-        left = self._left(seen)
+        left = self._left(seen, masters)
         wrong += checker.check_left(left)
         for number, job in enumerate(self._plan.jobs):
             if isinstance(job, EngineJob) and seen[number].of("done"):
@@ -219,9 +219,17 @@ class Run:
         """Of these channels, those of which a directory tells the workers that a queue is to be deleted."""
         return {name for name in names & set(self._world.queues()) if (self._world.spool / name).exists()}
 
-    def _left(self, seen: list[Seen]) -> Left:
+    def _remaining(self, masters: list[Child]) -> list[str]:
+        """The processes that masters have started and that did not end with them; one that ends now has its time."""
+        sessions = {master.pid for master in masters}
+        end = time.monotonic() + PROCESS_SECONDS
+        while (found := list(_of_sessions(sessions))) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        return found
+
+    def _left(self, seen: list[Seen], masters: list[Child]) -> Left:
         """Wait for what should go, and look for what stays."""
-        left = Left(worker_trouble=self._world.settle())
+        left = Left(worker_trouble=self._world.settle(), processes=self._remaining(masters))
         killed = {
             event["name"]
             for one in seen
@@ -251,6 +259,16 @@ class Run:
         return left
 
 
+def _of_sessions(sessions: set[int]) -> Iterator[str]:
+    """The processes of these sessions that have not ended, in words."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            name, _, rest = (entry / "stat").read_text().rpartition(")")
+            state, _, _, session = rest.split()[:4]  # see proc_pid_stat(5)
+            if int(session) in sessions and state != "Z":
+                yield f"{name})"
+
+
 def _ending(seen: Seen) -> str:
     if seen.status is None:
         return "hangs"
@@ -269,8 +287,8 @@ def explore(
     worlds: int,
     keep: Path,
     say: Callable[[Outcome], None],
-    patience: float = PATIENCE,
-    last_look: bool = False,
+    *,
+    last_look: bool = True,
 ) -> tuple[list[Outcome], list[str]]:
     """Run plans, in so many worlds side by side.
 
@@ -280,8 +298,7 @@ def explore(
         worlds: each has a RabbitMQ and workers of its own.
         keep: where the logs of runs with something wrong go.
         say: is told of every run.
-        patience: see PATIENCE.
-        last_look: whether to wait until what lost masters have left has gone: two minutes.
+        last_look: whether to wait until what lost masters have left has gone: two and a half minutes at most.
 
     Returns:
         How the runs went, and what is left of lost masters in the end.
@@ -309,7 +326,7 @@ def explore(
                     living[number] = _world(directory / f"world-{number}-{generation}", nurseries)
                 turn += 1
                 runs = living[number].directory / "runs" / f"{turn}-{plan.seed}"
-                outcome = Run(living[number], plan, runs, baselines, patience).do()
+                outcome = Run(living[number], plan, runs, baselines).do()
                 with lock:
                     outcomes.append(outcome)
                     say(outcome)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -112,7 +112,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class EngineJob:
-    """One of the engine's own calculations, whose results are those of a run without a cluster.
+    """One of the engine's own calculations, whose results are those of an undisturbed run.
 
     Attributes:
         seed: of no effect.
@@ -298,13 +298,3 @@ def _doomed(chance: random.Random, profile: str, task: Task) -> Task:
         deaths,
         death,  # type: ignore[arg-type]
     )
-
-
-def smaller(workload: Workload) -> Sequence[Workload]:
-    """Simpler jobs to try in the place of one that has failed."""
-    simpler = []
-    if len(workload.sets) > 1:
-        simpler += [
-            Workload(workload.seed, workload.profile, workload.shared, (roots,)) for roots in workload.sets
-        ]
-    return simpler

@@ -182,11 +182,11 @@ class World:
         self.mount.mkdir()
         if self.root:
             size = f"size={SHARED_MB}m"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "oqexplorer", self.mount], check=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "oqlab-explorer", self.mount], check=True)
         self.shared = self.mount / "shared"
         self.shared.mkdir()
         self.spool = self.shared / "oq_celery"
-        self.queue = "explorer"
+        self.queue = "oqlab-explorer"
         self.broker_lock = threading.Lock()
         self.files_lock = threading.Lock()
         self.database_lock = threading.Lock()

@@ -135,7 +135,7 @@ KINDS = (
         2,
         ((1, 10),),
         faults.cover_shared,
-        r"could not do it|No such file|File not found|Read-only",
+        r"turned down by a worker|No such file|File not found|Read-only",
     ),
     Kind("full disk under RabbitMQ", 2, ((2, 20),), faults.fill_rabbitmq),
     Kind("AWS throttles all requests", 2, ((10, 40), (60, 120)), faults.throttle),

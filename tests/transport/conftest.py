@@ -38,7 +38,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     with capture.global_and_fixture_disabled():
         if not _why_not_nodes_broker(config):
             images.broker_image(lab_paths(), print)  # now, while there is a network
-        return isolation.run_again(config.invocation_params.args)
+        return isolation.run_again("pytest", config.invocation_params.args)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""The transport's tests in process and network namespaces of their own.
+"""The transport's tests, and the explorer of faults, in process and network namespaces of their own.
 
 `oq abort 1` looks for a process called `oq-job-1` on the whole machine, and would find that of tests which run at the
 same time. In namespaces it finds its own only, ports are free whoever else listens, and whatever the tests have
@@ -42,17 +42,18 @@ def why_not() -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip() or f"unshare: exit {done.returncode}")
 
 
-def run_again(arguments: Sequence[str]) -> int:
-    """Run pytest in new namespaces, to its end.
+def run_again(module: str, arguments: Sequence[str]) -> int:
+    """Run a program in new namespaces, to its end.
 
     Args:
-        arguments: of pytest.
+        module: of Python, as after `-m`.
+        arguments: of the program.
 
     Returns:
         Its exit status.
     """
     tests = subprocess.Popen(
-        _command([sys.executable, "-m", "pytest", *arguments]), env=os.environ | {_MARKER: "1"}
+        _command([sys.executable, "-m", module, *arguments]), env=os.environ | {_MARKER: "1"}
     )
     # unshare waits with SIGTERM blocked; killed, it takes all of the namespace with it.
     for number in (signal.SIGTERM, signal.SIGHUP):

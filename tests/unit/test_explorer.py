@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import signal
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oq_celery.losses import LENIENT, Losses
 
-from explorer import checker, ledger, schedule, workload, world
+from explorer import checker, ledger, runs, schedule, workload, world
 from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
@@ -161,6 +164,16 @@ def test_the_death_of_a_master_needs_a_fault() -> None:
     assert wrong(seen, struck("kill the master")) == ""
 
 
+def turned_down() -> str:
+    """What the transport says of a task that no worker was able to do."""
+    losses = Losses(1)
+    for attempt in range(LENIENT):
+        losses.unable(f"{attempt}", "one", "No space left")
+    verdict = losses.verdict(1)
+    assert verdict
+    return verdict
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "reasons"),
     [
@@ -171,7 +184,7 @@ def test_the_death_of_a_master_needs_a_fault() -> None:
         ),
         (
             "TransportError",
-            "Task #1 met a worker that could not do it 12 times.",
+            f"Task #1 {turned_down()}",
             ["fill the shared directory"],
         ),
         ("OSError", "[Errno 28] No space left on device: '/x/oq_celery'", ["fill the shared directory"]),
@@ -191,6 +204,17 @@ def test_an_error_is_true_only_with_the_faults_that_explain_it(
     assert "ending: " in wrong(seen, struck("cut a worker off"))
     assert "ending: " in wrong(seen, struck(*reasons, hit=False))
     assert wrong(seen, struck(*reasons)) == ""
+
+
+def test_an_error_of_the_transports_own_code_is_not_taken_for_one_of_a_file() -> None:
+    """A reply of a task that fails has the traceback of its worker, in which the names of its files are."""
+    text = 'Task #1 failed on worker one/1:\n  File "…/oq_celery/attempt.py", line 1, in run\n'
+    full = struck("fill the shared directory")
+    assert "no fault explains it" in wrong(
+        failed(SIMPLE, "TransportError", f"{text}KeyError: 'shared'"), full
+    )
+    assert "no fault explains it" in wrong(failed(SIMPLE, "ValueError", f"{text}ValueError: shared"), full)
+    assert wrong(failed(SIMPLE, "TransportError", f"{text}OSError: [Errno 28] No space left"), full) == ""
 
 
 def test_a_job_that_was_interrupted_before_it_began_says_nothing() -> None:
@@ -285,6 +309,20 @@ def test_a_task_that_begins_after_the_end_of_its_job_is_seen() -> None:
     assert "attempts: 0:0 began 30 s after the end of the job" in checker.check_job(
         SIMPLE, seen, struck("kill a worker")
     )
+
+
+def test_a_process_that_has_outlived_its_master_is_seen() -> None:
+    command = ["sh", "-c", "sleep 600 & echo $!"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as master:
+        assert master.stdout
+        left = int(master.stdout.readline())
+        try:
+            master.wait()
+            (found,) = runs._of_sessions({master.pid})
+            assert found.startswith(f"{left} (")
+        finally:
+            os.kill(left, signal.SIGKILL)
+    assert list(runs._of_sessions({master.pid + 1})) == []
 
 
 def test_whatever_is_left_is_seen() -> None:
