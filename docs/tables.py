@@ -16,9 +16,10 @@ from typing import Final
 import yaml
 from oq_cluster import cli, completion
 
-from components import alarms
+from components import alarms, facts
 from components.changes import Change
-from components.prices import estimate
+from components.instance_types import InstanceType, processes
+from components.prices import estimate, process_hour, type_hour
 from components.settings import KEYS, Settings
 from policy import design
 from policy.exceptions import EXCEPTIONS
@@ -75,6 +76,34 @@ def costs_table() -> str:
     return _table((f"in {region}, before tax", "what", "$"), rows)
 
 
+# What AWS says of them: https://aws.amazon.com/ec2/instance-types/
+WORKER_TYPES: Final = (
+    InstanceType("c7i.2xlarge", 8, 16 * 1024),
+    InstanceType("c7i.4xlarge", 16, 32 * 1024),
+    InstanceType("m7i.2xlarge", 8, 32 * 1024),
+    InstanceType("r7i.2xlarge", 8, 64 * 1024),
+)
+
+
+def sizing_table() -> str:
+    """Worker types with their processes, the memory of each, and what their time costs."""
+    region = yaml.safe_load((PROJECT / "Pulumi.dev.yaml").read_text())["config"]["aws:region"]
+    rows = []
+    for worker in WORKER_TYPES:
+        number, hour = processes(worker), type_hour(worker.name, region)
+        thousand = process_hour(hour, worker)
+        rows.append(
+            (
+                f"`{worker.name}`",
+                f"{number} ({processes(worker, facts.RESERVED_MB['diskless'])} diskless)",
+                f"{worker.memory_mb / number / 1024:.0f}",
+                _usd(hour, 3),
+                _usd(thousand and 1000 * thousand, 0),
+            )
+        )
+    return _table(("type", "processes", "GiB for each", "an hour, $", "1,000 process-hours, $"), rows)
+
+
 def design_table() -> str:
     """The rules of the policy pack that are this design's own."""
     return _table(("rule", "what holds"), [(f"`{rule.id}`", rule.title) for rule in design.RULES])
@@ -87,7 +116,7 @@ def alarms_table() -> str:
         for watch in [*alarms.watches("", may_be_off=False), *alarms.status_checks()]
     ]
     return _table(
-        ("alarm", "minutes", "the mail"),
+        ("alarm", "minutes", "the e-mail"),
         [*rows, ("`unready`", str(alarms.UNREADY_MINUTES), f"{alarms.UNREADY}.")],
     )
 
@@ -142,6 +171,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings_table,
     "changes": changes_table,
     "costs": costs_table,
+    "sizing": sizing_table,
     "design": design_table,
     "exceptions": exceptions_table,
     "controls": controls_table,

@@ -118,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
     sub = add("users", commands.users, "manage the WebUI's accounts, as root of the master")
     sub.add_argument("action", choices=("list", "add", "password", "remove"), help="what to do")
     sub.add_argument("name", nargs="?", metavar="NAME", help="of the account")
-    sub.add_argument("--admin", action="store_true", help="add: sees and ends everybody's calculations")
+    sub.add_argument(
+        "--admin", action="store_true", help="add: sees, aborts and removes everybody's calculations"
+    )
     add("workers", commands.workers, "show the workers, what they do, and why none starts")
     sub = add("logs", commands.logs, "show the journal of a worker, also of one that is gone; or list them")
     sub.add_argument(
@@ -139,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         "sleep",
         commands.sleep,
         "stop the master if nothing computes",
-        "It then costs its disks and the network alone. People who are logged in are not waited for.",
+        "You save the master's price; everything else is still billed. People who are logged in are not waited for.",
     )
     add("wake", commands.wake, "start the master, and wait until it answers")
     add(

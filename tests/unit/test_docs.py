@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from components.settings import KEYS
+from components import facts
+from components.prices import efs_gb_month
+from components.settings import KEYS, Settings
+from components.workers import WARMUP_SECONDS
 from docs import tables
 
 
@@ -85,6 +89,41 @@ def test_every_document_is_in_the_index_by_reader() -> None:
     linked = set(re.findall(r"\]\(([^)#\s]+)", index))
     pages = {path.name for path in tables.PROJECT.glob("docs/*.md")} - {"README.md"}
     assert pages - linked == set()
+
+
+def vcpus(instance_type: str) -> int:
+    """Of a type of the families that these documents name."""
+    family, size = instance_type.split(".")
+    assert family in {"c6a", "c6i", "c7a", "c7i", "m7i", "t3"}
+    return 2 if size == "large" else 4 * int(size.removesuffix("xlarge") or 1)
+
+
+def test_the_readme_says_how_many_vcpus_the_quotas_have_to_have() -> None:
+    text = re.sub(r"\s+", " ", (tables.PROJECT / "README.md").read_text())
+    config = yaml.safe_load((tables.PROJECT / "Pulumi.dev.yaml").read_text())["config"]
+    own = {key.partition(":")[2]: value for key, value in config.items() if not key.startswith("aws:")}
+    defaults, dev = Settings.parse({}), Settings.parse(own)
+    workers = [each.worker_max * max(map(vcpus, each.worker_instance_types)) for each in (defaults, dev)]
+    assert f"The defaults need {vcpus(defaults.master_instance_type) + workers[0]}," in text
+    assert dev.worker_spot
+    assert f"needs {vcpus(dev.master_instance_type)} on demand and {workers[1]} of spot" in text
+
+
+def test_the_readme_says_what_efs_costs_in_the_region_of_its_table() -> None:
+    config = yaml.safe_load((tables.PROJECT / "Pulumi.dev.yaml").read_text())["config"]
+    price = efs_gb_month(config["aws:region"])
+    assert f"EFS: ≈ {price:.2f} $ per GB and month" in (tables.PROJECT / "README.md").read_text()
+
+
+def test_the_preferences_of_an_instance_refresh_by_hand_are_the_programs() -> None:
+    text = (tables.PROJECT / "docs/operations.md").read_text()
+    assert f"--preferences MinHealthyPercentage=50,InstanceWarmup={WARMUP_SECONDS}\n" in text
+
+
+def test_every_metric_is_in_operations_or_beside_the_alarms() -> None:
+    texts = [(tables.PROJECT / f"docs/{name}.md").read_text() for name in ("operations", "trouble")]
+    names = {*facts.METRICS, facts.DISK_METRIC}
+    assert {name for name in names if not any(f"`{name}`" in text for text in texts)} == set()
 
 
 def test_every_decision_has_a_number_of_its_own_a_date_and_what_would_overturn_it() -> None:

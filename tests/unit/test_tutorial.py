@@ -92,7 +92,7 @@ def test_the_costs_are_those_of_the_readme() -> None:
     (month,) = re.findall(r"`Pulumi.dev.yaml` \| \*\*an idle month\*\* \| \*\*(\d+)\*\*", readme)
     (hour,) = re.findall(r"`Pulumi.dev.yaml` \| an hour with all 4 workers \| ([\d.]+)", readme)
     assert f"costs {int(month) / 730:.2f} $ an hour without a calculation" in TEXT
-    assert set(re.findall(r"at most\s+([\d.]+) \$", TEXT)) == {hour}
+    assert set(re.findall(r"about\s+([\d.]+) \$ an hour", TEXT)) == {hour}
 
 
 def test_the_pictures_are_small() -> None:
