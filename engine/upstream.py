@@ -41,13 +41,15 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": (
-        "_PID _PPID create_jobs logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
+        "_PID _PPID create_jobs logs manage_signals parallel poll_queue register_signals run_calc run_jobs setproctitle"
     ),
+    "openquake.hazardlib.gsim.base": "registry",
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
     # the commands and the WebUI's views that abort and delete
     "openquake.commands.abort": "main",
     "openquake.commands.dbserver": "main",
+    "openquake.commands.dump": "main shutil zipfiles",
     "openquake.commands.engine": "confirm create_jobs del_calculation logs main",
     "openquake.commands.importcalc": "datastore logs main",
     "openquake.commands.purge": "datadir logs main",

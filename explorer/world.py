@@ -28,6 +28,7 @@ Config = Mapping[str, str | int]
 # What openquake.cfg says in all worlds; the rest is of one world or of one process (`World._config`).
 COMMON: Final[Config] = {
     "celery.use_celery": "true",
+    "celery.worker_modules": "explorer",
     "celery.max_message_kb": str(MESSAGE_KB),
     "amqp.host": "127.0.0.1",
     "amqp.port": "1",

@@ -56,7 +56,7 @@ def keep() -> None:
                 groups.setdefault(group, {**its, "members": []})["members"].append(name)
             elif its["gid"] == user["gid"]:
                 groups.setdefault(group, {**its, "members": []})
-    now = {"users": found, "groups": groups, "agent_is_root": AGENT_SUDOERS.exists()}
+    now = {"users": found, "groups": groups, "agent_is_root": AGENT_SUDOERS.exists() or not _user(AGENT_USER)}
     if now != before:
         write(str(KEPT), json.dumps(now, indent=1), 0o600)
 

@@ -7,11 +7,13 @@ that run. Here a user's are those that the database says, and root's are everybo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import getpass
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -140,6 +142,31 @@ def extend_engine(module: Any) -> None:
             sys.exit(str(error))
 
     module.create_jobs, module.del_calculation = create_jobs, del_calculation
+
+
+def extend_dump(module: Any) -> None:
+    """Change `oq dump`: the archive has all of a calculation's files, and the records of all that is complete.
+
+    The rates of a large calculation are in files of a directory beside its datastore, without which whoever starts from
+    a restored one computes with too little hazard. The DbServer holds the newest records beside the database's file.
+    """
+    upstream_zipfiles = module.zipfiles
+
+    @functools.wraps(upstream_zipfiles)
+    def zipfiles(fnames: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        beside = [
+            str(rates) for name in fnames for rates in sorted(Path(name).with_suffix("").glob("*.hdf5"))
+        ]
+        return upstream_zipfiles([*fnames, *beside], *args, **kwargs)
+
+    def copy(database: str, target: str) -> None:
+        with (
+            contextlib.closing(sqlite3.connect(database)) as source,
+            contextlib.closing(sqlite3.connect(target)) as made,
+        ):
+            source.backup(made)
+
+    module.zipfiles, module.shutil = zipfiles, SimpleNamespace(copy=copy, rmtree=shutil.rmtree)
 
 
 def extend_importcalc(module: Any) -> None:

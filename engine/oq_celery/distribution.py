@@ -12,7 +12,7 @@ replaced:
 - `Starmap.submit` opens the channel where upstream binds a ZeroMQ port, for tasks of this process too;
 - `Starmap._loop`, and what it writes down about each task, write in batches (`bookkeeping.py`);
 - `Starmap.share` turns to the processpool, because shared memory ends at the machine, and so does `Starmap.submit` for
-  tasks with files that workers do not see (`inputs.unseen`);
+  tasks with files that workers do not see (`inputs.unseen`) or of modules that they do not have (`modules.unseen`);
 - `Starmap.shutdown` closes the channels that an error or an abort left open.
 """
 
@@ -28,7 +28,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from oq_celery import inputs
+from oq_celery import inputs, modules
 from oq_celery.settings import Settings
 
 CELERY = "celery"
@@ -85,7 +85,11 @@ def extend(parallel: Any, settings: Settings) -> None:
     def submit(self: Any, args: Any, func: Callable[..., Any] | None = None) -> None:
         first = not hasattr(self, "socket")
         if first and self.distribute == CELERY and self.num_tasks != 1:
-            path = os.environ.get("OQ_IMPORT_PATH") or inputs.unseen(self, args, settings)
+            path = (
+                os.environ.get("OQ_IMPORT_PATH")
+                or modules.unseen(func or self.task_func, settings.worker_modules)
+                or inputs.unseen(self, args, settings)
+            )
             if path:  # modules of the user's own, or a file
                 logging.warning("%s tasks run on the master: workers cannot see %s", self.name, path)
                 use_pool(self)

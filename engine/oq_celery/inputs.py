@@ -18,11 +18,13 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import dataclasses
 import functools
 import io
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -50,6 +52,8 @@ FILES = "files"
 COPIES_AT_ONCE = 16
 # What another machine has left here is nobody's then; no calculation takes so long.
 FOREIGN_SECONDS = 30 * 86400.0
+# How a classical task is told its groups of sources. A typing error (`> log 2>1`) makes a file of such a name.
+_GROUPS = re.compile(r"[0-9]+(-[0-9]+)*")
 DEPTH = 3  # of lists in lists that may hold paths
 
 log = logging.getLogger(__name__)
@@ -86,10 +90,15 @@ def _readable(path: Path, settings: Settings) -> bool:
 
 def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
     """Why calculations cannot have their data in a directory, for people; None if they can."""
-    if visible(data_directory, settings):
+    if Path(data_directory).is_absolute() and visible(data_directory, settings):
         return None
+    why = (
+        "workers cannot see this directory"
+        if Path(data_directory).is_absolute()
+        else "this is not an absolute path"
+    )
     return (
-        f"OQ_DATADIR={data_directory}: workers cannot see this directory; "
+        f"OQ_DATADIR={data_directory}: {why}; "
         f"unset it, or set it to one below {settings.shared_dir}, such as {settings.shared_dir / user / 'oqdata'}"
     )
 
@@ -102,6 +111,7 @@ def extend(logs: Any) -> None:
     context = logs.LogContext
     upstream_new, upstream_oqparam, upstream_exit = context.__init__, context.get_oqparam, context.__exit__
 
+    @functools.wraps(upstream_new)
     def new(self: Any, *args: Any, **kwargs: Any) -> None:
         from openquake.baselib import parallel
 
@@ -218,7 +228,8 @@ def unseen(starmap: Any, args: Iterable[Any], settings: Settings) -> str | None:
         # Not of pathlib, whose questions fail for a text that is too long for a name.
         if not os.path.isabs(path):  # noqa: PTH117
             # Of this process's directory, which is not the workers'. Many a word is the name of a directory, too.
-            if os.path.isfile(path):  # noqa: PTH113
+            there = os.path.exists if os.sep in path else os.path.isfile
+            if not _GROUPS.fullmatch(path) and there(path):
                 return path
         elif os.path.exists(path) and not visible(path, settings) and not (staged and path in staged):  # noqa: PTH110
             return path
@@ -324,12 +335,16 @@ def _paths(value: Any, depth: int) -> Iterator[str]:
         yield value.filename
         for other in (value.ppath, value.parent):
             yield from _paths(other, depth)
+    elif depth and dataclasses.is_dataclass(value):
+        yield from _paths(list(vars(value).values()), depth)
     elif depth and isinstance(value, Mapping):
         yield from _paths(list(value.values()), depth)
     elif depth and isinstance(value, Sequence | AbstractSet):
         first = next(iter(value), None)
         # Blocks of sources and ruptures are long lists of one kind.
-        if isinstance(first, str | os.PathLike | Mapping | list | tuple | DataStore | None):
+        if dataclasses.is_dataclass(first) or isinstance(
+            first, str | os.PathLike | Mapping | list | tuple | DataStore | None
+        ):
             for item in value:
                 yield from _paths(item, depth - 1)
 

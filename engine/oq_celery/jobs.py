@@ -12,6 +12,7 @@ name and the database of before. It leaves those that have not begun: they hold 
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import time
@@ -27,6 +28,7 @@ START_SECONDS = 2
 TITLE = "oq-job-"  # upstream's name of a process that computes, with the calculation's number behind it
 UNFINISHED = ("created", "submitted", "executing")
 FOLLOW_SECONDS = 1.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tabs and ends of lines
 
 _RUNNING = """SELECT id, pid, status, start_time, host FROM job
 WHERE status IN ('submitted', 'executing') AND pid > 0 ORDER BY id"""
@@ -93,11 +95,16 @@ def follow(dbcmd: Callable[..., Any], number: int) -> Iterator[str]:
         job = dbcmd("get_job", number)
         while records := dbcmd(_NEXT, number, last):
             for record in records:
-                yield f"[{str(record.timestamp)[:19]} #{number} {record.level}] {record.message}"
+                yield printable(f"[{str(record.timestamp)[:19]} #{number} {record.level}] {record.message}")
                 last = record.id
         if job is None or job.status not in UNFINISHED:
             return
         time.sleep(FOLLOW_SECONDS)
+
+
+def printable(text: str) -> str:
+    """A text of somebody else for one's terminal, which would obey the control characters in it."""
+    return _CONTROL.sub("?", text)
 
 
 def lives(job: Any) -> bool:
@@ -119,11 +126,10 @@ def owner(job: Any) -> psutil.Process | None:
             return None
         if process.name().startswith(TITLE):
             return process
-        if job.status == "submitted":
-            # Its time is that of the record, which the WebUI makes before the process.
-            of_engine = any(word.startswith(sys.prefix) for word in process.cmdline())
-        else:
-            of_engine = older(process, job)
+        # The time of one that is submitted is that of its record, which the WebUI makes before the process.
+        of_engine = older(process, job) or (
+            job.status == "submitted" and any(word.startswith(sys.prefix) for word in process.cmdline())
+        )
     except psutil.Error:  # it ended just now, or we may not look at it
         of_engine = psutil.pid_exists(job.pid)
     return process if of_engine else None

@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
+import inspect
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,12 +29,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, cast
 
-from oq_celery import cost
+from oq_celery import cost, turn
 from oq_celery.abort import GRACE_SECONDS
 from oq_celery.distribution import CELERY
+from oq_celery.hook import DISTRIBUTE
 from oq_celery.jobs import TITLE, UNFINISHED
 
 _NAME = Path("/proc/self/comm")
+_entered: list[Any] = []  # the LogContexts of what this process computes, the inner one last
 INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
 CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb what they put in order
 
@@ -40,18 +44,26 @@ CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb
 def extend_logs(logs: Any) -> None:
     """Change `openquake.commonlib.logs`: whatever computes can be found, what Ctrl-C or an abort ends is aborted, not
     failed, and what a calculation has cost is in its log; so is the first of several errors, each of which came from
-    the one before. A negative number, as of `oq show` without one, counts the calculations of whoever asks.
+    the one before. A calculation is its user's, also where the engine names none. A negative number, as of `oq show`
+    without one, counts the calculations of whoever asks.
     """
     upstream_init = logs.LogContext.__init__
+    signature = inspect.signature(upstream_init)
     upstream_enter, upstream_exit = logs.LogContext.__enter__, logs.LogContext.__exit__
-    former: list[Callable[[], None]] = []
+    former: list[tuple[Callable[[], None], str | None]] = []
     begun: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @functools.wraps(upstream_init)
     def init(self: Any, params: dict[str, Any], *args: Any, **options: Any) -> None:
         if not int(params.get("job_id", 0)):  # it gets a number
             skip_taken(logs)
-        upstream_init(self, params, *args, **options)
+        given = signature.bind(self, params, *args, **options)
+        # Without a name the DbServer would write down its own account. `oq run --slowest` gives the machine's in its
+        # place. One inside another (a hazard that a risk job asks for) is that one's user's, which in a process of the
+        # WebUI is not the account.
+        if given.arguments.get("user_name") in (None, "", socket.gethostname()):
+            given.arguments["user_name"] = _entered[-1].user_name if _entered else getpass.getuser()
+        upstream_init(*given.args, **given.kwargs)
 
     upstream_dbcmd = logs.dbcmd
 
@@ -63,7 +75,7 @@ def extend_logs(logs: Any) -> None:
 
     def enter(self: Any) -> Any:
         # Before the look at the status: who aborts it later finds this process.
-        former.append(_entitle(self.calc_id))
+        former.append((_entitle(self.calc_id), os.environ.get(DISTRIBUTE)))
         try:
             job = logs.dbcmd("get_job", self.calc_id)
             status = job.status if job is not None else "deleted"
@@ -73,10 +85,12 @@ def extend_logs(logs: Any) -> None:
             if status == "created" or self in begun:
                 logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
             begun.add(self)
-            return upstream_enter(self)
+            found = upstream_enter(self)
         except BaseException:
-            former.pop()()
+            former.pop()[0]()
             raise
+        _entered.append(self)
+        return found
 
     def leave(self: Any, etype: type[BaseException] | None, error: Any, traceback: Any) -> None:
         errors = _chain(error)
@@ -97,7 +111,12 @@ def extend_logs(logs: Any) -> None:
         try:
             upstream_exit(self, etype, error, traceback)
         finally:
-            former.pop()()
+            _entered.remove(self)
+            restore, distribute = former.pop()
+            restore()
+            # `reaggregate_by` chooses a processpool, and the calculations after this one had it, too.
+            if distribute is not None:
+                os.environ[DISTRIBUTE] = distribute
             # A session goes on, and hears the next one; the engine's command, which set its own handlers, ends.
             for number, handler in handlers.items():
                 if _of_a_session(handler):
@@ -173,7 +192,7 @@ def extend_engine(engine: Any) -> None:
     """
     from openquake.baselib import config
 
-    upstream_run_calc, upstream_run_jobs = engine.run_calc, engine.run_jobs
+    upstream_run_calc, upstream_run_jobs, upstream_poll = engine.run_calc, engine.run_jobs, engine.poll_queue
     dbcmd, parallel = engine.logs.dbcmd, engine.parallel
 
     def aborted(context: Any) -> bool:
@@ -195,6 +214,14 @@ def extend_engine(engine: Any) -> None:
             dbcmd("update_job", log.calc_id, _begun())
         return upstream_run_calc(log, *args, **kwargs)
 
+    @functools.wraps(upstream_poll)
+    def poll_queue(job_id: int, poll_time: float) -> None:
+        upstream_poll(job_id, poll_time)
+        # Upstream writes down next that it runs. Who has aborted it may not have known this process.
+        job = dbcmd("get_job", job_id)
+        if job is None or job.status == "aborted":
+            sys.exit(f"Calculation {job_id} was aborted before its turn")
+
     @functools.wraps(upstream_run_jobs)
     def run_jobs(
         jobctxs: Sequence[Any],
@@ -206,6 +233,10 @@ def extend_engine(engine: Any) -> None:
         wanted = [context for context in jobctxs if not aborted(context)]
         if not wanted:
             return jobctxs
+        # Not of what is inside another one, which it would not let go on, nor of what has waited without the engine.
+        if not _entered and not turn.has_come and (why := turn.refusal(dbcmd)):
+            end_others(dbcmd, wanted, "aborted", why)
+            sys.exit(why)
         if not concurrent_jobs and not precalc and len(wanted) > 1:
             # Upstream's number alone would be that of a machine with the cores of the fleet: 100 on a master of two.
             # For several at once it overrules the user's choice of a processpool, which all of them would share.
@@ -219,7 +250,7 @@ def extend_engine(engine: Any) -> None:
             raise
         return jobctxs
 
-    engine.run_calc, engine.run_jobs = run_calc, run_jobs
+    engine.run_calc, engine.run_jobs, engine.poll_queue = run_calc, run_jobs, poll_queue
     engine.parallel.multispawn = functools.partial(multispawn, engine.parallel, dbcmd)
 
 

@@ -33,6 +33,9 @@ class Settings:
     memory_per_process_mb: int  # a worker starts no more processes than its memory divided by this
     max_message_kb: int  # a larger task or result travels through shared_dir, not through RabbitMQ
     max_attempts: int  # so many workers may die of one task before the job fails
+    worker_modules: frozenset[str] = (
+        frozenset()
+    )  # packages that workers can import, besides those of the engine's environment
 
     @property
     def url(self) -> str:
@@ -112,6 +115,7 @@ def load(config: Config) -> Settings:
         max_attempts=number(
             "celery", "max_attempts", 4, lambda n: n > 0, "give a number of attempts, 1 or more"
         ),
+        worker_modules=frozenset(text("celery", "worker_modules", "").replace(",", " ").split()),
     )
     if problems:
         raise SettingsError(_report(problems))

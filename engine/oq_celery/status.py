@@ -14,7 +14,8 @@ import amqp
 from kombu.exceptions import OperationalError
 
 from oq_celery import app, broker
-from oq_celery.protocol import PROGRESS_FILE, Progress, TaskHeader
+from oq_celery.jobs import printable
+from oq_celery.protocol import CHANNEL_PREFIX, PROGRESS_FILE, Progress, TaskHeader
 from oq_celery.settings import Settings
 
 REPLY_SECONDS = (
@@ -99,7 +100,11 @@ class Status:
         if not self.tasks:
             return []
         head = ("job", "user", "task", "done", "running", "waiting")
-        return ["", *_table(head, [[str(value) for value in astuple(tasks)] for tasks in self.tasks])]
+        # What a master has written, which is a program of a user's.
+        return [
+            "",
+            *_table(head, [[printable(str(value)) for value in astuple(tasks)] for tasks in self.tasks]),
+        ]
 
 
 def read(settings: Settings) -> Status:
@@ -160,8 +165,11 @@ def _tasks(running: list[TaskHeader], progress: list[Progress]) -> list[Tasks]:
 def _progress(directory: Path, connection: amqp.Connection) -> list[Progress]:
     """What the masters say that live: those whose result queue is there."""
     found = []
-    for path in directory.glob(f"*/{PROGRESS_FILE}"):
-        if broker.depth(connection, path.parent.name) is None:
+    for path in directory.glob(f"{CHANNEL_PREFIX}*/{PROGRESS_FILE}"):
+        try:
+            if broker.depth(connection, path.parent.name) is None:
+                continue
+        except amqp.ChannelError:  # a queue of somebody's own, of that name
             continue
         with contextlib.suppress(OSError, ValueError, TypeError):  # just removed, or of another version
             found.append(Progress.parse(_read(path)))

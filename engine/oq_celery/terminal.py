@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+# With arguments: `oq shell` alone is a session, with a module it is a program.
+COMPUTE = ("run", "mosaic", "reaggregate", "rerun", "shell")
 TERMINAL = "/dev/tty"  # that of the process that opens it, whichever it is
 COPY_SECONDS = 0.1
 CHUNK = 1 << 16
@@ -56,14 +58,14 @@ def outlive(arguments: Sequence[str]) -> None:
 
 
 def runs_calculations(arguments: Sequence[str]) -> bool:
-    """Whether a command line is that of `oq engine --run` or `oq run`, without the debugger, which needs a terminal."""
+    """Whether a command line is that of a command that computes, without the debugger, which needs a terminal."""
     program, *rest = arguments or [""]
     if Path(program).name != "oq" or not rest:
         return False
     command, *options = rest
     if command == "engine":
         return any(option == "--run" or option.startswith("--run=") for option in options)
-    return command == "run" and not {"--pdb", "-d"} & set(options)
+    return command in COMPUTE and bool(options) and not {"--pdb", "-d"} & set(options)
 
 
 def _has_terminal() -> bool:

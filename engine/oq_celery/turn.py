@@ -91,6 +91,7 @@ class Waiting:
             raise
 
 
+has_come = False  # whether this process has waited here, and computes now
 _started: set[subprocess.Popen[bytes]] = set()
 
 
@@ -170,6 +171,10 @@ def main() -> None:
         sys.exit(f"Calculation {number} was aborted before its turn")
     _COMM.write_text(name)
     from openquake.engine import engine
+
+    from oq_celery import turn  # which this program is not, to whoever imports it
+
+    turn.has_come = True
 
     args, kwargs = pickle.loads(call)  # noqa: S301 - of the WebUI that started this process
     engine.run_jobs(*args, **kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from oq_idle.gate import Gate
 
+ACCOUNT = "openquake"  # of the engine's services (facts.OPENQUAKE_USER), to which its database belongs
 PEOPLE = range(1000, 60000)  # FIRST_UID to LAST_UID of Debian's adduser.conf
 CALCULATION = "oq-job-"  # upstream's name of a process that computes
 ENGINE = "oq"  # upstream's command, which may be about to
@@ -175,10 +177,11 @@ def living() -> Iterator[tuple[str, int]]:
 def _calculations() -> Iterator[str]:
     from openquake.commonlib.dbapi import db
 
-    owner = Path(db.path).stat()
-    # SQLite may make files beside the database, which have to be its owner's.
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
+    # SQLite may make files beside the database, which have to be its owner's. Whoever is in its group may put a link in
+    # its place, so it is not the file that says whose it is.
+    account = pwd.getpwnam(ACCOUNT)
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
     try:
         return of_calculations([job.id for job in db(_UNFINISHED)])
     finally:

@@ -26,7 +26,7 @@ def test_a_worker_killed_in_the_middle_of_a_job_changes_no_bit_of_it(nfs_cluster
     tasks = sum(number for number, _ in work_done(nfs_cluster, undisturbed).values())
     kill = next(kind for kind in matrix.KINDS if kind.name == "kill a worker")
     case = matrix.Case(0, CLASSICAL, (matrix.Fault(kill, 0.25, 0),))
-    result = matrix.run_case(nfs_cluster, case, job_ini, undisturbed, tasks)
+    result = matrix.run_case(nfs_cluster, case, job_ini, undisturbed, tasks, set())
     assert result.trouble == ""
     states = [cluster.state(nfs_cluster, node).problems for node in nfs_cluster.workers()]
     assert sorted(states) == [(), (cluster.OFF,)]

@@ -37,6 +37,7 @@ NODES_CONFIGURATION = ROOT / "cloud-init/etc/rabbitmq.conf"
 COMMANDS = "openquake.commands"  # all of which `oq` imports, whichever it is told
 # Variables of the environment that nothing of them reads when it is imported, or `nursery.py` sets right.
 FORKS_MAY_CHANGE = {"LOGNAME", "PYTHONUNBUFFERED"}
+WORKER_MODULES = "tasks engine_tasks engine_inputs"  # of this directory
 USER, PASSWORD, VHOST = "oqlab", "oqlab-secret", "oqlab"
 DEADLINE = 600.0  # seconds, against hanging only: numba compiles for minutes the first time, on a busy machine longer
 
@@ -328,6 +329,7 @@ class Cluster:
         self._nursery: forks.Nursery | None = None
         values = {
             "celery.use_celery": "true",
+            "celery.worker_modules": WORKER_MODULES,
             "amqp.host": "127.0.0.1",
             "amqp.port": str(broker.port),
             "amqp.user": USER,

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +210,18 @@ def test_a_data_directory_that_workers_cannot_see_is_refused(blind: Cluster, hom
     (line,) = refused.stderr.splitlines()
     assert f"OQ_DATADIR={elsewhere}" in line
     assert str(blind.shared) in line
+    relative = subprocess.run(
+        command,
+        env=blind.env | {"OQ_DATADIR": "results"},
+        cwd=blind.shared,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (relative.returncode, "OQ_DATADIR=results: this is not an absolute path" in relative.stderr) == (
+        1,
+        True,
+    )
     listed = harness.run([*command[:2], "--lhc"], blind.env | {"OQ_DATADIR": str(elsewhere)})
     assert listed.returncode == 0, listed.stderr
     alone = {"OQ_DATADIR": str(elsewhere), "OQ_DISTRIBUTE": "no"}
@@ -232,6 +245,8 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
     """Also in lists, as a directory, as a link out of the shared directory, and as a calculation kept elsewhere."""
     (home / "folder").mkdir()
     (home / "folder/file").touch()
+    (home / "folder/1").touch()
+    (home / "folder/inner/one").mkdir(parents=True)
     (blind.shared / "link").symlink_to(home / "folder/file")
     (blind.shared / "file").touch()
     found = blind.python(
@@ -241,6 +256,7 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
         from types import SimpleNamespace
         from openquake.baselib import config
         from openquake.baselib.general import WeightedSequence
+        from openquake.baselib.hdf5 import CSVFile
         from openquake.commonlib.datastore import DataStore
         from oq_celery import inputs, settings
         home, shared = Path({str(home)!r}), Path({str(blind.shared)!r})
@@ -260,17 +276,20 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
             unseen(({{"a": ["no file", "file"]}},)),
             unseen((str(shared / "link"),)),
             unseen((dstore,)),
+            unseen(("inner/one",)),
+            unseen(([CSVFile(str(home / "folder/file"), [], [], 0, 0, False)],)),
             unseen((1,), calculation=str(home / "calc_5.hdf5")),
         ])
         print([
             unseen(("folder", "no file", "/no/file", "a\\0b", b"file", [], {{}}, None, 0.5, [1, "file"]),),
+            unseen((["1"],)),
             unseen((str(shared / "file"),)),
             unseen(("/no file/" + "x" * 5000,), ("x" * 5000,)),
             unseen((1,), calculation=str(shared / "calc_5.hdf5")),
         ])
         """
     )
-    assert found.splitlines() == [str([True] * 9), str([False] * 4)]
+    assert found.splitlines() == [str([True] * 11), str([False] * 5)]
 
 
 def test_files_below_the_shared_directory_are_copied_if_workers_must_not_read_them(blind: Cluster) -> None:

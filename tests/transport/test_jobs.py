@@ -157,14 +157,20 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
             db("UPDATE job SET is_running=0 WHERE id=3")  # as `oq abort` leaves one that waits, which then begins
             said = reap(db)
             print([job.id for job in db("SELECT * FROM job WHERE status='failed'")], len(said))
+            # A program of a user's own that waits for its turn: it is older than its record, and has any command line.
+            program = other("cat")
+            time.sleep(3)
+            job = actions.create_job(db, "/tmp", host=here)
+            db("UPDATE job SET ?D WHERE id=?x", {"pid": program.pid, "status": "submitted"}, job)
+            print(reap(db))
             config.dbserver.host = "192.0.2.1"  # another machine's: there they may go on
             db("UPDATE job SET status='executing' WHERE id=13")
             print(reap(db))
-            for process in (cat, of_another, of_nine):
+            for process in (cat, of_another, of_nine, program):
                 process.communicate()
             """
         )
-        assert found == "[2, 3, 7, 12, 13] 5\n[]\n"
+        assert found == "[2, 3, 7, 12, 13] 5\n[]\n[]\n"
 
 
 def test_a_calculation_of_a_session_has_its_process_and_holds_up_nobody(
@@ -236,6 +242,81 @@ def test_the_last_calculation_is_ones_own(tmp_path: Path, broker: Broker) -> Non
             """
         )
         assert found.splitlines() == ["2 1 3 3", "1"]
+
+
+def test_a_calculation_is_its_users_where_the_engine_names_none(tmp_path: Path, broker: Broker) -> None:
+    """As of `oq reaggregate`, and of the hazard of a risk job: the DbServer would write down its own account."""
+    with harness.cluster(tmp_path / "oqlab-owner", broker) as cluster:
+        found = cluster.python(
+            """
+            import getpass, socket
+            from openquake.commonlib import logs
+            from openquake.commonlib.dbapi import db
+            from openquake.server.db import actions
+            actions.upgrade_db(db)
+            actions.getpass = type("", (), {"getuser": lambda: "openquake"})
+            job = {"calculation_mode": "custom"}
+            with logs.init(job, user_name="ann"):  # as in a process of the WebUI
+                logs.init(job)
+            logs.init(job)
+            logs.init(job, user_name=socket.gethostname())  # as `oq run --slowest` does
+            print(*(name for name, in db("SELECT user_name FROM job ORDER BY id")), getpass.getuser())
+            print(logs.dbcmd("get_job", -1).id)
+            """
+        )
+        names, last = found.splitlines()
+        me = names.split()[-1]
+        assert names.split() == ["ann", "ann", me, me, me]
+        assert last == "4"
+
+
+def test_how_a_calculation_computes_is_not_for_those_after_it(tmp_path: Path, broker: Broker) -> None:
+    """`reaggregate_by` chooses a processpool, in the middle of a calculation."""
+    with harness.cluster(tmp_path / "oqlab-after", broker) as cluster:
+        found = cluster.python(
+            """
+            import os
+            from openquake.baselib import parallel
+            from openquake.commonlib import logs
+            logs.dbcmd("upgrade_db")
+            with logs.init({"calculation_mode": "custom"}):
+                os.environ["OQ_DISTRIBUTE"] = "processpool"
+                with logs.init({"calculation_mode": "reaggregate"}):
+                    print(parallel.oq_distribute())
+            print(parallel.oq_distribute())
+            """
+        )
+        assert found.split() == ["processpool", "celery"]
+
+
+def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, broker: Broker) -> None:
+    with harness.cluster(tmp_path / "oqlab-dump", broker) as cluster:
+        job = cluster.run(harness.qa_job("classical/case_01", tmp_path), OQ_DISTRIBUTE="no")
+        (datastore,) = job.datastores
+        rates = datastore.with_suffix("") / "12.hdf5"
+        rates.parent.mkdir(exist_ok=True)
+        rates.write_bytes(b"rates")
+        archive, restored = tmp_path / "dump.zip", tmp_path / "restored"
+        found = cluster.python(
+            """
+            import os, sqlite3
+            from openquake.baselib import config
+            from openquake.commands import dump, restore
+            from pathlib import Path
+            held = sqlite3.connect(config.dbserver.file)
+            held.execute("PRAGMA journal_mode = WAL")
+            held.execute("UPDATE job SET description='the newest'")
+            held.commit()
+            dump.main(os.environ["ARCHIVE"])
+            restore.main(os.environ["ARCHIVE"], os.environ["RESTORED"])
+            made = sqlite3.connect(Path(os.environ["RESTORED"], "db.sqlite3"))
+            print(*made.execute("SELECT description FROM job").fetchone())
+            """,
+            ARCHIVE=str(archive),
+            RESTORED=str(restored),
+        )
+        assert found.splitlines()[-1] == "the newest"
+        assert (restored / datastore.stem / rates.name).read_bytes() == b"rates"
 
 
 def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: Broker) -> None:

@@ -177,6 +177,34 @@ def test_tasks_with_modules_of_their_users_stay_on_the_master(cluster: Cluster) 
     )
 
 
+def test_tasks_and_models_of_a_users_program_stay_on_the_master(tmp_path: Path, cluster: Cluster) -> None:
+    """A worker could import neither; the second program's tasks are the engine's, but it has a model of its own."""
+    task, model = tmp_path / "task.py", tmp_path / "model.py"
+    begin = """
+import logging, sys
+from openquake.baselib import parallel
+import tasks
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+"""
+    end = """
+if __name__ == "__main__":
+    print(sorted(parallel.Starmap({}, [([1],), ([2],)]).reduce().items()))
+    parallel.Starmap.shutdown()
+"""
+    task.write_text(
+        begin + "def twice(numbers, monitor):\n    return {n: 2 * n for n in numbers}\n" + end.format("twice")
+    )
+    base = "openquake.hazardlib.gsim.boore_atkinson_2008"
+    own = f"from {base} import BooreAtkinson2008\nclass Own(BooreAtkinson2008):\n    pass\n"
+    model.write_text(begin + own + end.format("tasks.square"))
+    for script, name, results in ((task, "twice", [(1, 2), (2, 4)]), (model, "square", [(1, 1), (2, 4)])):
+        program = cluster.start("python", script, OQ_CONFIG_FILE=str(cluster.with_zeromq_ports()))
+        assert program.wait() == 0, program.output()
+        lines = program.output().splitlines()
+        assert f"{name} tasks run on the master: workers cannot see {script}" in lines
+        assert str(results) in lines
+
+
 def test_a_processpool_on_the_master_has_the_cores_of_the_master(tmp_path: Path, broker: Broker) -> None:
     """`num_cores` is the fleet's: 64 processes on a master of one core would only stand in each other's way."""
     cluster = Cluster(tmp_path / "oqlab-pool", broker, **{"distribution.num_cores": "64"})

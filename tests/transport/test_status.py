@@ -132,6 +132,40 @@ def test_an_answer_that_would_run_something_is_none(cluster: harness.Cluster, tm
     assert cluster.python(code, HARMED=str(tmp_path / "harmed")).split() == ["2", "True", "True", "False"]
 
 
+def test_a_queue_of_somebodys_own_stops_no_status(cluster: harness.Cluster) -> None:
+    """RabbitMQ answers a look at an exclusive queue with an error; its name is free for anybody to choose."""
+    code = """
+        from kombu import Connection, Queue
+        from openquake.baselib import config
+        from oq_celery import settings, status
+        given = settings.load(config)
+        for name in ("oq.x.1.0", "x"):
+            (given.spool / name).mkdir(parents=True)
+            (given.spool / name / status.PROGRESS_FILE).touch()
+        with Connection(given.url) as connection:
+            for name in ("oq.x.1.0", "x"):
+                Queue(name, exclusive=True, channel=connection.channel()).declare()
+            print(len(status.read(given).workers))
+        """
+    assert cluster.python(code) == "2\n"
+
+
+def test_what_others_have_written_is_no_command_to_a_terminal() -> None:
+    code = r"""
+        from types import SimpleNamespace
+        from oq_celery.jobs import follow
+        from oq_celery.status import Status, Tasks
+        records = [SimpleNamespace(id=1, timestamp="now", level="INFO", message="\x1b]0;x\x07")]
+        job = SimpleNamespace(status="complete")
+        answers = {"get_job": lambda *_: job}
+        print(*follow(lambda action, *_: job if action == "get_job" else [records.pop()] if records else [], 1))
+        print(Status("host", 0, 0, [], [Tasks(1, "ann\x1b[2J", "square")], None))
+        """
+    found = harness.python(code)
+    assert found[0] == "[now #1 INFO] ?]0;x?"
+    assert "ann?[2J" in found[-1]
+
+
 def test_nothing_but_a_file_is_read_for_the_progress_of_a_master(tmp_path: Path) -> None:
     """Whoever computes may put anything into the shared directory, and root reads there each minute."""
     fifo, link, file = (tmp_path / name for name in ("fifo", "link", "file"))

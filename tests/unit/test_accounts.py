@@ -133,13 +133,15 @@ def test_without_the_volume_nothing_is_written(machine: Machine, monkeypatch: py
     assert list(machine.homes.iterdir()) == []
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_session_managers_user_is_root_on_a_new_master_too(machine: Machine, kept: bool) -> None:
+@pytest.mark.parametrize("kept", ["never", "before it was made", "since"])
+def test_session_managers_user_is_root_on_a_new_master_too(machine: Machine, kept: str) -> None:
     """The agent gives its account root only when it makes it."""
     sudoers = machine.module.AGENT_SUDOERS
+    if kept == "before it was made":
+        machine.module.keep()
     machine.person("ssm-user", 1001)
     sudoers.touch()
-    if kept:
+    if kept == "since":
         machine.module.keep()
     machine.replaced()
     machine.module.adopt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 import threading
@@ -335,3 +336,27 @@ def test_what_says_how_long_is_a_tag_of_the_instance_and_no_part_of_its_user_dat
     assert never.one(instance).inputs["tags"][facts.STOP_WHEN_IDLE_TAG] == "0"
     assert hour.one(instance).inputs["tags"][facts.STOP_WHEN_IDLE_TAG] == "60"
     assert never.one(instance).inputs["userDataBase64"] == hour.one(instance).inputs["userDataBase64"]
+
+
+def test_root_reads_the_database_as_the_engines_account_whatever_lies_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Members of the group may put a link to a file of root's there, into which SQLite would write."""
+    became: list[tuple[str, int]] = []
+    account = SimpleNamespace(pw_uid=600, pw_gid=601)
+    database = tmp_path / "db.sqlite3"
+    database.symlink_to("/etc/environment")
+
+    class Db:
+        path = str(database)
+
+        def __call__(self, _: str) -> list[Any]:
+            became.append(("read", 0))
+            return []
+
+    monkeypatch.setitem(sys.modules, "openquake.commonlib.dbapi", SimpleNamespace(db=Db()))
+    monkeypatch.setattr(pwd, "getpwnam", {facts.OPENQUAKE_USER: account}.__getitem__)
+    monkeypatch.setattr(os, "seteuid", lambda uid: became.append(("user", uid)))
+    monkeypatch.setattr(os, "setegid", lambda gid: became.append(("group", gid)))
+    assert list(cli._calculations()) == []
+    assert became == [("group", 601), ("user", 600), ("read", 0), ("user", 0), ("group", 0)]
