@@ -3,8 +3,8 @@ component.
 
     python -m components.wait_until_ready --region eu-central-1 --minutes 30 i-0123456789abcdef0
 
-Credentials are boto3's usual ones, or those of --profile. Exits 0 when the node is ready; otherwise 1, with the node's last problems
-and the end of its log on standard error.
+Credentials are boto3's usual ones, or those of --profile. Exits 0 when the node is ready; otherwise 1, with the node's
+last problems and the end of its log on standard error.
 """
 
 from __future__ import annotations
