@@ -11,6 +11,7 @@ import pulumi_aws as aws
 
 from components import facts
 from components.component import Component
+from components.roles import document
 from components.storage import volume_name
 from components.tags import cluster_name
 from components.workers import IN_SERVICE_METRIC
@@ -215,7 +216,7 @@ class Alarms(Component):
             description="The cluster's mails on their way",
             enable_key_rotation=True,
             deletion_window_in_days=_KEY_DAYS,
-            policy=_policy(
+            policy=document(
                 {
                     "Effect": "Allow",  # or nobody could ever change or delete it
                     "Principal": {"AWS": pulumi.Output.concat("arn:aws:iam::", args.account, ":root")},
@@ -237,7 +238,7 @@ class Alarms(Component):
         aws.sns.TopicPolicy(
             self.named("publishers"),
             arn=topic.arn,
-            policy=_policy({**alarms_only, "Action": "sns:Publish", "Resource": topic.arn}),
+            policy=document({**alarms_only, "Action": "sns:Publish", "Resource": topic.arn}),
             opts=self.child(),
         )
         aws.sns.TopicSubscription(
@@ -365,7 +366,3 @@ def _query(
             namespace=namespace, metric_name=name, dimensions=dimensions, period=_MINUTE, stat=stat
         ),
     )
-
-
-def _policy(*statements: Mapping[str, Any]) -> pulumi.Output[str]:
-    return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})

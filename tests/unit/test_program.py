@@ -562,6 +562,10 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
             "Resource": each_mode.one(GROUP).outputs["arn"],
         }
     ]
+    snapshots = f"arn:aws:ec2:{REGION}::snapshot/*"
+    snapshots_role = each_mode.one("aws:iam/role:Role", "snapshots-role")
+    (trusted,) = statements(snapshots_role.inputs["assumeRolePolicy"])
+    assert trusted["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
     assert statements(each_mode.one(ROLE_POLICY, "snapshots-rights").inputs["policy"]) == [
         {
             "Effect": "Allow",
@@ -575,17 +579,16 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
         },
         {
             "Effect": "Allow",
-            "Action": ["ec2:CreateSnapshot", "ec2:CreateSnapshots"],
-            "Resource": [
-                "arn:aws:ec2:*:*:volume/*",
-                "arn:aws:ec2:*:*:instance/*",
-                "arn:aws:ec2:*::snapshot/*",
-            ],
+            "Action": ["ec2:CreateSnapshot"],
+            "Resource": [f"arn:aws:ec2:{REGION}:{ACCOUNT}:volume/*", snapshots],
         },
+        {"Effect": "Allow", "Action": ["ec2:CreateTags"], "Resource": snapshots},
         {
             "Effect": "Allow",
-            "Action": ["ec2:DeleteSnapshot", "ec2:CreateTags"],
-            "Resource": "arn:aws:ec2:*::snapshot/*",
+            "Action": ["ec2:DeleteSnapshot"],
+            "Resource": snapshots,
+            # The tag of the volumes, which the snapshots have from them.
+            "Condition": {"StringEquals": {"ec2:ResourceTag/SnapshotsBy": snapshots_role.outputs["name"]}},
         },
     ]
     principals = {"master": "ec2", "workers": "ec2", "snapshots": "dlm"}
