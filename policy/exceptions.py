@@ -119,6 +119,7 @@ EXCEPTIONS: Final = (
         "Vpc:network-vpc",
         "There with `egress: endpoints` only. With a NAT gateway the master's agent goes through that, and workers "
         "have none.",
+        beside=NAT_GATEWAY,
     ),
     Excepted(
         ("narrow-endpoints",),

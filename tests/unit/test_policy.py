@@ -561,6 +561,14 @@ def test_what_excuses_the_endpoint_beside_a_nat_gateway_does_not_excuse_it_alone
     assert [(one.rule, one.resource.name) for one in found] == [("narrow-endpoints", "network-s3")]
 
 
+def test_without_a_nat_gateway_nothing_excuses_that_there_is_no_endpoint_for_systems_manager(
+    record: Record,
+) -> None:
+    alone = stack_of(record, ENDPOINTS)
+    others = [one for one in alone.resources if not str(one.inputs.get("serviceName")).endswith(".ssm")]
+    assert "EC2.57" in {one.rule for one in unexcused(replace(alone, resources=others))}
+
+
 def test_everything_that_is_encrypted_has_to_have_the_customers_key(record: Record) -> None:
     (breaker,) = BREAKERS["customers-key"]
     found = {label.partition(":")[0] for label in breaking("customers-key", breaker(stack_of(record, NAT)))}
