@@ -83,7 +83,9 @@ endpoints = Endpoints(
 
 # --- what outlives the machines ---
 snapshots = (
-    Snapshots("snapshots", SnapshotsArgs(settings.backup_days, region.key)) if settings.backup_days else None
+    Snapshots("snapshots", SnapshotsArgs(settings.backup_days, region.key, network.account, region.name))
+    if settings.backup_days
+    else None
 )
 storage = Storage(
     "storage",

@@ -8,6 +8,7 @@ from typing import Final
 import pulumi_aws as aws
 
 from components import tags
+from components.asking import Unanswered, asked
 from components.settings import LEAST_VOLUME_GB, Problem, Settings
 from components.storage import volume_name
 
@@ -34,11 +35,9 @@ def problems(settings: Settings, zone: str, stack: str) -> list[Problem]:
 def _of_volume(volume_id: str, least_gb: int, zone: str, stack: str, keep: bool) -> list[str]:
     """What has to be done before the volume can be the master's."""
     try:
-        volume = aws.ebs.get_volume(
-            filters=[aws.ebs.GetVolumeFilterArgs(name="volume-id", values=[volume_id])]
-        )
-    except Exception as error:  # a failed invoke raises no narrower type
-        return [f"name a volume that exists in this region: {error}"]
+        volume = describe_volume(volume_id)
+    except Unanswered as error:
+        return [f"name a volume that exists in this region: {error.why}"]
     remedies = []
     if volume.availability_zone != zone:
         remedies.append(
@@ -51,17 +50,28 @@ def _of_volume(volume_id: str, least_gb: int, zone: str, stack: str, keep: bool)
         )
     if volume.size < least_gb:
         remedies.append(f"it has {volume.size} GiB and has to have {least_gb}: enlarge it")
-    ours = _machines_with(volume_id, tags.of_stack(stack))
-    if _machines_with(volume_id, {}) - ours:
+    ours = machines_with(volume_id, tags.of_stack(stack))
+    if machines_with(volume_id, {}) - ours:
         remedies.append("it is attached to another machine: detach it there")
     if ours and not keep and _is_of_stack(volume.tags, stack):
         remedies.append(_own("volume"))
     return remedies
 
 
-def _machines_with(volume_id: str, instance_tags: Mapping[str, str]) -> set[str]:
+def describe_volume(volume_id: str) -> aws.ebs.GetVolumeResult:
+    """What AWS says of a volume; Unanswered if there is none."""
+    return asked(
+        f"the volume {volume_id}",
+        aws.ebs.get_volume,
+        filters=[aws.ebs.GetVolumeFilterArgs(name="volume-id", values=[volume_id])],
+    )
+
+
+def machines_with(volume_id: str, instance_tags: Mapping[str, str]) -> set[str]:
     """The machines with these tags to which a volume is attached."""
-    answer = aws.ec2.get_instances(
+    answer = asked(
+        f"the machines with the volume {volume_id}",
+        aws.ec2.get_instances,
         filters=[aws.ec2.GetInstancesFilterArgs(name="block-device-mapping.volume-id", values=[volume_id])],
         instance_state_names=list(_STATES),
         instance_tags=dict(instance_tags),
@@ -73,11 +83,9 @@ def _of_snapshot(name: str, snapshot_id: str, volume_gb: int) -> list[Problem]:
     """What has to be done before a volume of the size that is asked for can be made from the snapshot."""
     key = f"{name}VolumeId"
     try:
-        snapshot = aws.ebs.get_snapshot(snapshot_ids=[snapshot_id])
-    except Exception as error:  # a failed invoke raises no narrower type
-        remedy = (
-            f"name a snapshot that exists in this region, or remove it if the volume has been made: {error}"
-        )
+        snapshot = asked("the snapshot", aws.ebs.get_snapshot, snapshot_ids=[snapshot_id])
+    except Unanswered as error:
+        remedy = f"name a snapshot that exists in this region, or remove it if the volume has been made: {error.why}"
         return [Problem(key, snapshot_id, remedy)]
     found = []
     if snapshot.state != "completed":
@@ -93,9 +101,9 @@ def _of_snapshot(name: str, snapshot_id: str, volume_gb: int) -> list[Problem]:
 def _of_file_system(file_system_id: str, stack: str, keep: bool) -> list[str]:
     """What has to be done before the file system can be the cluster's."""
     try:
-        file_system = aws.efs.get_file_system(file_system_id=file_system_id)
-    except Exception as error:  # a failed invoke raises no narrower type
-        return [f"name a file system that exists in this region: {error}"]
+        file_system = asked("the file system", aws.efs.get_file_system, file_system_id=file_system_id)
+    except Unanswered as error:
+        return [f"name a file system that exists in this region: {error.why}"]
     remedies = []
     if not file_system.encrypted:
         remedies.append("it is not encrypted, which cannot change: copy its files to one that is")
@@ -103,7 +111,7 @@ def _of_file_system(file_system_id: str, stack: str, keep: bool) -> list[str]:
         remedies.append(
             f"it is in {file_system.availability_zone_name} only: copy its files to a regional one"
         )
-    vpcs = aws.ec2.get_vpcs(tags=tags.of_stack(stack)).ids
+    vpcs = networks(stack)
     ours = _mount_targets(file_system_id, {"vpc-id": vpcs}) if vpcs else set()
     if _mount_targets(file_system_id, {}) - ours:
         remedies.append("it has mount targets in another VPC, and can have them in one only: delete those")
@@ -112,17 +120,24 @@ def _of_file_system(file_system_id: str, stack: str, keep: bool) -> list[str]:
     return remedies
 
 
+def networks(stack: str) -> Sequence[str]:
+    """The ids of the stack's VPCs: one, or none where there is no cluster yet."""
+    return asked("the stack's VPC", aws.ec2.get_vpcs, tags=tags.of_stack(stack)).ids
+
+
 def _mount_targets(file_system_id: str, filters: Mapping[str, Sequence[str]]) -> set[str]:
     """The network interfaces of the file system's mount targets that are so.
 
     The provider lists no mount targets; but EFS makes their interfaces, and names the file system in the description.
     """
-    asked = {"requester-managed": ["true"], "description": [f"*{file_system_id}*"], **filters}
-    answer = aws.ec2.get_network_interfaces(
+    wanted = {"requester-managed": ["true"], "description": [f"*{file_system_id}*"], **filters}
+    answer = asked(
+        f"the mount targets of {file_system_id}",
+        aws.ec2.get_network_interfaces,
         filters=[
             aws.ec2.GetNetworkInterfacesFilterArgs(name=name, values=list(values))
-            for name, values in asked.items()
-        ]
+            for name, values in wanted.items()
+        ],
     )
     return set(answer.ids)
 

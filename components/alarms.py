@@ -11,8 +11,10 @@ import pulumi_aws as aws
 
 from components import facts
 from components.component import Component
+from components.roles import document
 from components.storage import volume_name
 from components.tags import cluster_name
+from components.userdata import WORKER_ATTEMPTS
 from components.workers import IN_SERVICE_METRIC
 
 # Percent. The engine itself ends a calculation that makes the master's memory fuller than 95: userdata.openquake_cfg.
@@ -20,13 +22,17 @@ DISK_FULL: Final = 80
 MEMORY_FULL: Final = 90
 _MINUTE: Final = 60
 _NEVER: Final = 1_000_000  # more than any value: the alarm is on only where there are none
+# Without a word of the master, and with tasks but no worker.
+SILENCE_MINUTES: Final = 10
+NO_WORKER_MINUTES: Final = 15
 # A worker boots in two minutes or so, and one that cannot powers off after ten at least: userdata.WORKER_ATTEMPTS.
 UNREADY_MINUTES: Final = 10
 _UNREADY_WINDOW: Final = 15
 UNREADY: Final = (
-    "A machine of the group has been no worker for ten minutes. One that finishes its last tasks after a rotation of "
-    "the secret, or on AWS's notice of a rebalance, needs nothing. Otherwise look at its console, aws ec2 "
-    "get-console-output --latest; after twenty attempts it powers off and the group starts another one"
+    f"A machine of the group has been no worker for {UNREADY_MINUTES} minutes. One that finishes its last tasks "
+    "after a rotation of the secret, or on AWS's notice of a rebalance, needs nothing. Otherwise look at its "
+    f"console, aws ec2 get-console-output --latest; after {WORKER_ATTEMPTS} attempts it powers off and the group "
+    "starts another one"
 )
 """What the mail of the alarm `unready` says."""
 SYSTEM_CHECK: Final = "StatusCheckFailed_System"
@@ -35,7 +41,7 @@ _KEY_DAYS: Final = 7
 _DISPLAY_NAME: Final = 100  # characters that SNS takes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Watch:
     """An alarm on a metric: on when the largest value of each of the last `minutes` is at least `threshold`.
 
@@ -57,74 +63,88 @@ class Watch:
 def watches(cluster: str, may_be_off: bool) -> list[Watch]:
     """The alarms on what the master publishes of itself; `may_be_off` says whether it may be off without a mail."""
     own = {facts.METRICS_DIMENSION: cluster}
+    since = f"has said nothing for {SILENCE_MINUTES} minutes"
     silent = (
-        "The master is on and has said nothing for ten minutes: its boot or its RabbitMQ is in trouble"
+        f"The master is on and {since}: its boot or its RabbitMQ is in trouble"
         if may_be_off
-        else "The master has said nothing for ten minutes: it is off, being replaced, or its RabbitMQ is down"
+        else f"The master {since}: it is off, being replaced, or its RabbitMQ is down"
     )
     found = [
         Watch(
-            f"disk-{volume_name(mount)}",
-            facts.DISK_METRIC,
-            DISK_FULL,
-            3,
-            f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge it: "
-            f"pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up; the file system follows in two minutes. "
-            "At 100 % it may have had an error, after which nothing is written to it: journalctl -u "
-            f"{facts.REFRESH_SERVICE}",
-            {**own, facts.DISK_DIMENSION: mount},
+            name=f"disk-{volume_name(mount)}",
+            metric=facts.DISK_METRIC,
+            threshold=DISK_FULL,
+            minutes=3,
+            advice=(
+                f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge "
+                f"it: pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up; the file system follows in two "
+                "minutes. At 100 % it may have had an error, after which nothing is written to it: journalctl -u "
+                f"{facts.REFRESH_SERVICE}"
+            ),
+            dimensions={**own, facts.DISK_DIMENSION: mount},
         )
         for mount in facts.VOLUME_MOUNTS
     ]
     found += [
         Watch(
-            "memory",
-            "MemoryUsedPercent",
-            MEMORY_FULL,
-            5,
-            f"The master's memory has been more than {MEMORY_FULL} % full for minutes. The engine ends the calculation "
-            "that fills it: fewer at once, or a larger masterInstanceType when nothing runs",
-            own,
+            name="memory",
+            metric="MemoryUsedPercent",
+            threshold=MEMORY_FULL,
+            minutes=5,
+            advice=(
+                f"The master's memory has been more than {MEMORY_FULL} % full for minutes. The engine ends the "
+                "calculation that fills it: fewer at once, or a larger masterInstanceType when nothing runs"
+            ),
+            dimensions=own,
         ),
         Watch(
-            "broker",
-            "BrokerBlocked",
-            1,
-            2,
-            "RabbitMQ takes no messages, so calculations wait. `sudo oq-node status` on the master says why: make room "
-            f"in {facts.RABBITMQ_DIR}, or a larger rabbitmqVolumeGb; where memory is short fewer calculations at once, "
-            "or a larger masterInstanceType when nothing runs",
-            own,
+            name="broker",
+            metric="BrokerBlocked",
+            threshold=1,
+            minutes=2,
+            advice=(
+                "RabbitMQ takes no messages, so calculations wait. `sudo oq-node status` on the master says why: "
+                f"make room in {facts.RABBITMQ_DIR}, or a larger rabbitmqVolumeGb; where memory is short fewer "
+                "calculations at once, or a larger masterInstanceType when nothing runs"
+            ),
+            dimensions=own,
         ),
         Watch(
-            "silence",
-            "WorkersAlive",
-            _NEVER,
-            10,
-            f"{silent}. oq-cluster shell: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise its "
-            "console, by aws ec2 get-console-output",
-            own,
+            name="silence",
+            metric="WorkersAlive",
+            threshold=_NEVER,
+            minutes=SILENCE_MINUTES,
+            advice=(
+                f"{silent}. oq-cluster shell: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise "
+                "its console, by aws ec2 get-console-output"
+            ),
+            dimensions=own,
             missing=True,
             while_on=may_be_off,
         ),
         Watch(
-            "no-worker",
-            "TasksWithoutWorker",
-            1,
-            15,
-            "Tasks have waited for 15 minutes without any worker. aws autoscaling describe-scaling-activities says "
-            "whether a quota, a lack of spot capacity or a key (Client.InternalError) prevents it (oq-cluster workers "
-            "shows it, too)",
-            own,
+            name="no-worker",
+            metric="TasksWithoutWorker",
+            threshold=1,
+            minutes=NO_WORKER_MINUTES,
+            advice=(
+                f"Tasks have waited for {NO_WORKER_MINUTES} minutes without any worker. aws autoscaling "
+                "describe-scaling-activities says whether a quota, a lack of spot capacity or a key "
+                "(Client.InternalError) prevents it (oq-cluster workers shows it, too)"
+            ),
+            dimensions=own,
         ),
         Watch(
-            "failed",
-            "CalculationsFailed",
-            1,
-            1,
-            "A calculation has failed. `sudo oq-celery cost` on the master lists everybody's last ones with their "
-            "status, `sudo oq-celery follow ID` says why; no other mail comes before a minute without a failure",
-            own,
+            name="failed",
+            metric="CalculationsFailed",
+            threshold=1,
+            minutes=1,
+            advice=(
+                "A calculation has failed. `sudo oq-celery cost` on the master lists everybody's last ones with "
+                "their status, `sudo oq-celery follow ID` says why; no other mail comes before a minute without a "
+                "failure"
+            ),
+            dimensions=own,
         ),
     ]
     return found
@@ -134,25 +154,29 @@ def status_checks() -> list[Watch]:
     """The alarms on AWS's checks of the master; their dimension is its id."""
     return [
         Watch(
-            "status-system",
-            SYSTEM_CHECK,
-            1,
-            2,
-            "AWS reports a fault of the hardware under the master and mostly recovers it, as the same machine with "
-            "the same disks; running calculations end. Look in some minutes whether it is back. AWS does not "
-            "recover most types with instance store volumes (such as m6id, c7gd): then stop and start it, "
-            "aws ec2 stop-instances, aws ec2 start-instances",
-            {},
+            name="status-system",
+            metric=SYSTEM_CHECK,
+            threshold=1,
+            minutes=2,
+            advice=(
+                "AWS reports a fault of the hardware under the master and mostly recovers it, as the same machine "
+                "with the same disks; running calculations end. Look in some minutes whether it is back. AWS does "
+                "not recover most types with instance store volumes (such as m6id, c7gd): then stop and start it, "
+                "aws ec2 stop-instances, aws ec2 start-instances"
+            ),
+            dimensions={},
             namespace="AWS/EC2",
         ),
         Watch(
-            "status-instance",
-            "StatusCheckFailed_Instance",
-            1,
-            2,
-            "The master does not answer its own network: a full memory, a broken kernel or file system. Look at "
-            "its console, aws ec2 get-console-output; reboot it, aws ec2 reboot-instances",
-            {},
+            name="status-instance",
+            metric="StatusCheckFailed_Instance",
+            threshold=1,
+            minutes=2,
+            advice=(
+                "The master does not answer its own network: a full memory, a broken kernel or file system. Look at "
+                "its console, aws ec2 get-console-output; reboot it, aws ec2 reboot-instances"
+            ),
+            dimensions={},
             namespace="AWS/EC2",
         ),
     ]
@@ -215,7 +239,7 @@ class Alarms(Component):
             description="The cluster's mails on their way",
             enable_key_rotation=True,
             deletion_window_in_days=_KEY_DAYS,
-            policy=_policy(
+            policy=document(
                 {
                     "Effect": "Allow",  # or nobody could ever change or delete it
                     "Principal": {"AWS": pulumi.Output.concat("arn:aws:iam::", args.account, ":root")},
@@ -237,7 +261,7 @@ class Alarms(Component):
         aws.sns.TopicPolicy(
             self.named("publishers"),
             arn=topic.arn,
-            policy=_policy({**alarms_only, "Action": "sns:Publish", "Resource": topic.arn}),
+            policy=document({**alarms_only, "Action": "sns:Publish", "Resource": topic.arn}),
             opts=self.child(),
         )
         aws.sns.TopicSubscription(
@@ -365,7 +389,3 @@ def _query(
             namespace=namespace, metric_name=name, dimensions=dimensions, period=_MINUTE, stat=stat
         ),
     )
-
-
-def _policy(*statements: Mapping[str, Any]) -> pulumi.Output[str]:
-    return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})

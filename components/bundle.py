@@ -18,6 +18,7 @@ import pulumi_aws as aws
 
 from components import keys
 from components.component import Component
+from components.roles import document
 
 _OLD_VERSION_DAYS: Final = 30  # long enough to notice; a bundle has some hundred KB
 # What the bundle is made of, within engine/. Named one by one, so that a stray file rebuilds nobody's engine.
@@ -132,19 +133,14 @@ class BundleStore(Component):
         policy = aws.s3.BucketPolicy(
             self.named("tls-only"),
             bucket=bucket.id,
-            policy=pulumi.Output.json_dumps(
+            policy=document(
                 {
-                    "Version": "2012-10-17",
-                    "Statement": [
-                        {
-                            "Sid": "TlsOnly",
-                            "Effect": "Deny",
-                            "Principal": "*",
-                            "Action": "s3:*",
-                            "Resource": [bucket.arn, pulumi.Output.concat(bucket.arn, "/*")],
-                            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-                        }
-                    ],
+                    "Sid": "TlsOnly",
+                    "Effect": "Deny",
+                    "Principal": "*",
+                    "Action": "s3:*",
+                    "Resource": [bucket.arn, pulumi.Output.concat(bucket.arn, "/*")],
+                    "Condition": {"Bool": {"aws:SecureTransport": "false"}},
                 }
             ),
             opts=self.child(depends_on=[encryption]),

@@ -31,7 +31,7 @@ class Change(Enum):
     HOOK = ("changes the group's lifecycle hook", "")
     RULES = ("changes rules of the security groups", "")
     VOLUME_GROWN = (
-        "grows the volume (EBS never shrinks)",
+        "grows the volume; a smaller size is refused, since EBS never shrinks",
         "within two minutes its file system has the new size, too",
     )
     DATA_EXCHANGED = (

@@ -4,6 +4,7 @@ to.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,7 @@ import pulumi_aws as aws
 from pulumi.runtime.config import CONFIG, get_config_env
 
 from components import adoption, placement, subnets, tags
+from components.asking import Unanswered, asked
 from components.instance_types import Architecture, InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
@@ -30,6 +32,9 @@ _STRANGE_TO_BOTO3: Final = frozenset(
 # https://docs.aws.amazon.com/eks/latest/userguide/network-reqs.html (no Kubernetes there either), and for apne1-az3
 # https://github.com/sysdiglabs/terraform-aws-secure-for-cloud/pull/52
 _LIMITED_ZONE_IDS: Final = frozenset({"use1-az3", "usw1-az2", "cac1-az3", "apne1-az3"})
+
+
+_AWSS_KEY: Final = "alias/aws/secretsmanager"
 
 
 @dataclass(frozen=True)
@@ -67,20 +72,26 @@ def read_settings() -> Settings:
     # Pulumi documents no list of the keys that are set, and a misspelt one would be ignored in silence.
     keys = {*get_config_env(), *CONFIG.get()}
     named = {key.removeprefix(f"{config.name}:") for key in keys if key.startswith(f"{config.name}:")}
-    problems = _hidden_default_tags()
+    problems = [*_hidden_default_tags(), *_misled_wait(config.get("waitForReady"), keys)]
     try:
         settings = Settings.parse({key: config.get(key) for key in sorted(named | set(KEYS))})
     except SettingsError as error:
         raise pulumi.RunError(str(SettingsError([*error.problems, *problems]))) from None
-    if settings.wait_for_ready and (strange := sorted(_STRANGE_TO_BOTO3 & keys)):
-        remedy = (
-            f"set it to false, or give {', '.join(strange)} by the environment or a profile (aws:profile): the wait "
-            "asks AWS by boto3, which does not learn of them and would look in another account or find no way"
-        )
-        problems.append(Problem("waitForReady", True, remedy))
     if problems:
         raise pulumi.RunError(str(SettingsError(problems)))
     return settings
+
+
+def _misled_wait(wait: str | None, keys: Set[str]) -> list[Problem]:
+    """What the wait for the master would not learn of among the stack's keys; `wait` is its setting as written."""
+    strange = sorted(_STRANGE_TO_BOTO3 & keys)
+    if wait not in (None, "true") or not strange:
+        return []
+    remedy = (
+        f"set it to false, or give {', '.join(strange)} by the environment or a profile (aws:profile): the wait "
+        "asks AWS by boto3, which does not learn of them and would look in another account or find no way"
+    )
+    return [Problem("waitForReady", True, remedy)]
 
 
 def _hidden_default_tags() -> list[Problem]:
@@ -105,8 +116,8 @@ def look_up(settings: Settings) -> Region:
 
     Raises pulumi.RunError with everything in the settings that cannot work in this region.
     """
-    name = aws.get_region().region
-    partition = aws.get_partition().partition
+    name = asked("the region", aws.get_region).region
+    partition = asked("the region's partition", aws.get_partition).partition
     if partition != "aws":  # service names, host names and Debian's images are others there
         raise pulumi.RunError(
             f"{name} is in the partition {partition}: only regions of the partition aws are supported"
@@ -115,13 +126,16 @@ def look_up(settings: Settings) -> Region:
     problems += _not_offered(settings, zones)
     key, of_key = _key(settings.kms_key_id, name)
     problems += of_key
-    problems += _unreadable(settings)
-    problems += placement.problems(settings.vpc_cidr, zones, None if of_key else key, pulumi.get_stack())
+    known_key = None if of_key else key
+    problems += _unreadable(settings.certificate_secret, known_key)
+    problems += placement.problems(settings, zones, known_key, pulumi.get_stack())
     problems += adoption.problems(settings, zones[0], pulumi.get_stack())
     if problems:  # AWS would refuse to describe a type that does not exist
         raise pulumi.RunError(str(SettingsError(problems)))
     types = {
-        instance_type: aws.ec2.get_instance_type(instance_type=instance_type)
+        instance_type: asked(
+            f"the instance type {instance_type}", aws.ec2.get_instance_type, instance_type=instance_type
+        )
         for instance_type in (settings.master_instance_type, *settings.worker_instance_types)
     }
     problems = [
@@ -132,8 +146,7 @@ def look_up(settings: Settings) -> Region:
         if settings.architecture not in answer.supported_architectures
     ]
     try:
-        newest = "" if settings.ami_id else aws.ssm.get_parameter(name=DEBIAN_IMAGE["x86_64"]).insecure_value
-        image = describe_image(settings.ami_id or newest, settings.architecture)
+        image = describe_image(settings.ami_id or _newest_image(), settings.architecture)
     except ValueError as error:
         problems.append(Problem("amiId", settings.ami_id, str(error)))
     if problems:
@@ -150,6 +163,12 @@ def look_up(settings: Settings) -> Region:
     )
 
 
+def _newest_image() -> str:
+    """The id of Debian's newest image."""
+    parameter = DEBIAN_IMAGE["x86_64"]
+    return asked(f"Debian's newest image ({parameter})", aws.ssm.get_parameter, name=parameter).insecure_value
+
+
 def _key(key_id: str, region: str) -> tuple[str, list[Problem]]:
     """The ARN of the key that the settings name, "" for none; and what is wrong with it."""
     if not key_id:
@@ -158,9 +177,11 @@ def _key(key_id: str, region: str) -> tuple[str, list[Problem]]:
         remedy = f"name a key of {region}, where the cluster is, and not of {its}"
         return "", [Problem("kmsKeyId", key_id, remedy)]
     try:
-        key = aws.kms.get_key(key_id=key_id)
-    except Exception as error:  # a failed invoke raises no narrower type
-        remedy = f"name a key that exists in this region and that you may describe (kms:DescribeKey): {error}"
+        key = asked("the key", aws.kms.get_key, key_id=key_id)
+    except Unanswered as error:
+        remedy = (
+            f"name a key that exists in this region and that you may describe (kms:DescribeKey): {error.why}"
+        )
         return "", [Problem("kmsKeyId", key_id, remedy)]
     remedies = []
     if key.key_state != "Enabled":
@@ -178,7 +199,9 @@ def _zones(settings: Settings) -> tuple[tuple[str, ...], list[Problem]]:
     Neither a zone's momentary state nor what it offers chooses the zones: a zone that drops out of the list
     for an hour, or another worker type, would move the master and replace its disks.
     """
-    answer = aws.get_availability_zones(
+    answer = asked(
+        "the region's zones",
+        aws.get_availability_zones,
         all_availability_zones=True,
         filters=[
             aws.GetAvailabilityZonesFilterArgs(name="opt-in-status", values=["opt-in-not-required"]),
@@ -202,7 +225,9 @@ def _zones(settings: Settings) -> tuple[tuple[str, ...], list[Problem]]:
 
 def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
     """The settings whose instance types AWS does not offer where they are to run."""
-    answer = aws.ec2.get_instance_type_offerings(
+    answer = asked(
+        "the instance types that it offers",
+        aws.ec2.get_instance_type_offerings,
         location_type="availability-zone",
         filters=[
             aws.ec2.GetInstanceTypeOfferingsFilterArgs(
@@ -224,42 +249,51 @@ def _not_offered(settings: Settings, zones: tuple[str, ...]) -> list[Problem]:
     return problems
 
 
-def _unreadable(settings: Settings) -> list[Problem]:
-    """Why the master could not read the secret with the user's certificate."""
-    if not (arn := settings.certificate_secret):
+def _unreadable(arn: str, key: str | None) -> list[Problem]:
+    """Why the master could not read the secret with the user's certificate, "" for none.
+
+    `key` is the ARN of the cluster's key, with which the master may read secrets; "" for AWS's, None where that is not
+    known.
+    """
+    if not arn:
         return []
     try:
-        answer = aws.secretsmanager.get_secret(arn=arn)
-    except Exception as error:  # a failed invoke raises no narrower type
-        return [Problem("webuiCertificate", arn, f"name a secret of this account and region: {error}")]
-    if not answer.kms_key_id or _is_of_aws(answer.kms_key_id):
+        secret = asked("the secret", aws.secretsmanager.get_secret, arn=arn)
+    except Unanswered as error:
+        return [Problem("webuiCertificate", arn, f"name a secret of this account and region: {error.why}")]
+    if _reads_with(secret.kms_key_id, key):
         return []
     remedy = (
-        f"it is encrypted with {answer.kms_key_id}, which the master may not use: aws secretsmanager update-secret "
-        f"--secret-id {arn} --kms-key-id alias/aws/secretsmanager"
+        f"it is encrypted with {secret.kms_key_id}, which the master may not use: encrypt it with kmsKeyId or "
+        f"{_AWSS_KEY}: aws secretsmanager update-secret --secret-id {arn} --kms-key-id {key or _AWSS_KEY}"
     )
     return [Problem("webuiCertificate", arn, remedy)]
 
 
-def _is_of_aws(key_id: str) -> bool:
-    """Whether a secret's key is AWS's own for secrets: by its alias, or else by what KMS says of it."""
-    if key_id.rpartition(":")[2] == "alias/aws/secretsmanager":
+def _reads_with(secrets_key: str, key: str | None) -> bool:
+    """Whether the master may use a secret's key: AWS's own for secrets, by its alias or by what KMS says of it, or the
+    cluster's.
+    """
+    if not secrets_key or secrets_key.rpartition(":")[2] == _AWSS_KEY or secrets_key == key:
         return True
     try:
-        return aws.kms.get_key(key_id=key_id).key_manager == "AWS"
-    except Exception:  # a failed invoke raises no narrower type
+        described = asked("the secret's key", aws.kms.get_key, key_id=secrets_key)
+    except Unanswered:
         return False
+    return described.key_manager == "AWS" or described.arn == key
 
 
 def describe_image(image_id: str, architecture: Architecture) -> Image:
     """What AWS says of an image; ValueError with the remedy if there is none, or one of another architecture."""
     try:
-        answer = aws.ec2.get_ami(
+        answer = asked(
+            "the image",
+            aws.ec2.get_ami,
             filters=[aws.ec2.GetAmiFilterArgs(name="image-id", values=[image_id])],
             include_deprecated=True,  # an old image that was asked for is still the one that was asked for
         )
-    except Exception as error:  # a failed invoke raises no narrower type
-        raise ValueError(f"name an image that exists in this region; {image_id}: {error}") from None
+    except Unanswered as error:
+        raise ValueError(f"name an image that exists in this region; {image_id}: {error.why}") from None
     if answer.architecture != architecture:
         raise ValueError(
             f"choose an image for {architecture}, like the instance types; {image_id} is for {answer.architecture}"

@@ -12,6 +12,7 @@ import pulumi_aws as aws
 
 from components import facts
 from components.component import Component
+from components.roles import document
 from components.settings import Egress
 from components.subnets import Subnets, endpoint_services
 
@@ -162,12 +163,7 @@ class Network(Component):
             service_name=f"com.amazonaws.{args.region}.s3",
             vpc_endpoint_type="Gateway",
             route_table_ids=[routes.id],
-            policy=pulumi.Output.json_dumps(
-                {
-                    "Version": "2012-10-17",
-                    "Statement": [{"Effect": "Allow", "Principal": "*", **statement}],
-                }
-            ),
+            policy=document({"Effect": "Allow", "Principal": "*", **statement}),
             tags=self.tags("s3"),
             opts=self.child(),
         )
@@ -198,19 +194,14 @@ class Endpoints(Component):
     def __init__(self, name: str, args: EndpointsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
         # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html
-        policy = pulumi.Output.json_dumps(
+        policy = document(
             {
-                "Version": "2012-10-17",
-                "Statement": [
-                    {
-                        "Sid": "OnlyThisAccount",
-                        "Effect": "Allow",
-                        "Principal": "*",
-                        "Action": "*",
-                        "Resource": "*",
-                        "Condition": {"StringEquals": {"aws:PrincipalAccount": args.account}},
-                    }
-                ],
+                "Sid": "OnlyThisAccount",
+                "Effect": "Allow",
+                "Principal": "*",
+                "Action": "*",
+                "Resource": "*",
+                "Condition": {"StringEquals": {"aws:PrincipalAccount": args.account}},
             }
         )
         for service, place in endpoint_services(args.egress).items():

@@ -1,46 +1,79 @@
-"""What of the cluster that exists no setting can change: its network, the zones of its disks, and their key."""
+"""What of the cluster that exists no setting can change: its network, the zones of its disks, their key, and that they
+do not shrink.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ipaddress import IPv4Network
+from collections.abc import Iterator, Sequence
 
 import pulumi_aws as aws
 
-from components import facts, tags
-from components.settings import Problem
+from components import adoption, facts, tags
+from components.asking import asked
+from components.settings import Problem, Settings
+from components.storage import volume_name
 
-_REMEDY = "a cluster that exists stays as it is: set it back, or make another stack, which can adopt the data"
+_REMEDY = (
+    "it cannot change once the cluster exists: restore the old value, or create another stack, which can adopt "
+    "the data"
+)
 
 
-def problems(vpc_cidr: IPv4Network, zones: Sequence[str], key: str | None, stack: str) -> list[Problem]:
-    """The settings that would move the cluster of `stack`, or encrypt it anew; none where there is no cluster yet.
+def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: str) -> list[Problem]:
+    """The settings that would move the cluster of `stack`, shrink its volumes, or encrypt it anew; none where there is
+    no cluster yet.
 
     `key` is an ARN, "" for AWS's keys, None where that is not known. Without this, an update would begin to replace
     network and volumes, and fail half-way, or end with blank volumes.
     """
     found = []
-    for vpc_id in aws.ec2.get_vpcs(tags=tags.of_stack(stack)).ids:
-        vpc = aws.ec2.get_vpc(id=vpc_id)
-        present = vpc.cidr_block
-        if present != str(vpc_cidr):
-            found.append(Problem("vpcCidr", str(vpc_cidr), f"it is {present}; {_REMEDY}"))
+    for vpc_id in adoption.networks(stack):
+        vpc = asked(f"the VPC {vpc_id}", aws.ec2.get_vpc, id=vpc_id)
+        present, wanted = vpc.cidr_block, str(settings.vpc_cidr)
+        if present != wanted:
+            found.append(Problem("vpcCidr", wanted, f"it is {present}; {_REMEDY}"))
         its_key = vpc.tags.get(facts.KEY_TAG, "")
         if key is not None and its_key != key:
             shown = its_key or "empty, for AWS's keys"
             found.append(Problem("kmsKeyId", key, f"it is {shown}; {_REMEDY}"))
         # Others may have subnets of theirs in it, in any zone: a transit gateway's, for one.
-        inside = aws.ec2.get_subnets(
-            filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])], tags=tags.of_stack(stack)
+        inside = asked(
+            f"the subnets of {vpc_id}",
+            aws.ec2.get_subnets,
+            filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
+            tags=tags.of_stack(stack),
         )
-        subnets = [aws.ec2.get_subnet(id=subnet_id) for subnet_id in inside.ids]
+        subnets = [asked(f"the subnet {one}", aws.ec2.get_subnet, id=one) for one in inside.ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.
         masters = {one.availability_zone for one in subnets if one.tags.get("Name") == master_subnet(stack)}
         others = {one.availability_zone for one in subnets} - masters
         if masters - {zones[0]} or others - set(zones):
             present = ", ".join([*sorted(masters), *sorted(others)])
             found.append(Problem("zones", list(zones), f"it is {present}; {_REMEDY}"))
+        found += _shrunk(settings, stack)
     return found
+
+
+def _shrunk(settings: Settings, stack: str) -> Iterator[Problem]:
+    """The volumes that exist and are larger than the settings ask for.
+
+    Those that a machine of the stack has: former ones of a stack of this name may stay in the account, with the same
+    tags. Where a setting names a volume or a snapshot, the size is not this one's, or it may be another volume's.
+    """
+    for mount, size in settings.volume_gb.items():
+        if settings.volume_sources[mount]:
+            continue
+        name = volume_name(mount)
+        present = asked(
+            f"the volume of {mount}", aws.ebs.get_ebs_volumes, tags=tags.tags(stack, f"storage-{name}")
+        ).ids
+        for volume_id in present:
+            if not adoption.machines_with(volume_id, tags.of_stack(stack)):
+                continue
+            has = adoption.describe_volume(volume_id).size
+            if has > size:
+                remedy = f"the volume has {has} GiB and EBS cannot shrink it: write {has} or more"
+                yield Problem(f"{name}VolumeGb", size, remedy)
 
 
 def master_subnet(stack: str) -> str:

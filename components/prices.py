@@ -106,23 +106,22 @@ _BASE_REGION: Final = "us-east-1"
 
 
 class _Services(NamedTuple):
-    """An hour of a NAT gateway and of an interface endpoint in one zone; a month of 1 GB on gp3 and in EFS."""
+    """An hour of a NAT gateway and of an interface endpoint in one zone; a month of 1 GB on gp3."""
 
     nat: float | None
     endpoint: float | None
     gp3: float | None
-    efs: float | None
 
 
-_UNKNOWN: Final = _Services(None, None, None, None)
-# From public copies of AWS's price pages (VPC, PrivateLink, EBS, EFS), read on 2026-11-26.
-_US: Final = _Services(nat=0.045, endpoint=0.01, gp3=0.08, efs=0.30)
+_UNKNOWN: Final = _Services(None, None, None)
+# From public copies of AWS's price pages (VPC, PrivateLink, EBS), read on 2026-11-26.
+_US: Final = _Services(nat=0.045, endpoint=0.01, gp3=0.08)
 _SERVICES: Final[Mapping[str, _Services]] = {
     "us-east-1": _US,
     "us-east-2": _US,
     "us-west-2": _US,
-    "eu-central-1": _Services(nat=0.052, endpoint=0.012, gp3=0.0952, efs=0.36),
-    "eu-west-1": _Services(nat=0.048, endpoint=0.011, gp3=0.088, efs=0.33),
+    "eu-central-1": _Services(nat=0.052, endpoint=0.012, gp3=0.0952),
+    "eu-west-1": _Services(nat=0.048, endpoint=0.011, gp3=0.088),
 }
 # The same in all these regions: an hour of a public IPv4 address; one publication of metrics; a month of a metric, an
 # alarm, one that looks more often than once a minute, a secret, and a key.
@@ -156,11 +155,6 @@ def worker_hour(settings: Settings, region: str) -> float | None:
     return settings.worker_hour_price or type_hour(settings.worker_instance_types[0], region)
 
 
-def efs_gb_month(region: str) -> float | None:
-    """What a month of 1 GB in EFS costs; None if that is not known."""
-    return _SERVICES.get(region, _UNKNOWN).efs
-
-
 @dataclass(frozen=True)
 class Estimate:
     """What a cluster costs in USD.
@@ -183,8 +177,8 @@ class Estimate:
 
     @property
     def hour_full(self) -> float | None:
-        """An hour with all workers."""
-        return _sum([_times(1 / HOURS, self.month_idle), _times(self.workers, self.worker)])
+        """An hour with all workers, of whom the month has those that stay already."""
+        return _sum([_times(1 / HOURS, self.month_idle), _times(self.workers - self.staying, self.worker)])
 
     @property
     def hour_rest(self) -> float | None:
@@ -202,13 +196,13 @@ class Estimate:
 
     def full_text(self) -> str:
         """The hour with all workers, for people."""
-        idle, full = self.month_idle, self.hour_full
-        if idle is None or full is None:
+        full = self.hour_full
+        if full is None or self.worker is None:
             parts = [part for part, usd in self.month.items() if usd is None]
             return self._unknown([*parts, *(["a worker"] if self.worker is None else [])])
         return (
-            f"about {full:.2f} USD: {self.workers} workers at {self.worker:.3f} and {idle / HOURS:.2f} for the rest "
-            f"({self._basis()})"
+            f"about {full:.2f} USD: {self.workers} workers at {self.worker:.3f} and "
+            f"{full - self.workers * self.worker:.2f} for the rest ({self._basis()})"
         )
 
     def _basis(self) -> str:

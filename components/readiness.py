@@ -35,9 +35,10 @@ class Readiness(Component):
     """A command on the user's machine that waits for the master, again whenever it is another machine, or has
     another type and was stopped and started for it.
 
-    It finds AWS as boto3 does, and in the profile `aws:profile` if the stack has one. The interpreter is the
-    one that runs this program, so an update from another checkout waits again, which takes a moment where all
-    is well.
+    It finds AWS as boto3 does, and in the profile `aws:profile` if the stack has one: by its own argument, since of
+    AWS_PROFILE and keys in the environment botocore takes the keys, and the provider the profile. The interpreter is
+    the one that runs this program, so an update from another checkout waits again, which takes a moment where all is
+    well.
     """
 
     def __init__(self, name: str, args: ReadinessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -54,10 +55,10 @@ class Readiness(Component):
                 args.region,
                 "--minutes",
                 str(args.minutes),
+                *(["--profile", profile] if profile else []),
             ],
             create=args.instance_id,
             dir=str(_PROJECT_DIRECTORY),
-            environment={"AWS_PROFILE": profile} if profile else {},
             triggers=[args.instance_id, args.user_data.apply(_fingerprint), args.instance_type],
             opts=self.child(depends_on=list(args.after)),
         )

@@ -1,9 +1,8 @@
-"""The IAM role of a kind of node."""
+"""The policies of IAM, and the role of a kind of node."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,19 @@ class NodeRoleArgs:
     statements: Sequence[dict[str, Any]]
 
 
-def trust(service: str) -> str:
-    """The policy by which a service of AWS (`ec2.amazonaws.com`) may take on a role."""
+def document(*statements: Mapping[str, Any]) -> pulumi.Output[str]:
+    """A policy of IAM with these statements, in which Outputs may stand."""
+    # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_version.html
+    return pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(statements)})
+
+
+def trust(service: str, account: pulumi.Input[str] | None = None) -> pulumi.Output[str]:
+    """The policy by which a service of AWS (`ec2.amazonaws.com`) may take on a role; on behalf of `account` alone where
+    the service says on whose it does.
+    """
     statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    condition = {"Condition": {"StringEquals": {"aws:SourceAccount": account}}}
+    return document({**statement, **(condition if account is not None else {})})
 
 
 class NodeRole(Component):
@@ -45,7 +53,7 @@ class NodeRole(Component):
         rights = aws.iam.RolePolicy(
             self.named("rights"),
             role=role.name,
-            policy=pulumi.Output.json_dumps({"Version": "2012-10-17", "Statement": list(args.statements)}),
+            policy=document(*args.statements),
             opts=self.child(),
         )
         profile = aws.iam.InstanceProfile(

@@ -15,7 +15,7 @@ from components.tags import cluster_name
 
 _ONE_TASK: Final = 1  # the threshold that the steps out count from
 # A calculation has phases without tasks, shorter than this; a worker that is gone costs a boot to have back.
-_IDLE_MINUTES: Final = 5
+IDLE_MINUTES: Final = 5
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Scaling(Component):
             comparison="LessThanOrEqualToThreshold",
             threshold=0,
             period=facts.METRICS_IDLE_SECONDS,
-            periods=_IDLE_MINUTES * 60 // facts.METRICS_IDLE_SECONDS,
-            description=f"No task has waited or run for {_IDLE_MINUTES} minutes",
+            periods=IDLE_MINUTES * 60 // facts.METRICS_IDLE_SECONDS,
+            description=f"No task has waited or run for {IDLE_MINUTES} minutes",
         )
         self.register_outputs({"policies": [out.name, back.name]})
 

@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from ipaddress import IPv4Network
-from typing import Any, Final, Literal, NamedTuple
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from components import capacity, facts, instance_types, subnets
 from components.changes import Change
@@ -44,7 +44,8 @@ class SettingsError(ValueError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         lines = [f"  {key} = {_shown(value)}: {remedy}" for key, value, remedy in self.problems]
-        super().__init__("\n".join([f"wrong settings: {len(lines)}", *lines]))
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        super().__init__("\n".join([f"{count} with the settings:", *lines]))
 
 
 def _shown(value: object) -> str:
@@ -68,7 +69,8 @@ def _network(value: object) -> IPv4Network:
     except ValueError:
         raise ValueError("write an IPv4 network such as 10.20.0.0/16") from None
     if str(network) != value:
-        raise ValueError(f"write the network itself: {network}")
+        bits = IPv4Interface(str(value)).ip != network.network_address
+        raise ValueError(f"{'the address has host bits set: ' if bits else ''}write {network}")
     return network
 
 
@@ -123,11 +125,14 @@ def _list_of(parse: Parser) -> Parser:
         if not isinstance(items, list | tuple):
             raise ValueError("write a list: pulumi config set --path 'KEY[0]' …, or in YAML")
         parsed = []
+        wrong: dict[str, list[str]] = {}
         for item in items:
             try:
                 parsed.append(parse(item))
             except ValueError as error:
-                raise ValueError(f"{item}: {error}") from None
+                wrong.setdefault(str(error), []).append(str(item))
+        if wrong:
+            raise ValueError("; ".join(f"{', '.join(those)}: {remedy}" for remedy, those in wrong.items()))
         return tuple(dict.fromkeys(parsed))
 
     return parse_list
@@ -310,12 +315,12 @@ KEYS: Final[Mapping[str, Key]] = {
         _at_most(
             _MOST_CLIENT_CIDRS,
             _list_of(_client_cidr),
-            f"name {_MOST_CLIENT_CIDRS} networks at most, since AWS takes no more rules in a security group: join "
-            "neighbours to larger ones",
+            f"list at most {_MOST_CLIENT_CIDRS} networks, AWS's limit for rules in a security group: merge adjacent "
+            "ones",
         ),
         {Change.RULES},
     ),
-    "egress": Key("nat", _one_of("nat", "endpoints"), {Change.WAY_OUT, Change.RULES}),
+    "egress": Key("nat", _one_of(*get_args(Egress)), {Change.WAY_OUT, Change.RULES}),
     "masterInstanceType": Key("m7i.large", _instance_type, {Change.MASTER_RESIZED}),
     "amiId": Key("", _image, {Change.MASTER_REPLACED, Change.WORKERS_ROLLED}),
     "workerInstanceTypes": Key(
@@ -330,7 +335,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "workerOnDemandBase": Key(0, _WORKERS, {Change.WORKERS_ROLLED}),
     "workerHourPrice": Key("0", _price, {Change.PRICE}),
     "workerStorage": Key(
-        "nfs", _one_of("nfs", "diskless"), {Change.WORKERS_ROLLED, Change.NUM_CORES, Change.PRICE}
+        "nfs", _one_of(*get_args(WorkerStorage)), {Change.WORKERS_ROLLED, Change.NUM_CORES, Change.PRICE}
     ),
     "drainMinutes": Key(
         10, _integer(1, capacity.LONGEST_DRAIN_MINUTES), {Change.HOOK, Change.WORKERS_ROLLED}
@@ -474,7 +479,7 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
     if vpc is not None and maximum is not None and maximum > subnets.worker_capacity(vpc):
         room = subnets.worker_capacity(vpc)
         problems.append(
-            Problem("vpcCidr", vpc, f"has room for {room} workers and workerMax = {maximum}: enlarge it")
+            Problem("vpcCidr", str(vpc), f"has room for {room} workers and workerMax = {maximum}: enlarge it")
         )
     base = parsed.get("workerOnDemandBase")
     if base and parsed.get("workerSpot") is False:

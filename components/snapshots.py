@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -12,18 +11,23 @@ import pulumi_aws as aws
 
 from components import keys
 from components.component import Component
-from components.roles import trust
+from components.roles import document, trust
 
-_TAG: Final = "SnapshotsBy"
+TAG: Final = "SnapshotsBy"
+"""By which the policy finds the volumes, and its role the snapshots that it may delete."""
 _TIME: Final = "03:00"  # UTC; AWS begins within the hour after it
 
 
 @dataclass(frozen=True)
 class SnapshotsArgs:
-    """For how many days a snapshot is kept; `key` is the ARN of the volumes' key, "" for AWS's own."""
+    """For how many days a snapshot is kept; `key` is the ARN of the volumes' key, "" for AWS's own, `account` and
+    `region` are those of the volumes.
+    """
 
     days: int
     key: str
+    account: pulumi.Input[str]
+    region: str
 
 
 class Snapshots(Component):
@@ -39,52 +43,51 @@ class Snapshots(Component):
         super().__init__(name, opts)
         role = aws.iam.Role(
             self.named("role"),
-            assume_role_policy=trust("dlm.amazonaws.com"),
+            assume_role_policy=trust("dlm.amazonaws.com", args.account),
             tags=self.tags("role"),
             opts=self.child(),
         )
-        # The part of AWS's AWSDataLifecycleManagerServiceRole that snapshots in one region need, each action on the
-        # types of resource that it knows:
+        # The part of AWS's AWSDataLifecycleManagerServiceRole that snapshots of volumes in one region need, each action
+        # on the types of resource that it knows:
         # https://docs.aws.amazon.com/ebs/latest/userguide/managed-policies.html
         # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html
+        made = f"arn:aws:ec2:{args.region}::snapshot/*"
         rights = aws.iam.RolePolicy(
             self.named("rights"),
             role=role.name,
-            policy=json.dumps(
+            policy=document(
                 {
-                    "Version": "2012-10-17",
-                    "Statement": [
-                        {
-                            "Effect": "Allow",
-                            "Action": [
-                                "ec2:DescribeAvailabilityZones",
-                                "ec2:DescribeInstances",
-                                "ec2:DescribeSnapshots",
-                                "ec2:DescribeVolumes",
-                            ],
-                            "Resource": "*",
-                        },
-                        {
-                            "Effect": "Allow",
-                            "Action": ["ec2:CreateSnapshot", "ec2:CreateSnapshots"],
-                            "Resource": [
-                                "arn:aws:ec2:*:*:volume/*",
-                                "arn:aws:ec2:*:*:instance/*",
-                                "arn:aws:ec2:*::snapshot/*",
-                            ],
-                        },
-                        {
-                            "Effect": "Allow",
-                            "Action": ["ec2:DeleteSnapshot", "ec2:CreateTags"],
-                            "Resource": "arn:aws:ec2:*::snapshot/*",
-                        },
-                        *keys.snapshot_rights(args.key),
+                    "Effect": "Allow",
+                    "Action": [
+                        "ec2:DescribeAvailabilityZones",
+                        "ec2:DescribeInstances",
+                        "ec2:DescribeSnapshots",
+                        "ec2:DescribeVolumes",
                     ],
-                }
+                    "Resource": "*",
+                },
+                {
+                    "Effect": "Allow",
+                    "Action": ["ec2:CreateSnapshot"],
+                    "Resource": [
+                        pulumi.Output.concat(f"arn:aws:ec2:{args.region}:", args.account, ":volume/*"),
+                        made,
+                    ],
+                },
+                {"Effect": "Allow", "Action": ["ec2:CreateTags"], "Resource": made},
+                {
+                    "Effect": "Allow",
+                    "Action": ["ec2:DeleteSnapshot"],
+                    "Resource": made,
+                    "Condition": {
+                        "StringEquals": {f"ec2:ResourceTag/{TAG}": role.name}
+                    },  # copied from the volume
+                },
+                *keys.snapshot_rights(args.key),
             ),
             opts=self.child(),
         )
-        self.volume_tags = {_TAG: role.name}
+        self.volume_tags = {TAG: role.name}
         aws.dlm.LifecyclePolicy(
             self.named("daily"),
             description="Daily snapshots of the OpenQuake master volumes",

@@ -17,12 +17,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import deflate
 import yaml
 
 from components import facts
+from components.instance_types import Architecture
+from components.settings import WorkerStorage
 from components.tags import of_stack
 
 CLOUD_INIT_DIR: Final = Path(__file__).resolve().parent.parent / "cloud-init"
@@ -103,7 +105,7 @@ class Node:
     """
 
     region: str
-    architecture: Literal["x86_64", "arm64"]
+    architecture: Architecture
     master_address: str
     secret_id: str
     bundle_sha256: str
@@ -137,7 +139,7 @@ class WorkerNode(Node):
     drain_seconds is what its running tasks may take when the autoscaling group ends it.
     """
 
-    storage: Literal["nfs", "diskless"]
+    storage: WorkerStorage
     drain_seconds: int
 
 

@@ -3,8 +3,8 @@ component.
 
     python -m components.wait_until_ready --region eu-central-1 --minutes 30 i-0123456789abcdef0
 
-Credentials are boto3's usual ones. Exits 0 when the node is ready; otherwise 1, with the node's last problems
-and the end of its log on standard error.
+Credentials are boto3's usual ones, or those of --profile. Exits 0 when the node is ready; otherwise 1, with the node's
+last problems and the end of its log on standard error.
 """
 
 from __future__ import annotations
@@ -158,10 +158,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--region", required=True)
     parser.add_argument("--minutes", type=float, required=True, help="give up after this time")
+    parser.add_argument("--profile", help="of AWS's configuration, whatever the environment has")
     parser.add_argument("instance_id")
     given = parser.parse_args(arguments)
     try:
-        node = Node(boto3.client("ssm", region_name=given.region), given.instance_id)
+        session = boto3.Session(profile_name=given.profile)
+        node = Node(session.client("ssm", region_name=given.region), given.instance_id)
         wait(node, given.minutes, lambda line: print(line, flush=True))
     except NotReady as error:
         print(error, file=sys.stderr)

@@ -15,7 +15,7 @@ from components.capacity import hook_seconds
 from components.component import Component
 from components.instance_types import Architecture
 from components.lookups import Image
-from components.roles import NodeRole, NodeRoleArgs
+from components.roles import NodeRole, NodeRoleArgs, document
 from components.secrets import Secrets
 from components.settings import WorkerStorage
 from components.tags import cluster_name
@@ -137,16 +137,11 @@ class Workers(Component):
         aws.iam.RolePolicy(
             self.named("drain"),
             role=role.name,
-            policy=pulumi.Output.json_dumps(
+            policy=document(
                 {
-                    "Version": "2012-10-17",
-                    "Statement": [
-                        {
-                            "Effect": "Allow",
-                            "Action": ["autoscaling:CompleteLifecycleAction"],
-                            "Resource": group.arn,
-                        }
-                    ],
+                    "Effect": "Allow",
+                    "Action": ["autoscaling:CompleteLifecycleAction"],
+                    "Resource": group.arn,
                 }
             ),
             opts=self.child(),

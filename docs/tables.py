@@ -125,7 +125,11 @@ def exceptions_table() -> str:
     """The controls that fail, with the reason."""
     titles = {rule.id: rule.title for rule in RULES}
     rows = [
-        ("<br>".join(f"{id_}: {titles[id_]}" for id_ in row.controls), f"`{row.resources}`", row.reason)
+        (
+            "<br>".join(f"{id_}: {titles[id_]}" for id_ in row.controls),
+            "<br>".join([f"`{row.resources}`", *sorted(row.only)]),
+            row.reason,
+        )
         for row in EXCEPTIONS
     ]
     return _table(("control", "fails for", "why"), rows)

@@ -19,7 +19,7 @@ from pulumi_policy.proxy import UnknownValueError
 # Pulumi starts this file by its folder, and the rules name the facts of components/.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from policy.pack import RULES, excepted
+from policy.pack import RULES, Finding, excepted
 from policy.resources import UNKNOWN, Resource, Stack
 from policy.rules import Rule
 
@@ -63,7 +63,7 @@ def _policy(rule: Rule) -> Policy:
 
     def tell(stack: Stack, report: Report) -> None:
         for resource, problem in rule.problems(stack):
-            if not excepted(rule.id, resource):
+            if not excepted(Finding(rule.id, resource, problem), stack):
                 report(f"{resource.label}: {problem}", resource.urn)
 
     form = StackValidationPolicy if rule.whole else ResourceValidationPolicy

@@ -42,12 +42,21 @@ def allowing(statements: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]
     return (statement for statement in statements if statement["Effect"] == "Allow")
 
 
+def everywhere(statement: Mapping[str, Any]) -> bool:
+    """Whether a statement is about all resources, or all but some."""
+    return "*" in targets(statement) or "NotResource" in statement
+
+
 def unrestricted(statements: list[Mapping[str, Any]]) -> list[str]:
-    """The actions that are allowed on all resources without a condition, though they could be restricted."""
+    """The actions that are allowed on all resources, though they could be restricted.
+
+    A condition restricts nothing here: whether it does depends on its key and operator, and no statement of the program
+    with an action that knows resources has one in place of them.
+    """
     return [
         action
         for statement in allowing(statements)
-        if "*" in targets(statement) and "Condition" not in statement
+        if everywhere(statement)
         for action in actions(statement)
         if action not in WITHOUT_RESOURCE
     ]

@@ -56,7 +56,7 @@ from policy.resources import (
     actions,
     targets,
 )
-from policy.rules import Check, Rule, both, has, needs, refuses, wants
+from policy.rules import ON_ALL, Allows, Check, Rule, both, has, needs, refuses, wants
 
 _SECRET_DATA: Final = frozenset(
     {
@@ -289,23 +289,20 @@ def _returns_credentials(policy: Resource, stack: Stack) -> str:
 
 
 def _exfiltrates(policy: Resource, _stack: Stack) -> str:
-    found = sorted(_SECRET_DATA & set(unrestricted(policy.statements("policy"))))
-    return f"allows {found[0]} on all resources" if found else ""
+    return Allows(sorted(_SECRET_DATA & set(unrestricted(policy.statements("policy")))), ON_ALL)
 
 
 def _exposes(policy: Resource, _stack: Stack) -> str:
-    found = sorted(_EXPOSES & set(unrestricted(policy.statements("policy"))))
-    return f"allows {found[0]} on all resources" if found else ""
+    return Allows(sorted(_EXPOSES & set(unrestricted(policy.statements("policy")))), ON_ALL)
 
 
 def _writes(policy: Resource, _stack: Stack) -> str:
     found = [action for action in unrestricted(policy.statements("policy")) if action not in READING]
-    return f"allows {', '.join(found)} on all resources" if found else ""
+    return Allows(found, ON_ALL)
 
 
 def _unrestricted(policy: Resource, _stack: Stack) -> str:
-    found = unrestricted(policy.statements("policy"))
-    return f"allows {', '.join(found)} on all resources" if found else ""
+    return Allows(unrestricted(policy.statements("policy")), ON_ALL)
 
 
 def _full_iam(policy: Resource, _stack: Stack) -> str:

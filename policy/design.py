@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, ip_network
 from typing import Final
 
 from components import facts
-from policy.actions import allowing, unrestricted, wildcards
+from policy.actions import allowing, everywhere, unrestricted, wildcards
 from policy.resources import (
     BUCKET,
     BUCKET_ENCRYPTION,
@@ -33,9 +33,8 @@ from policy.resources import (
     VPC,
     Resource,
     Stack,
-    targets,
 )
-from policy.rules import Rule, both, has, refuses, wants
+from policy.rules import ON_ALL, Allows, Rule, both, has, refuses, wants
 
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 # 100.64.0.0/10 is no private network to ipaddress; it is what carriers and VPNs use inside: RFC 6598.
@@ -144,10 +143,7 @@ def _data_kept(data: Resource, stack: Stack) -> str:
 def _least_rights(policy: Resource, _stack: Stack) -> str:
     """No wildcard in actions, and all resources only where an action knows none."""
     statements = policy.statements("policy")
-    if found := wildcards(statements):
-        return f"allows {', '.join(found)}"
-    found = unrestricted(statements)
-    return f"allows {', '.join(found)} on all resources" if found else ""
+    return Allows(wildcards(statements)) or Allows(unrestricted(statements), ON_ALL)
 
 
 def _published_by_alarms(policy: Resource, _stack: Stack) -> str:
@@ -169,8 +165,7 @@ def _narrow_endpoint(endpoint: Resource, _stack: Stack) -> str:
     wide = [
         one
         for one in allowing(statements)
-        if "*" in targets(one)
-        and "aws:PrincipalAccount" not in one.get("Condition", {}).get("StringEquals", {})
+        if everywhere(one) and "aws:PrincipalAccount" not in one.get("Condition", {}).get("StringEquals", {})
     ]
     return "its policy lets everybody through to everything" if wide else ""
 
@@ -265,6 +260,7 @@ RULES: Final = (
         "Endpoints let through identities of this account only, or name what may be reached",
         (ENDPOINT,),
         _narrow_endpoint,
+        whole=True,  # whether it is excused depends on the rest
     ),
     Rule(
         "mails-of-alarms",

@@ -8,20 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from policy.resources import Resource, matches
+from policy.resources import NAT_GATEWAY, Resource, Stack, matches
+from policy.rules import Allows
 
 
 @dataclass(frozen=True)
 class Excepted:
-    """Controls that fail for resources, whose labels are a pattern (Volume:*), and why they may."""
+    """Controls that fail for resources, whose labels are a pattern (Volume:*), and why they may.
+
+    Where it names actions, it excuses a policy that allows `only` those, and nothing else that is wrong with it; where
+    it names a type, it holds `beside` a resource of it in the stack alone.
+    """
 
     controls: tuple[str, ...]
     resources: str
     reason: str
+    only: frozenset[str] = frozenset()
+    beside: str = ""
 
-    def covers(self, control: str, resource: Resource) -> bool:
+    def covers(self, control: str, resource: Resource, problem: str, stack: Stack) -> bool:
         """Whether it excuses a failure."""
-        return control in self.controls and matches(resource.label, self.resources)
+        if control not in self.controls or not matches(resource.label, self.resources):
+            return False
+        if self.beside and not any(stack.of(self.beside)):
+            return False
+        return not self.only or (isinstance(problem, Allows) and problem.actions <= self.only)
 
 
 EXCEPTIONS: Final = (
@@ -108,12 +119,14 @@ EXCEPTIONS: Final = (
         "Vpc:network-vpc",
         "There with `egress: endpoints` only. With a NAT gateway the master's agent goes through that, and workers "
         "have none.",
+        beside=NAT_GATEWAY,
     ),
     Excepted(
         ("narrow-endpoints",),
         "VpcEndpoint:network-s3",
         "With a NAT gateway only: the master reaches the buckets of other regions through that anyway, so a narrower "
         "policy would stand in the way of its users' own data in this one. Workers have no route to it.",
+        beside=NAT_GATEWAY,
     ),
     Excepted(
         ("SSM.1",),
@@ -125,5 +138,6 @@ EXCEPTIONS: Final = (
         "RolePolicy:master-rights",
         "Session Manager's agent reports its machine and asks what is to be done on it. These two actions know "
         "resources, but a role is made before its machine has an id.",
+        only=frozenset({"ssm:ListInstanceAssociations", "ssm:UpdateInstanceInformation"}),
     ),
 )

@@ -46,6 +46,6 @@ def findings(stack: Stack) -> Iterator[Finding]:
             yield Finding(rule.id, resource, problem)
 
 
-def excepted(rule: str, resource: Resource) -> bool:
-    """Whether a rule may be broken by a resource, for a reason that is written down."""
-    return any(row.covers(rule, resource) for row in EXCEPTIONS)
+def excepted(found: Finding, stack: Stack) -> bool:
+    """Whether a finding in a stack may be, for a reason that is written down."""
+    return any(row.covers(found.rule, found.resource, found.problem, stack) for row in EXCEPTIONS)

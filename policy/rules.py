@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from policy.resources import UNKNOWN, Resource, Stack
 
 Check = Callable[[Resource, Stack], str]
 """What is wrong with a resource, in words; empty if nothing is."""
+
+
+ON_ALL: Final = " on all resources"
+
+
+class Allows(str):
+    """A problem of a policy: what it allows, and where. An exception looks at its `actions`."""
+
+    actions: frozenset[str]
+
+    def __new__(cls, actions: Iterable[str], where: str = "") -> Allows:
+        """The text; empty where there are no actions, which is no problem."""
+        named = list(actions)
+        problem = super().__new__(cls, f"allows {', '.join(named)}{where}" if named else "")
+        problem.actions = frozenset(named)
+        return problem
 
 
 @dataclass(frozen=True)

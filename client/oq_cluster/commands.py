@@ -31,6 +31,8 @@ _POLL_SECONDS: Final = 2.0  # between two looks at a master that stops or starts
 # AWS stops a machine within a minute or two, and by force after some more. A boot takes as long.
 _STOP_SECONDS: Final = 600.0
 _WAKE_SECONDS: Final = 900.0
+IDLE_MINUTES: Final = 5
+"""After how long without tasks the workers leave, as components/scaling.py has it; a test compares."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,10 @@ def _hazard(jobs: list[inputs.Job], given: int | None) -> int | None:
                 f"too? Then write --hazard {given}; otherwise run them one by one"
             )
     for job in jobs:
-        heeded = {str(given), ""} | (
-            {os.path.relpath(jobs[0].ini, job.ini.parent)} if job is not jobs[0] else set()
-        )
-        if os.path.normpath(job.hazard) not in map(os.path.normpath, heeded):
+        heeded = set() if given is None else {str(given)}
+        if job is not jobs[0]:
+            heeded.add(os.path.normpath(os.path.relpath(jobs[0].ini, job.ini.parent)))
+        if job.hazard and os.path.normpath(job.hazard) not in heeded:
             problems.append(
                 f"{job.ini}: hazard_calculation_id = {job.hazard}: the server does not heed it. Take it out, and write "
                 "--hazard ID for a calculation that is there, or the first job's file before this one for a new one"
@@ -376,7 +378,7 @@ def show_certificate(context: Context, given: argparse.Namespace) -> Shown:
     if not context.outputs.webui[0].startswith("https:"):
         raise ClientError(
             "this cluster's WebUI speaks plain HTTP: pulumi config set webuiCertificate self && pulumi up, which "
-            "replaces the master (what runs ends)"
+            "replaces the master (running calculations are lost)"
         )
     context.certificate.renew()
     text = context.certificate.file().read_text()
@@ -385,6 +387,7 @@ def show_certificate(context: Context, given: argparse.Namespace) -> Shown:
 
 def users(context: Context, given: argparse.Namespace) -> Shown:
     """Manage accounts of the WebUI, as root of the master."""
+    _ = context.outputs.webui  # says so if there is none
     if given.action == "list":
         printed = _done(context, ["oq-webui", "list"])
         accounts = [line.split(maxsplit=1) for line in printed.splitlines()]
@@ -501,7 +504,7 @@ def sleep(context: Context, given: argparse.Namespace) -> Shown:
             said = f"{answer.errors}\n{answer.output}".strip().partition("\n")[0]
             raise ClientError(
                 f"the master stays awake: {said}. Wait for the end, or end a calculation with oq-cluster abort ID; "
-                "workers without tasks leave after five minutes, unless workerMin keeps them"
+                f"workers without tasks leave after {IDLE_MINUTES} minutes, unless workerMin keeps them"
             )
         state = reach.STOPPING
     if state != reach.STOPPED:
@@ -579,7 +582,7 @@ def _until(context: Context, what: str, is_so: Callable[[], bool], limit: float)
 
 def collect(context: Context, given: argparse.Namespace) -> Shown:
     """Write the archive for a bug report."""
-    found = diag.collect(context.outputs, context.webui, context.master, given.id, context.terminal)
+    found = diag.collect(context.outputs, lambda: context.webui, context.master, given.id, context.terminal)
     diag.write(given.out, found)
     names = ", ".join(sorted(found))
     text = f"{given.out}: {names}\nRead it before you send it: it has no passwords, but your jobs' names and logs."

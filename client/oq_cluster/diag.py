@@ -41,11 +41,12 @@ _USER_IN_URL: Final = re.compile(r"(\w+://[^\s:/@]+:)[^\s@/]+@")
 
 
 def collect(
-    outputs: Outputs, webui: WebUI, master: Master, number: int | None, terminal: Terminal
+    outputs: Outputs, webui: Callable[[], WebUI], master: Master, number: int | None, terminal: Terminal
 ) -> dict[str, str]:
     """The archive's files by their names. What cannot be had says why in its place.
 
     Args:
+        webui: gives the WebUI, which the cluster may lack.
         number: a calculation to describe, too.
     """
     about = {"oq-cluster": __version__, "python": platform.python_version(), "system": platform.platform()}
@@ -53,14 +54,14 @@ def collect(
         "client.json": lambda: json.dumps(about, indent=2),
         "outputs.json": lambda: json.dumps(dict(outputs.values), indent=2),
         "fleet.json": lambda: json.dumps(master.fleet(), indent=2),
-        "engine.txt": webui.version,
-        "calculations.json": lambda: json.dumps(webui.calculations()[:50], indent=2),
+        "engine.txt": lambda: webui().version(),
+        "calculations.json": lambda: json.dumps(webui().calculations()[:50], indent=2),
     }
     if number is not None:
         parts |= {
-            f"calculation-{number}.json": lambda: json.dumps(webui.calculation(number), indent=2),
+            f"calculation-{number}.json": lambda: json.dumps(webui().calculation(number), indent=2),
             f"calculation-{number}.log": lambda: "\n".join(
-                " ".join(map(str, row)) for row in webui.log(number)
+                " ".join(map(str, row)) for row in webui().log(number)
             ),
         }
     parts |= {name: functools.partial(_run, master, line) for name, line in COMMANDS.items()}

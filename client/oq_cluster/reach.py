@@ -211,7 +211,7 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Call
         else:
             if process.poll() is None:  # or it was another program at this port
                 return
-    raise _EndedError(f"the port forward has ended by itself: try again{log.tail()}")
+    raise _EndedError(f"the port forward ended unexpectedly: try again{log.tail()}")
 
 
 def _knock(url: str) -> None:
@@ -394,13 +394,12 @@ class AwsMaster(Master):
         """As EC2 Auto Scaling has it."""
         client = self.manager.service("autoscaling")
         with session_manager.explained(self.manager.instance_id):
-            (group,) = client.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])[
-                "AutoScalingGroups"
-            ] or [None]
-            if group is None:
+            answer = client.describe_auto_scaling_groups(AutoScalingGroupNames=[self.group])
+            if not answer["AutoScalingGroups"]:
                 raise ClientError(
                     f"there is no group {self.group}: export the outputs again, or pulumi refresh"
                 )
+            (group,) = answer["AutoScalingGroups"]
             activities = client.describe_scaling_activities(AutoScalingGroupName=self.group, MaxRecords=5)[
                 "Activities"
             ]

@@ -10,10 +10,9 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -87,7 +86,7 @@ def explained(instance_id: str = "") -> Iterator[None]:
         yield
     except _CREDENTIALS as error:
         raise ClientError(
-            f"no AWS credentials ({error}): aws configure, or name a profile with --profile or AWS_PROFILE"
+            f"no AWS credentials found ({error}): run aws configure, or name a profile with --profile or AWS_PROFILE"
         ) from error
     except _EXPIRED as error:
         raise ClientError(f"your AWS session has ended ({error}): aws sso login") from error
@@ -275,8 +274,3 @@ def plugin_environment() -> dict[str, str] | None:
     except ValueError:
         return None
     return dict(os.environ) if version > _LAST_WITHOUT_VARIABLE else None
-
-
-def shell_line(words: Sequence[str]) -> str:
-    """Words as a line of shell."""
-    return shlex.join(words)

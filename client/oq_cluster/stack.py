@@ -89,8 +89,8 @@ class Outputs:
         if not url:
             raise ClientError(
                 "this cluster has no WebUI, by which jobs come to it: "
-                "pulumi config set webui true && pulumi up, which replaces the master (what runs ends), or compute "
-                "in oq-cluster shell"
+                "pulumi config set webui true && pulumi up, which replaces the master (running calculations are "
+                "lost), or compute in oq-cluster shell"
             )
         port = urlsplit(str(url)).port
         if port is None:

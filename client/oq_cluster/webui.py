@@ -83,7 +83,7 @@ class WebUI:
         self.session.cookies.clear()
         answer = self._request("POST", "/accounts/ajax_login/", data={"username": user, "password": password})
         if answer.status_code == 404:
-            raise ClientError("this cluster asks nobody for a login (setting webuiLogin): just go on")
+            raise ClientError("this cluster needs no login (webuiLogin is false)")
         self._not_too_many(answer)
         cookie = _cookie(self.session, _COOKIE)
         if answer.status_code != 403:
@@ -104,7 +104,7 @@ class WebUI:
         """
         page = self._patiently(_OWN_ACCOUNT)
         if page.status_code == 404:
-            raise ClientError("this cluster asks nobody for a password (setting webuiLogin)")
+            raise ClientError("this cluster needs no password (webuiLogin is false)")
         if page.status_code == 302:  # to the page for the login
             raise NotLoggedIn(f"log in first: oq-cluster login {self.user or 'NAME'}")
         self._not_too_many(page)
@@ -130,7 +130,7 @@ class WebUI:
     @staticmethod
     def _not_too_many(answer: requests.Response) -> None:
         if answer.status_code == 429:
-            raise ClientError("too many passwords tried from here: wait a minute, then try again")
+            raise ClientError("too many failed logins from this address: wait a minute and try again")
 
     def logout(self) -> None:
         """End the session, there and here."""

@@ -89,27 +89,40 @@ def _ami(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def network_answers(
-    vpc_id: str, cidr: str, subnets: Mapping[str, Mapping[str, Any]], tags: Mapping[str, str] | None = None
+    vpc_id: str,
+    cidr: str,
+    subnets: Mapping[str, Mapping[str, Any]],
+    tags: Mapping[str, str] | None = None,
+    volumes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Invokes:
-    """AWS's answers about the network of a cluster that exists.
+    """AWS's answers about the network and the volumes of a cluster that exists.
 
     Args:
         subnets: by their ids, with `availabilityZone` and `tags`
         tags: of the VPC
+        volumes: by their ids, with `size` and `tags`; the master has all of them
     """
+    disks = volumes or {}
+    its_disks: Invokes = {
+        "aws:ebs/getEbsVolumes:getEbsVolumes": lambda args: _ids_of(disks, args),
+        "aws:ebs/getVolume:getVolume": lambda args: volume_answer(
+            asked(args, "volume-id"), **disks[asked(args, "volume-id")]
+        ),
+        "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": ["i-0123456789abcdef0"]},
+    }
     return {
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
         "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr, "tags": tags or {}},
-        "aws:ec2/getSubnets:getSubnets": lambda args: {
-            "id": REGION,
-            "ids": [
-                id_
-                for id_, subnet in subnets.items()
-                if (args.get("tags") or {}).items() <= subnet["tags"].items()
-            ],
-        },
+        "aws:ec2/getSubnets:getSubnets": lambda args: _ids_of(subnets, args),
         "aws:ec2/getSubnet:getSubnet": lambda args: subnets[args["id"]],
+        **(its_disks if disks else {}),
     }
+
+
+def _ids_of(these: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of these have the tags that are asked for."""
+    wanted = (args.get("tags") or {}).items()
+    return {"id": REGION, "ids": [id_ for id_, one in these.items() if wanted <= one["tags"].items()]}
 
 
 def asked(args: Mapping[str, Any], name: str) -> str:
@@ -201,5 +214,6 @@ INVOKES: Final[Invokes] = {
     # Nothing that exists is in use.
     "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": []},
     "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": []},
+    "aws:ebs/getEbsVolumes:getEbsVolumes": {"id": REGION, "ids": []},
     "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": {"id": REGION, "ids": []},
 }

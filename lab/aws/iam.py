@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from components.snapshots import TAG
+
 Statements = Sequence[Mapping[str, Any]]
 
 # The operators that are evaluated, each of a request's value and one that the condition names.
@@ -17,9 +19,10 @@ KEYS: Final = (
     "aws:PrincipalAccount",
     "aws:SecureTransport",
     "cloudwatch:namespace",
-    # No node asks KMS anything, so no request has these two.
+    # No node asks KMS anything or deletes snapshots, so no request has these.
     "kms:ViaService",
     "kms:GrantIsForAWSResource",
+    f"ec2:ResourceTag/{TAG}",
 )
 """The keys of a request that conditions may ask for."""
 _ELEMENTS: Final = frozenset({"Sid", "Effect", "Principal", "Action", "Resource", "Condition"})

@@ -154,6 +154,7 @@ class LabRegion(Provider):
                 asked["instanceType"], build.worker_share(WORKERS)
             ),
             "aws:ebs/getVolume:getVolume": self._volume,
+            "aws:ebs/getEbsVolumes:getEbsVolumes": functools.partial(self._found, VOLUME),
             "aws:ebs/getSnapshot:getSnapshot": self._snapshot,
             "aws:efs/getFileSystem:getFileSystem": self._file_system,
             "aws:ec2/getInstances:getInstances": self._instances,

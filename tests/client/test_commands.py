@@ -22,7 +22,7 @@ from oq_cluster import cli, completion, config, diag, reach, submit
 from oq_cluster.inputs import gather
 from oq_cluster.terminal import Terminal
 
-from tests.client.conftest import World
+from tests.client.conftest import OUTPUTS, World
 from tests.client.stand_ins import COOKIE, CSV, DATASTORE, PASSWORD, Calculation, uploaded
 
 
@@ -103,7 +103,7 @@ def test_a_password_is_changed_by_who_has_logged_in(world: World, monkeypatch: p
     assert "oq-cluster login NAME" in world.errors
     world.webui.login = False
     change(world, monkeypatch, PASSWORD, "another horse", status=1)
-    assert "webuiLogin" in world.errors
+    assert "this cluster needs no password (webuiLogin is false)" in world.errors
 
 
 def test_a_session_of_before_the_cookies_had_their_clusters_name_goes_on_or_a_login_is_asked_for(
@@ -135,9 +135,12 @@ def test_who_logs_out_has_no_session(ann: World) -> None:
     assert COOKIE not in kept(ann)
 
 
-def test_a_cluster_without_a_login_needs_none(world: World) -> None:
+def test_a_cluster_without_a_login_needs_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.webui.login = False
     world.oq("list")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PASSWORD}\n"))
+    world.oq("login", "ann", "--password-stdin", status=1)
+    assert "this cluster needs no login (webuiLogin is false)" in world.errors
 
 
 # --- run ---
@@ -474,6 +477,15 @@ def test_the_hazard_that_a_job_file_names_is_continued(ann: World) -> None:
     assert ann.webui.calculations[9].fields["hazard_job_id"] == "8"
     ann.oq("run", ann.job(), ann.job("loss", "loss.ini"), "--hazard", "5")
     assert [ann.webui.calculations[number].fields["hazard_job_id"] for number in (10, 11)] == ["5", "5"]
+
+
+def test_a_hazard_that_is_no_number_is_not_passed_over(ann: World) -> None:
+    job = ann.job()
+    job.write_text(job.read_text() + "hazard_calculation_id = None\n")
+    before = list(ann.webui.asked)
+    ann.oq("run", job, status=2)
+    assert "hazard_calculation_id = None: the server does not heed it" in ann.errors
+    assert ann.webui.asked == before
 
 
 def test_what_has_ended_is_said_before_the_next_job_and_though_that_is_refused(ann: World) -> None:
@@ -868,6 +880,36 @@ def test_what_diag_cannot_have_says_why_in_its_place(ann: World) -> None:
         part = opened.extractfile("oq-cluster-diag/fleet.json")
         assert part is not None
         assert b"not to be had" in part.read()
+
+
+@pytest.fixture
+def without_webui(world: World) -> World:
+    """A cluster without a WebUI (webui: false), whose outputs are the default."""
+    outputs = world.path / "without.json"
+    outputs.write_text(json.dumps({name: value for name, value in OUTPUTS.items() if name != "webUiUrl"}))
+    world.oq("use", "--outputs", outputs)
+    return world
+
+
+def test_diag_of_a_cluster_without_a_webui_has_the_rest_and_says_why_in_place_of_its_parts(
+    without_webui: World,
+) -> None:
+    archive = without_webui.path / "diag.tar.gz"
+    without_webui.oq("diag", "1", "--out", archive)
+    with tarfile.open(archive) as opened:
+        parts = {member.name.partition("/")[2]: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
+    lacking = {name for name, text in parts.items() if b"not to be had: this cluster has no WebUI" in text}
+    assert lacking == {"engine.txt", "calculations.json", "calculation-1.json", "calculation-1.log"}
+    assert json.loads(parts["outputs.json"])["region"] == "eu-central-1"
+
+
+@pytest.mark.parametrize("words", [("list",), ("add", "eve"), ("password", "eve"), ("remove", "eve")])
+def test_users_of_a_cluster_without_a_webui_says_so_and_asks_the_master_nothing(
+    without_webui: World, words: tuple[str, ...]
+) -> None:
+    without_webui.oq("users", *words, status=1)
+    assert "this cluster has no WebUI" in without_webui.errors
+    assert without_webui.aws.asked == []
 
 
 # --- the command line ---

@@ -161,7 +161,7 @@ def test_without_credentials_the_message_says_how_to_get_them(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     opened.oq("list", status=1)
-    assert "no AWS credentials" in opened.errors
+    assert "no AWS credentials found" in opened.errors
     opened.oq("list", "--profile", "nobody", status=1)
     assert "nobody" in opened.errors
 
@@ -172,6 +172,7 @@ def test_a_plugin_that_ends_by_itself_is_shown_with_its_words(
     monkeypatch.setenv("STAND_IN_FAILS", "Cannot perform start session: EOF")
     monkeypatch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0)
     opened.oq("list", status=1)
+    assert "the port forward ended unexpectedly: try again" in opened.errors
     assert "Cannot perform start session: EOF" in opened.errors
     assert opened.aws.requests("TerminateSession")
 

@@ -6,8 +6,10 @@ import io
 import json
 
 import pytest
+from oq_cluster import commands
 from oq_cluster.errors import Unreachable
 
+from components import scaling
 from tests.client.conftest import OUTPUTS, World
 
 ASLEEP = "oq-cluster: the master sleeps: oq-cluster wake starts it\n"
@@ -35,6 +37,13 @@ def test_a_master_that_computes_stays_awake_and_the_reason_and_the_remedy_are_on
     assert "the master stays awake: calculation 4 has not ended. Wait" in world.errors
     assert "oq-cluster abort ID" in world.errors
     assert len(world.errors.splitlines()) == 1
+
+
+def test_the_minutes_after_which_workers_leave_are_the_fleets(world: World) -> None:
+    world.aws.answers["oq-node sleep"] = 1, "2 workers run"
+    world.oq("sleep", status=1)
+    assert commands.IDLE_MINUTES == scaling.IDLE_MINUTES
+    assert f"leave after {scaling.IDLE_MINUTES} minutes" in world.errors
 
 
 def test_a_master_that_goes_before_its_answer_comes_has_been_sent_to_sleep(

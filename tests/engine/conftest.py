@@ -20,6 +20,7 @@ from lab.region.stack import Stack, find_pulumi, served
 # A custom image, which some settings ask for.
 AMI = "ami-0123456789abcdef0"
 SUBNET = "aws:ec2/subnet:Subnet"
+VOLUME = "aws:ebs/volume:Volume"
 # The settings from which each is changed alone. With an image, an address and spot capacity, all others can be.
 SETTINGS: dict[str, object] = {"amiId": AMI, "alarmEmail": "seismology@example.org", "workerSpot": True}
 
@@ -106,16 +107,19 @@ def cluster(
 
 @pytest.fixture
 def stack(cluster: Stack, region: Region, tmp_path: Path) -> Stack:
-    """A stack that is up with SETTINGS, in a region where AWS shows its network."""
+    """A stack that is up with SETTINGS, in a region where AWS shows its network and volumes."""
     region.invokes = {**INVOKES, **network_of(cluster.resources())}
     return cluster.copy(tmp_path / "stack")
 
 
 def network_of(resources: Mapping[str, Any]) -> Invokes:
-    """AWS's answers about the network of a cluster that exists."""
+    """AWS's answers about the network and the volumes of a cluster that exists."""
     vpc = resources["Vpc:network-vpc"]
-    subnets = {one["id"]: one["inputs"] for one in resources.values() if one["type"] == SUBNET}
-    return network_answers(vpc["id"], vpc["inputs"]["cidrBlock"], subnets, vpc["inputs"]["tags"])
+    subnets, volumes = (
+        {one["id"]: one["inputs"] for one in resources.values() if one["type"] == type_}
+        for type_ in (SUBNET, VOLUME)
+    )
+    return network_answers(vpc["id"], vpc["inputs"]["cidrBlock"], subnets, vpc["inputs"]["tags"], volumes)
 
 
 @pytest.fixture

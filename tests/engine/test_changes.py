@@ -108,7 +108,9 @@ def test_a_change_of_one_setting_does_what_its_rule_says_in_preview_and_up(
     region.asked.clear()
     if KEYS[key].changes == {Change.REFUSED}:
         for command in (stack.preview, stack.up):
-            with pytest.raises(CommandError, match=rf"{key} = .*: it is .* stays as it is"):
+            with pytest.raises(
+                CommandError, match=rf"{key} = .*: it is .* cannot change once the cluster exists"
+            ):
                 command()
         assert region.asked == []
         return
@@ -122,6 +124,17 @@ def test_a_change_of_one_setting_does_what_its_rule_says_in_preview_and_up(
     if (_kept(stack) ^ kept) & before & stack.resources().keys() - {step.label for step in steps}:
         found.add(Change.KEPT_IN_STATE)
     assert found == KEYS[key].changes, [(step.op, step.label, set(step.changed)) for step in steps]
+
+
+def test_a_volume_that_would_shrink_is_refused_before_anything_is_touched(
+    stack: Stack, region: Region
+) -> None:
+    stack.configure(**SETTINGS, homeVolumeGb=99)
+    region.asked.clear()
+    for command in (stack.preview, stack.up):
+        with pytest.raises(CommandError, match=r"homeVolumeGb = 99: the volume has 100 GiB"):
+            command()
+    assert region.asked == []
 
 
 def _kept(stack: Stack) -> set[str]:

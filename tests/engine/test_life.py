@@ -201,7 +201,7 @@ def test_wrong_settings_are_one_error_and_nothing_is_made(command: str, empty: S
     with pytest.raises(CommandError) as error:
         empty.run(command, *options)
     text = str(error.value).partition("Diagnostics:")[2]  # Pulumi has shown its progress before
-    assert text.count("error:") == text.count("error: wrong settings: 3") == 1, str(error.value)
+    assert text.count("error:") == text.count("error: 3 problems with the settings:") == 1, str(error.value)
     for line in (
         "egress = fly: choose one of nat, endpoints",
         "homeVolumeGb = 0: write a whole number from 1 to 65536",

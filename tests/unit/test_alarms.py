@@ -76,6 +76,17 @@ def test_each_alarm_is_on_after_whole_minutes_that_all_breach(recording: Recordi
         )
 
 
+def test_a_mail_says_the_minutes_and_attempts_that_are_so(recording: Recording, record: Record) -> None:
+    found = alarms(recording)
+    for name in ("silence", "no-worker"):
+        assert f" for {found[name]['evaluationPeriods']} minutes" in found[name]["alarmDescription"]
+    sleeping = alarms(record(alarmEmail=ADDRESS, stopWhenIdleMinutes="60"))["silence"]
+    assert f" for {sleeping['evaluationPeriods']} minutes" in sleeping["alarmDescription"]
+    unready = found["unready"]
+    assert f" for {unready['datapointsToAlarm']} minutes" in unready["alarmDescription"]
+    assert f" after {userdata.WORKER_ATTEMPTS} attempts " in unready["alarmDescription"]
+
+
 def test_missing_data_are_an_alarm_of_their_own_and_of_no_other(recording: Recording) -> None:
     missing = {name: alarm["treatMissingData"] for name, alarm in alarms(recording).items()}
     assert missing == dict.fromkeys(missing, "notBreaching") | {"silence": "breaching"}
@@ -120,7 +131,7 @@ def test_that_mail_says_that_the_master_is_on_and_otherwise_that_it_may_be_off(
 ) -> None:
     sleeping = record(alarmEmail=ADDRESS, stopWhenIdleMinutes="60")
     text = alarms(sleeping)["silence"]["alarmDescription"]
-    assert text.startswith("openquake-cluster-test: The master is on and has said nothing for ten minutes")
+    assert text.startswith("openquake-cluster-test: The master is on and has said nothing for 10 minutes")
     assert "it is off" in alarms(recording)["silence"]["alarmDescription"]
     assert "`sudo oq-node status`" in text
 

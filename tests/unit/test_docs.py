@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from components import facts
-from components.prices import efs_gb_month
 from components.settings import KEYS, Settings
 from components.workers import WARMUP_SECONDS
 from docs import tables
@@ -107,12 +106,6 @@ def test_the_readme_says_how_many_vcpus_the_quotas_have_to_have() -> None:
     assert f"The defaults need {vcpus(defaults.master_instance_type) + workers[0]}," in text
     assert dev.worker_spot
     assert f"needs {vcpus(dev.master_instance_type)} on demand and {workers[1]} of spot" in text
-
-
-def test_the_readme_says_what_efs_costs_in_the_region_of_its_table() -> None:
-    config = yaml.safe_load((tables.PROJECT / "Pulumi.dev.yaml").read_text())["config"]
-    price = efs_gb_month(config["aws:region"])
-    assert f"EFS: ≈ {price:.2f} $ per GB and month" in (tables.PROJECT / "README.md").read_text()
 
 
 def test_the_preferences_of_an_instance_refresh_by_hand_are_the_programs() -> None:

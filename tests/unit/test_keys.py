@@ -152,7 +152,7 @@ def test_the_key_of_a_cluster_that_exists_cannot_change(
     with pytest.raises(pulumi.RunError) as error:
         run_program({"kmsKeyId": wanted}, invokes=answers)
     (line,) = str(error.value).splitlines()[1:]
-    assert f"it is {shown}; a cluster that exists stays as it is" in line
+    assert f"it is {shown}; it cannot change once the cluster exists" in line
 
 
 def test_it_is_no_part_of_user_data(record: Record) -> None:

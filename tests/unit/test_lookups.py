@@ -9,16 +9,43 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.aws.answers import Invokes, Refused, ami_answer, instance_type_answer, key_answer, secret_answer
+from lab.aws.answers import (
+    Invokes,
+    Refused,
+    ami_answer,
+    instance_type_answer,
+    key_answer,
+    network_answers,
+    secret_answer,
+)
 from lab.aws.recorder import run_program
 from lab.aws.recording import Recording
 from lab.aws.resources import REGION
+from tests.unit.conftest import Record
 
 OFFERINGS = "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings"
 INSTANCE_TYPE = "aws:ec2/getInstanceType:getInstanceType"
 ZONES = "aws:index/getAvailabilityZones:getAvailabilityZones"
 AMI = "aws:ec2/getAmi:getAmi"
 KEPT = "ami-0fedcba9876543210"  # the image of a cluster that is there
+
+
+# What the program asks AWS in any case, or where its cluster exists, in the words of the message.
+ASKED = {
+    "aws:index/getRegion:getRegion": "the region: ",
+    "aws:index/getPartition:getPartition": "the region's partition: ",
+    ZONES: "the region's zones: ",
+    OFFERINGS: "the instance types that it offers: ",
+    INSTANCE_TYPE: "the instance type m7i.large: ",
+    "aws:ssm/getParameter:getParameter": "Debian's newest image (/aws/service/debian/",
+    "aws:ec2/getVpcs:getVpcs": "the stack's VPC: ",
+    "aws:ec2/getVpc:getVpc": "the VPC vpc-",
+    "aws:ec2/getSubnets:getSubnets": "the subnets of vpc-",
+    "aws:ec2/getSubnet:getSubnet": "the subnet subnet-",
+    "aws:ebs/getEbsVolumes:getEbsVolumes": "the volume of /home: ",
+    "aws:ec2/getInstances:getInstances": "the machines with the volume vol-",
+    "aws:ebs/getVolume:getVolume": "the volume vol-",
+}
 
 
 def _offer(**zones_of: list[str]) -> Mapping[str, Any]:
@@ -173,6 +200,21 @@ def test_a_secret_whose_key_nobody_may_look_at_is_refused() -> None:
         run_program({"webuiCertificate": SECRET}, invokes=invokes)
 
 
+CLUSTERS_KEY = f"arn:aws:kms:{REGION}:123456789012:key/01234567-89ab-cdef-0123-456789abcdef"
+OTHER_KEY = f"arn:aws:kms:{REGION}:123456789012:key/89abcdef-89ab-cdef-0123-456789abcdef"
+
+
+@pytest.mark.parametrize("key", [CLUSTERS_KEY, "alias/openquake"])
+def test_a_secret_under_the_clusters_own_key_is_taken_however_it_is_named(key: str) -> None:
+    """The master may decrypt secrets with that key, and with no other one."""
+    config = {"webuiCertificate": SECRET, "kmsKeyId": CLUSTERS_KEY}
+    assert run_program(config, invokes={GET_SECRET: secret_answer(SECRET, kmsKeyId=key)}).resources
+    with pytest.raises(
+        pulumi.RunError, match=rf"with kmsKeyId or alias/aws/sec.* --kms-key-id {CLUSTERS_KEY}"
+    ):
+        run_program(config, invokes={GET_SECRET: secret_answer(SECRET, kmsKeyId=OTHER_KEY)})
+
+
 def test_a_cluster_without_a_users_certificate_asks_for_no_secret() -> None:
     for setting in ("", "self"):
         assert GET_SECRET not in [token for token, _ in run_program({"webuiCertificate": setting}).invokes]
@@ -235,14 +277,48 @@ def test_the_wait_is_refused_where_it_would_not_find_the_providers_way_to_aws(ke
     run_program({key: value, "waitForReady": "false"})
 
 
+def test_the_wait_that_would_not_find_aws_is_told_with_all_else_that_is_wrong() -> None:
+    strange = {"aws:httpsProxy": "http://proxy:3128", "workerMax": "0"}
+    with pytest.raises(
+        pulumi.RunError, match=r"\A2 problems(.|\n)*workerMax = 0: (.|\n)*waitForReady = true: "
+    ):
+        run_program(strange)
+    with pytest.raises(pulumi.RunError, match=r"\A1 problem "):
+        run_program({**strange, "waitForReady": "false"})
+
+
+@pytest.mark.parametrize("token", sorted(ASKED))
+def test_what_aws_does_not_answer_is_said_in_one_line_with_what_to_look_at(
+    record: Record, token: str
+) -> None:
+    """And not by a traceback: credentials expire, and rights are missing."""
+
+    def refuse(_args: Mapping[str, Any]) -> Mapping[str, Any]:
+        raise Refused("ExpiredToken")
+
+    recording = record()
+    vpc, subnets, volumes = (
+        {one.id: one.inputs for one in recording.of_type(type_)}
+        for type_ in ("aws:ec2/vpc:Vpc", "aws:ec2/subnet:Subnet", "aws:ebs/volume:Volume")
+    )
+    ((vpc_id, inputs),) = vpc.items()
+    exists = network_answers(vpc_id, inputs["cidrBlock"], subnets, inputs["tags"], volumes)
+    with pytest.raises(pulumi.RunError) as error:
+        run_program({}, invokes={**exists, token: refuse})
+    text = str(error.value)
+    assert text.startswith(f"AWS could not be asked for {ASKED[token]}")
+    assert "ExpiredToken" in text
+    assert text.endswith(". Check the credentials and their permissions (aws sts get-caller-identity)")
+
+
 def test_default_tags_that_the_metadata_cannot_show_are_refused_with_all_that_is_wrong() -> None:
     """EC2 refuses to launch a machine whose metadata should show them, when network and storage are made."""
     tags = '{"tags": {"Cost Center": "7", "Team": "hazard", "a/b": "c", "Owner:e-mail@home": "x"}}'
     with pytest.raises(pulumi.RunError) as error:
         run_program({"aws:defaultTags": tags, "workerMax": "0"})
-    assert str(error.value).startswith("wrong settings: 3\n  workerMax = 0: ")
+    assert str(error.value).startswith("3 problems with the settings:\n  workerMax = 0: ")
     for key in ("Cost Center", "a/b"):
         assert f"\n  aws:defaultTags = {key}: rename it" in str(error.value)
-    with pytest.raises(pulumi.RunError, match="wrong settings: 2"):
+    with pytest.raises(pulumi.RunError, match="2 problems with the settings:"):
         run_program({"aws:defaultTags": tags})
     run_program({"aws:defaultTags": '{"tags": {"Team": "hazard"}}'})

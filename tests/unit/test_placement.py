@@ -1,4 +1,4 @@
-"""The settings that would move a cluster that exists are refused before anything is made."""
+"""The settings that would move a cluster that exists, or shrink its disks, are refused before anything is made."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tests.unit.conftest import Record
 
 VPC = "aws:ec2/vpc:Vpc"
 SUBNET = "aws:ec2/subnet:Subnet"
+VOLUME = "aws:ebs/volume:Volume"
+GET_INSTANCES = "aws:ec2/getInstances:getInstances"
 GET_VPCS = "aws:ec2/getVpcs:getVpcs"
 
 
@@ -48,9 +50,9 @@ def test_another_network_and_other_zones_are_refused_in_one_error_with_the_prese
 ) -> None:
     lines = refused({"vpcCidr": "10.21.0.0/16", "zones": f'["{REGION}b", "{REGION}c"]'}, answers)
     assert len(lines) == 2
-    assert lines[0].startswith("  vpcCidr = 10.21.0.0/16: it is 10.20.0.0/16; a cluster that exists stays")
+    assert lines[0].startswith("  vpcCidr = 10.21.0.0/16: it is 10.20.0.0/16; it cannot change")
     assert lines[1].startswith(
-        f'  zones = ["{REGION}b", "{REGION}c"]: it is {REGION}a, {REGION}b; a cluster that exists'
+        f'  zones = ["{REGION}b", "{REGION}c"]: it is {REGION}a, {REGION}b; it cannot change once'
     )
 
 
@@ -83,3 +85,39 @@ def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
 
     run_program({"vpcCidr": "10.21.0.0/16"}, invokes={**INVOKES, GET_VPCS: vpcs}, stack="mine")
     assert asked == [{"tags": {"Project": "openquake-cluster", "Stack": "mine"}}]
+
+
+# --- volumes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_disks(record: Record) -> Invokes:
+    """AWS's answers where a cluster of the default settings exists, with its volumes."""
+    recording = record()
+    vpc = recording.one(VPC)
+    subnets, volumes = (
+        {one.id: one.inputs for one in recording.of_type(type_)} for type_ in (SUBNET, VOLUME)
+    )
+    return network_answers(vpc.id, vpc.inputs["cidrBlock"], subnets, vpc.inputs["tags"], volumes)
+
+
+def test_a_volume_that_would_shrink_is_refused_and_one_that_stays_or_grows_is_not(
+    with_disks: Invokes,
+) -> None:
+    lines = refused({"homeVolumeGb": "99", "varVolumeGb": "49", "rabbitmqVolumeGb": "21"}, with_disks)
+    assert lines == [
+        "  homeVolumeGb = 99: the volume has 100 GiB and EBS cannot shrink it: write 100 or more",
+        "  varVolumeGb = 49: the volume has 50 GiB and EBS cannot shrink it: write 50 or more",
+    ]
+    assert run_program({"homeVolumeGb": "101"}, invokes=with_disks).of_type(VOLUME)
+
+
+def test_a_volume_that_no_machine_of_the_stack_has_says_nothing_of_a_size(with_disks: Invokes) -> None:
+    """Such a one may be left of a former cluster of the same name."""
+    answers = {**with_disks, GET_INSTANCES: {"id": REGION, "ids": []}}
+    assert run_program({"homeVolumeGb": "99"}, invokes=answers).of_type(VOLUME)
+
+
+def test_where_a_snapshot_is_named_its_own_size_is_looked_at(with_disks: Invokes) -> None:
+    config = {"homeVolumeGb": "99", "homeVolumeId": "snap-0123456789abcdef0"}
+    assert run_program(config, invokes=with_disks).of_type(VOLUME)

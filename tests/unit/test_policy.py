@@ -64,7 +64,7 @@ from policy.resources import (
     matches,
     targets,
 )
-from tests.unit.conftest import MODES, NAT, SMALL, Record
+from tests.unit.conftest import ENDPOINTS, MODES, NAT, SMALL, Record
 
 MAILS = "mails"
 # Every kind of cluster, and settings by which somebody does without what a control asks for.
@@ -102,6 +102,11 @@ def broken(stack: Stack) -> set[tuple[str, str]]:
     return {(found.rule, found.resource.label) for found in pack.findings(stack)}
 
 
+def unexcused(stack: Stack) -> list[pack.Finding]:
+    """All that is broken without a reason."""
+    return [found for found in pack.findings(stack) if not pack.excepted(found, stack)]
+
+
 def breaking(id_: str, stack: Stack) -> set[str]:
     """The labels of the resources that break one rule."""
     (rule,) = [rule for rule in pack.RULES if rule.id == id_]
@@ -113,8 +118,7 @@ def breaking(id_: str, stack: Stack) -> set[str]:
 
 @pytest.mark.parametrize("mode", STACKS)
 def test_no_rule_is_broken_without_a_reason(record: Record, mode: str) -> None:
-    found = list(pack.findings(stack_of(record, mode)))
-    assert [one for one in found if not pack.excepted(one.rule, one.resource)] == []
+    assert unexcused(stack_of(record, mode)) == []
 
 
 @pytest.mark.parametrize("mode", [NAT, SMALL])
@@ -239,7 +243,12 @@ def policy(action: str | list[str], resource: str = "*", **more: Any) -> str:
 
 
 def rights(action: str | list[str], resource: str = "*") -> Breaker:
-    return change(ROLE_POLICY, "policy", policy(action, resource), "workers-rights")
+    return instead(policy(action, resource))
+
+
+def instead(text: str) -> Breaker:
+    """The workers' role has another policy."""
+    return change(ROLE_POLICY, "policy", text, "workers-rights")
 
 
 def trust(principal: Any) -> Breaker:
@@ -288,8 +297,32 @@ SECRETS = [
 COPY_RULE = "policyDetails.schedules.0.crossRegionCopyRules"
 EVENT = "policyDetails.action"
 
+ALL_BUT_ONE = json.dumps(
+    {"Statement": {"Effect": "Allow", "Action": "s3:GetObject", "NotResource": "arn:aws:s3:::bucket/*"}}
+)
+# What breaks a rule as the policy of a role.
+RIGHTS: dict[str, list[str]] = {
+    "least-rights": [
+        policy("*"),
+        policy("s3:*", "arn:aws:s3:::bucket/*"),
+        policy("secretsmanager:GetSecretValue"),
+        policy("secretsmanager:GetSecretValue", Condition={"Bool": {"aws:SecureTransport": "true"}}),
+        json.dumps({"Statement": {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}}),
+        ALL_BUT_ONE,
+    ],
+    "CKV_AWS_62": [policy("*")],
+    "CKV_AWS_63": [policy("*", "arn:aws:s3:::bucket")],
+    "CKV_AWS_286": [policy("iam:PassRole", "arn:aws:iam::123456789012:role/r"), policy("*")],
+    "CKV_AWS_287": [policy("sts:AssumeRole"), policy("ec2:GetPasswordData")],
+    "CKV_AWS_288": [policy("s3:GetObject")],
+    "CKV_AWS_289": [policy("s3:PutBucketPolicy"), policy("kms:CreateGrant")],
+    "CKV_AWS_290": [policy("secretsmanager:PutSecretValue")],
+    "CKV_AWS_355": [policy("secretsmanager:GetSecretValue")],
+    "CKV2_AWS_40": [policy("iam:*")],
+}
 # What breaks a rule. Each breaker alone must be seen by the rule.
 BREAKERS: dict[str, list[Breaker]] = {
+    **{id_: [instead(text) for text in texts] for id_, texts in RIGHTS.items()},
     "three-ports": [
         change(INGRESS, "fromPort", 22, AMQP_IN),
         change(INGRESS, "ipProtocol", "-1", AMQP_IN),
@@ -328,17 +361,7 @@ BREAKERS: dict[str, list[Breaker]] = {
     "narrow-endpoints": [
         change(ENDPOINT, "policy", None, "endpoints-secretsmanager"),
         change(ENDPOINT, "policy", policy("*", Principal="*"), "endpoints-secretsmanager"),
-    ],
-    "least-rights": [
-        rights("*"),
-        rights("s3:*", "arn:aws:s3:::bucket/*"),
-        rights("secretsmanager:GetSecretValue"),
-        change(
-            ROLE_POLICY,
-            "policy",
-            json.dumps({"Statement": {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}}),
-            "workers-rights",
-        ),
+        change(ENDPOINT, "policy", ALL_BUT_ONE, "endpoints-secretsmanager"),
     ],
     "mails-of-alarms": [
         change(TOPIC, "kmsMasterKeyId", "alias/aws/sns"),
@@ -361,8 +384,6 @@ BREAKERS: dict[str, list[Breaker]] = {
     "CKV_AWS_57": [change(BUCKET, "acl", "public-read-write")],
     "CKV_AWS_60": [trust("*"), trust({"AWS": "*"}), trust({"AWS": ["*"]})],
     "CKV_AWS_61": [trust({"AWS": "arn:aws:iam::123456789012:root"})],
-    "CKV_AWS_62": [rights("*")],
-    "CKV_AWS_63": [rights("*", "arn:aws:s3:::bucket")],
     "CKV_AWS_70": [change(BUCKET_POLICY, "policy", policy("s3:GetObject", Principal="*"))],
     "CKV_AWS_79": [change(INSTANCE, IMDS_V1, "optional"), change(TEMPLATE, IMDS_V1, "optional")],
     "CKV_AWS_88": [change(INSTANCE, "associatePublicIpAddress", True), change(TEMPLATE, PUBLIC, "true")],
@@ -380,11 +401,6 @@ BREAKERS: dict[str, list[Breaker]] = {
     "CKV_AWS_260": [open_at(80)],
     "CKV_AWS_274": [change(ROLE, "managedPolicyArns", ["arn:aws:iam::aws:policy/AdministratorAccess"])],
     "CKV_AWS_277": [open_at(0, "-1")],
-    "CKV_AWS_286": [rights("iam:PassRole", "arn:aws:iam::123456789012:role/r"), rights("*")],
-    "CKV_AWS_287": [rights("sts:AssumeRole"), rights("ec2:GetPasswordData")],
-    "CKV_AWS_288": [rights("s3:GetObject")],
-    "CKV_AWS_289": [rights("s3:PutBucketPolicy"), rights("kms:CreateGrant")],
-    "CKV_AWS_290": [rights("secretsmanager:PutSecretValue")],
     "CKV_AWS_315": [change(GROUP, "mixedInstancesPolicy", None)],
     "CKV_AWS_7": [change(KEY, "enableKeyRotation", False), change(KEY, "enableKeyRotation", None)],
     "CKV_AWS_26": [change(TOPIC, "kmsMasterKeyId", None)],
@@ -396,7 +412,6 @@ BREAKERS: dict[str, list[Breaker]] = {
     "SNS.4": [change(TOPIC_POLICY, "policy", policy("sns:Publish", Principal="*"))],
     "CKV_AWS_319": [change(ALARM, "actionsEnabled", False)],
     "CKV_AWS_341": [change(TEMPLATE, "metadataOptions.httpPutResponseHopLimit", 2)],
-    "CKV_AWS_355": [rights("secretsmanager:GetSecretValue")],
     "CKV_AWS_382": [
         in_turn(change(EGRESS, "cidrIpv4", "0.0.0.0/0"), change(EGRESS, "ipProtocol", "-1")),
     ],
@@ -408,7 +423,6 @@ BREAKERS: dict[str, list[Breaker]] = {
     "CKV2_AWS_15": [change(GROUP, "targetGroupArns", ["arn:aws:elasticloadbalancing:…"])],
     "CKV2_AWS_19": [without(NAT_GATEWAY)],
     "CKV2_AWS_35": [change(ROUTE, "instanceId", "i-0")],
-    "CKV2_AWS_40": [rights("iam:*")],
     "CKV2_AWS_41": [change(INSTANCE, "iamInstanceProfile", None)],
     "CKV2_AWS_44": [change(ROUTE, "vpcPeeringConnectionId", "pcx-0")],
     "CKV2_AWS_56": [change(ROLE, "managedPolicyArns", ["arn:aws:iam::aws:policy/IAMFullAccess"])],
@@ -506,16 +520,53 @@ def test_a_control_that_fails_would_hold_with_what_it_asks_for(record: Record, i
 
 
 def test_what_is_broken_elsewhere_is_not_excused_by_the_exceptions(record: Record) -> None:
-    found = [
-        one
-        for one in pack.findings(rights("secretsmanager:PutSecretValue")(stack_of(record, NAT)))
-        if not pack.excepted(one.rule, one.resource)
-    ]
+    found = unexcused(rights("secretsmanager:PutSecretValue")(stack_of(record, NAT)))
     assert {(one.rule, one.resource.name) for one in found} >= {
         ("CKV_AWS_290", "workers-rights"),
         ("CKV_AWS_355", "workers-rights"),
         ("least-rights", "workers-rights"),
     }
+
+
+def also(text: str) -> Breaker:
+    """The master's role is allowed what a policy says, too."""
+
+    def apply(stack: Stack) -> Stack:
+        (master,) = [one for one in stack.of(ROLE_POLICY) if one.name == "master-rights"]
+        statements = [
+            *master.statements("policy"),
+            *replace(master, inputs={"policy": text}).statements("policy"),
+        ]
+        return change(ROLE_POLICY, "policy", json.dumps({"Statement": statements}), master.name)(stack)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("id_", "text"),
+    [pytest.param(id_, one, id=f"{id_}-{n}") for id_, all_ in RIGHTS.items() for n, one in enumerate(all_)],
+)
+def test_the_reason_for_two_actions_of_the_masters_role_excuses_no_other_one(
+    record: Record, id_: str, text: str
+) -> None:
+    found = unexcused(also(text)(stack_of(record, NAT)))
+    assert (id_, "master-rights") in {(one.rule, one.resource.name) for one in found}
+
+
+def test_what_excuses_the_endpoint_beside_a_nat_gateway_does_not_excuse_it_alone(record: Record) -> None:
+    """Without that gateway, it would be the one way to others' buckets."""
+    wide = change(ENDPOINT, "policy", policy("*", Principal="*"), "network-s3")
+    assert unexcused(wide(stack_of(record, NAT))) == []
+    found = unexcused(wide(stack_of(record, ENDPOINTS)))
+    assert [(one.rule, one.resource.name) for one in found] == [("narrow-endpoints", "network-s3")]
+
+
+def test_without_a_nat_gateway_nothing_excuses_that_there_is_no_endpoint_for_systems_manager(
+    record: Record,
+) -> None:
+    alone = stack_of(record, ENDPOINTS)
+    others = [one for one in alone.resources if not str(one.inputs.get("serviceName")).endswith(".ssm")]
+    assert "EC2.57" in {one.rule for one in unexcused(replace(alone, resources=others))}
 
 
 def test_everything_that_is_encrypted_has_to_have_the_customers_key(record: Record) -> None:

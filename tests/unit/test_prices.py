@@ -108,6 +108,17 @@ def test_an_hour_with_all_workers_is_theirs_and_a_share_of_the_month() -> None:
     assert costs.full_text().startswith("about 3.00 USD: 4 workers at 0.500 and 1.00 for the rest (estimate")
 
 
+@pytest.mark.parametrize("minimum", [0, 2, 8])
+def test_an_hour_with_all_workers_counts_those_that_stay_once(minimum: int) -> None:
+    costs = estimate(Settings.parse({"workerMin": minimum}), REGION)
+    assert costs.worker is not None
+    assert costs.master is not None
+    assert costs.hour_rest is not None
+    others = costs.hour_rest + costs.master
+    assert costs.hour_full == pytest.approx(others + 8 * costs.worker)
+    assert f" 8 workers at {costs.worker:.3f} and {others:.2f} for the rest " in costs.full_text()
+
+
 def test_a_price_of_the_users_own_replaces_the_tables() -> None:
     own = estimate(
         Settings.parse({"workerHourPrice": "0.15", "workerInstanceTypes": ["hpc7a.96xlarge"]}), REGION

@@ -562,6 +562,10 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
             "Resource": each_mode.one(GROUP).outputs["arn"],
         }
     ]
+    snapshots = f"arn:aws:ec2:{REGION}::snapshot/*"
+    snapshots_role = each_mode.one("aws:iam/role:Role", "snapshots-role")
+    (trusted,) = statements(snapshots_role.inputs["assumeRolePolicy"])
+    assert trusted["Condition"] == {"StringEquals": {"aws:SourceAccount": ACCOUNT}}
     assert statements(each_mode.one(ROLE_POLICY, "snapshots-rights").inputs["policy"]) == [
         {
             "Effect": "Allow",
@@ -575,17 +579,16 @@ def test_the_roles_may_do_this_and_nothing_else(each_mode: Recording) -> None:
         },
         {
             "Effect": "Allow",
-            "Action": ["ec2:CreateSnapshot", "ec2:CreateSnapshots"],
-            "Resource": [
-                "arn:aws:ec2:*:*:volume/*",
-                "arn:aws:ec2:*:*:instance/*",
-                "arn:aws:ec2:*::snapshot/*",
-            ],
+            "Action": ["ec2:CreateSnapshot"],
+            "Resource": [f"arn:aws:ec2:{REGION}:{ACCOUNT}:volume/*", snapshots],
         },
+        {"Effect": "Allow", "Action": ["ec2:CreateTags"], "Resource": snapshots},
         {
             "Effect": "Allow",
-            "Action": ["ec2:DeleteSnapshot", "ec2:CreateTags"],
-            "Resource": "arn:aws:ec2:*::snapshot/*",
+            "Action": ["ec2:DeleteSnapshot"],
+            "Resource": snapshots,
+            # The tag of the volumes, which the snapshots have from them.
+            "Condition": {"StringEquals": {"ec2:ResourceTag/SnapshotsBy": snapshots_role.outputs["name"]}},
         },
     ]
     principals = {"master": "ec2", "workers": "ec2", "snapshots": "dlm"}
@@ -945,10 +948,9 @@ def test_the_wait_asks_again_when_the_master_has_another_type(record: Record) ->
 
 
 def test_the_wait_lasts_as_long_and_has_the_aws_profile_as_the_stack_says(record: Record) -> None:
-    assert record().one(COMMAND).inputs["environment"] == {}
+    assert "--profile" not in record().one(COMMAND).inputs["interpreter"]
     wait = run_program({"aws:profile": "seismo", "readyTimeoutMinutes": "7"}).one(COMMAND)
-    assert wait.inputs["environment"] == {"AWS_PROFILE": "seismo"}
-    assert wait.inputs["interpreter"][-1] == "7"
+    assert wait.inputs["interpreter"][-4:] == ["--minutes", "7", "--profile", "seismo"]
 
 
 def test_the_wait_can_be_turned_off(record: Record) -> None:

@@ -88,7 +88,7 @@ def test_every_problem_is_said_at_once_with_key_value_and_remedy() -> None:
         Settings.parse(wrong)
     assert {problem.key: problem.value for problem in error.value.problems} == wrong
     lines = str(error.value).splitlines()
-    assert lines[0] == "wrong settings: 6"
+    assert lines[0] == "6 problems with the settings:"
     for (key, value), problem in zip(sorted(wrong.items()), sorted(error.value.problems), strict=True):
         assert f"  {key} = {value}: {problem.remedy}" in lines
         assert problem.remedy
@@ -117,9 +117,9 @@ def test_a_master_that_stops_itself_does_so_after_ten_minutes_at_least_and_leave
         ("11.0.0.0/16", "private network"),
         ("172.32.0.0/16", "private network"),
         ("100.64.0.0/16", "private network"),
-        ("10.0.1.0/16", "write the network itself: 10.0.0.0/16"),
-        ("10.0.0.0/255.255.0.0", "write the network itself: 10.0.0.0/16"),
-        ("10.0.0.0", "write the network itself: 10.0.0.0/32"),
+        ("10.0.1.0/16", "the address has host bits set: write 10.0.0.0/16"),
+        ("10.0.0.0/255.255.0.0", "write 10.0.0.0/16"),
+        ("10.0.0.0", "write 10.0.0.0/32"),
         ("fd00::/48", "IPv4 network"),
         ("", "IPv4 network"),
     ],
@@ -156,6 +156,21 @@ def test_the_remedy_for_a_public_client_network_is_port_forwarding() -> None:
     assert "webUiPortForward" in problems({"clientCidrs": ["0.0.0.0/0"]})["clientCidrs"].remedy
 
 
+def test_all_bad_values_of_a_list_are_named_at_once_those_with_one_remedy_together() -> None:
+    found = problems({"clientCidrs": ["0.0.0.0/0", "10.1.0.0/16", "8.8.8.0/24", "10.1.0.7/16"]})
+    remedy = found["clientCidrs"].remedy
+    assert remedy.startswith("0.0.0.0/0, 8.8.8.0/24: no public network")
+    assert remedy.endswith("; 10.1.0.7/16: the address has host bits set: write 10.1.0.0/16")
+
+
+def test_one_problem_is_one_and_a_network_is_shown_as_it_was_written() -> None:
+    with pytest.raises(SettingsError) as error:
+        Settings.parse({"vpcCidr": "10.0.0.0/24", "workerMax": "1000"})
+    first, line = str(error.value).splitlines()
+    assert first == "1 problem with the settings:"
+    assert line.startswith("  vpcCidr = 10.0.0.0/24: has room for ")
+
+
 def test_a_list_is_json_as_pulumi_hands_it_over() -> None:
     networks = tuple(IPv4Network(cidr) for cidr in ("10.1.0.0/16", "100.64.0.0/10"))
     assert Settings.parse({"clientCidrs": '["10.1.0.0/16", "100.64.0.0/10"]'}).client_cidrs == networks
@@ -165,7 +180,7 @@ def test_a_list_is_json_as_pulumi_hands_it_over() -> None:
 def test_the_client_networks_are_no_more_than_a_security_group_has_rules_for() -> None:
     cidrs = [f"10.1.{number}.0/24" for number in range(59)]
     assert len(Settings.parse({"clientCidrs": cidrs[:58]}).client_cidrs) == 58
-    assert "58 networks at most" in problems({"clientCidrs": cidrs})["clientCidrs"].remedy
+    assert "list at most 58 networks" in problems({"clientCidrs": cidrs})["clientCidrs"].remedy
 
 
 def test_a_list_names_each_value_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import boto3
 import botocore.exceptions
@@ -203,3 +204,34 @@ def test_the_command_line_ends_with_a_message_and_never_with_a_traceback(
     monkeypatch.setattr(wait_until_ready, "wait", waited)
     assert main(["--region", "eu-central-1", "--minutes", "5", INSTANCE]) == exit_status
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("profile", "key"), [([], "AKIAENVIRONMENT"), (["--profile", "seismo"], "AKIAPROFILE")]
+)
+def test_a_profile_that_is_named_wins_over_keys_in_the_environment_as_it_does_for_the_provider(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile: list[str], key: str
+) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.write_text("[seismo]\naws_access_key_id = AKIAPROFILE\naws_secret_access_key = x\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    used: list[str] = []
+
+    def waited(node: Node, _minutes: float, _report: object) -> None:
+        used.append(node.client._request_signer._credentials.access_key)
+
+    monkeypatch.setattr(wait_until_ready, "wait", waited)
+    assert main(["--region", "eu-central-1", "--minutes", "5", *profile, INSTANCE]) == 0
+    assert used == [key]
+
+
+def test_a_profile_that_is_not_there_is_said_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    assert main(["--region", "eu-central-1", "--minutes", "5", "--profile", "seismo", INSTANCE]) == 1
+    assert "seismo" in capsys.readouterr().err
