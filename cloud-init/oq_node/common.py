@@ -27,6 +27,7 @@ FACTS: dict[str, Any] = json.loads(Path("/etc/openquake/node.json").read_text())
 STATE = Path("/run/openquake/bootstrap.json")
 IMDS = "http://169.254.169.254/latest"
 MOUNT_ATTEMPTS_SECONDS = 30
+MOUNT_SECONDS = 10  # for a file server's answer
 
 
 class NodeError(Exception):
@@ -304,8 +305,18 @@ def failed_units(*units: str) -> list[str]:
 
 
 def mount_problems(*directories: str) -> list[str]:
-    """A line for each directory that should be a mount point and is not."""
-    return [f"{directory} is not mounted" for directory in directories if not os.path.ismount(directory)]
+    """A line for each directory that should be a mount point and is not, or whose file server does not answer.
+
+    Such a one holds up whoever looks, until it answers again or they are killed: so another program looks.
+    """
+    found = []
+    for directory in directories:
+        try:
+            if subprocess.run(["mountpoint", "--quiet", directory], timeout=MOUNT_SECONDS).returncode:
+                found.append(f"{directory} is not mounted")
+        except subprocess.TimeoutExpired:
+            found.append(f"{directory} does not answer")
+    return found
 
 
 def main(

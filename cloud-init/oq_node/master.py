@@ -371,7 +371,7 @@ def problems() -> list[str]:
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")
-    if FACTS["certificate_check"] and not mount_problems(FACTS["engine_dir"]):
+    if FACTS["certificate_check"] and not mount_problems(FACTS["nfs_dir"], FACTS["engine_dir"]):
         found += run(*FACTS["certificate_check"].split()).splitlines()
     return found or broker_alarms()
 

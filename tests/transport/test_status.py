@@ -135,6 +135,7 @@ def test_an_answer_that_would_run_something_is_none(cluster: harness.Cluster, tm
 def test_a_queue_of_somebodys_own_stops_no_status(cluster: harness.Cluster) -> None:
     """RabbitMQ answers a look at an exclusive queue with an error; its name is free for anybody to choose."""
     code = """
+        import shutil
         from kombu import Connection, Queue
         from openquake.baselib import config
         from oq_celery import settings, status
@@ -146,6 +147,8 @@ def test_a_queue_of_somebodys_own_stops_no_status(cluster: harness.Cluster) -> N
             for name in ("oq.x.1.0", "x"):
                 Queue(name, exclusive=True, channel=connection.channel()).declare()
             print(len(status.read(given).workers))
+        for name in ("oq.x.1.0", "x"):
+            shutil.rmtree(given.spool / name)
         """
     assert cluster.python(code) == "2\n"
 

@@ -157,3 +157,19 @@ def test_two_that_change_the_configuration_do_so_one_after_the_other(
     other.join()
     config = common.read_configuration()
     assert (config["amqp"]["password"], config["distribution"]["num_cores"]) == ("new", "4")
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "problems"),
+    [("exit 0", []), ("exit 1", ["/srv is not mounted"]), ("exec sleep 600", ["/srv does not answer"])],
+)
+def test_a_file_server_that_does_not_answer_holds_up_no_look(
+    common: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mountpoint: str, problems: list[str]
+) -> None:
+    """As with NFS: whoever asks for the state of the directory waits until the server is back."""
+    program = tmp_path / "mountpoint"
+    program.write_text(f"#!/bin/sh\n{mountpoint}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(common, "MOUNT_SECONDS", 1 if problems and "answer" in problems[0] else 60)
+    assert common.mount_problems("/srv") == problems
