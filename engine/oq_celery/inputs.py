@@ -335,8 +335,8 @@ def _paths(value: Any, depth: int) -> Iterator[str]:
         yield value.filename
         for other in (value.ppath, value.parent):
             yield from _paths(other, depth)
-    elif depth and dataclasses.is_dataclass(value):
-        yield from _paths(list(vars(value).values()), depth)
+    elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _paths([getattr(value, each.name, None) for each in dataclasses.fields(value)], depth)
     elif depth and isinstance(value, Mapping):
         yield from _paths(list(value.values()), depth)
     elif depth and isinstance(value, Sequence | AbstractSet):
