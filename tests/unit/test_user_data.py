@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from oq_celery import settings
 
 from components import facts, userdata
 from lab.aws.recording import Recording
@@ -126,6 +127,10 @@ def test_every_node_has_the_openquake_cfg_of_a_cluster_with_celery(each_mode: Re
         assert parser["directory"]["shared_dir"] == facts.SHARED_DIR
         # Upstream knows no "celery" here, and raises when it is imported.
         assert parser["distribution"]["oq_distribute"] == "processpool"
+        parser["amqp"].setdefault("password", "filled in on the node")
+        assert settings.load(parser).shared_dir == Path(facts.SHARED_DIR), (
+            role
+        )  # nothing is missing that has to be said
 
 
 def test_another_size_of_the_fleet_changes_no_machine(record: Record) -> None:
