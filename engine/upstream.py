@@ -41,7 +41,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
     "openquake.engine.engine": (
-        "_PID _PPID create_jobs logs manage_signals parallel poll_queue register_signals run_calc run_jobs setproctitle"
+        "_PID _PPID _run create_jobs logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
     ),
     "openquake.hazardlib.gsim.base": "registry",
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",

@@ -141,7 +141,9 @@ def record(data: Path, name: str, tier: Tier) -> None:
     tiers: dict[str, Any] = json.loads(data.read_text()) if data.exists() else {}
     tiers[name] = asdict(tier)
     data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text(json.dumps(tiers, indent=1) + "\n")
+    new = data.with_suffix(".new")  # who stops an exploration may kill it
+    new.write_text(json.dumps(tiers, indent=1) + "\n")
+    new.replace(data)
     data.with_suffix(".md").write_text(page({name: Tier(**figures) for name, figures in tiers.items()}))
 
 

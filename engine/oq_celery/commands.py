@@ -165,6 +165,8 @@ def extend_dump(module: Any) -> None:
             contextlib.closing(sqlite3.connect(target)) as made,
         ):
             source.backup(made)
+            # In one file, of which upstream then deletes what is not complete.
+            made.execute("PRAGMA journal_mode = DELETE")
 
     module.zipfiles, module.shutil = zipfiles, SimpleNamespace(copy=copy, rmtree=shutil.rmtree)
 

@@ -93,6 +93,14 @@ def extend(parallel: Any, settings: Settings) -> None:
             if path:  # modules of the user's own, or a file
                 logging.warning("%s tasks run on the master: workers cannot see %s", self.name, path)
                 use_pool(self)
+        elif (
+            func is not None
+            and self.distribute == CELERY
+            and (path := modules.file_of(func, settings.worker_modules))
+        ):
+            raise ImportError(
+                f"{func.__name__}: workers cannot see {path}, and the first tasks are with them"
+            )
         on_cluster = oq_distribute() == CELERY and self.distribute in (CELERY, "no")
         if on_cluster and first:
             type(self).running_tasks = self.tasks

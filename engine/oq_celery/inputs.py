@@ -336,9 +336,11 @@ def _paths(value: Any, depth: int) -> Iterator[str]:
         for other in (value.ppath, value.parent):
             yield from _paths(other, depth)
     elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _paths([getattr(value, each.name, None) for each in dataclasses.fields(value)], depth)
+        for each in dataclasses.fields(value):
+            yield from _paths(getattr(value, each.name, None), depth - 1)
     elif depth and isinstance(value, Mapping):
-        yield from _paths(list(value.values()), depth)
+        for item in value.values():
+            yield from _paths(item, depth - 1)
     elif depth and isinstance(value, Sequence | AbstractSet):
         first = next(iter(value), None)
         # Blocks of sources and ruptures are long lists of one kind.

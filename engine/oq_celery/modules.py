@@ -1,7 +1,8 @@
 """Which modules workers have: those of the engine's environment, which is the same on all nodes.
 
 A task is sent by the name of its function, and its arguments by the names of their classes. What a user has written (a
-program that hands tasks of its own to a Starmap, a ground motion model) a worker cannot import.
+program that hands tasks of its own to a Starmap, a ground motion model) a worker cannot import. Other classes of a
+user's among the arguments are not looked for: their task fails, and says so.
 """
 
 from __future__ import annotations
@@ -27,11 +28,18 @@ def unseen(function: Callable[..., Any], known: Collection[str]) -> str | None:
         function: of the task.
         known: names of other packages that workers have.
     """
-    names = {function.__module__}
+    if file := file_of(function, known):
+        return file
+    names: set[str] = set()
     if gsims := sys.modules.get(_GSIMS):
         # Next to the classes there are functions that make one under another name.
-        names |= {one.__module__ for one in gsims.registry.values() if isinstance(one, type)}
+        names = {one.__module__ for one in gsims.registry.values() if isinstance(one, type)}
     return next((file for name in sorted(names) if (file := _unseen(name, frozenset(known)))), None)
+
+
+def file_of(function: Callable[..., Any], known: Collection[str]) -> str | None:
+    """The file, or the name, of a function's module if workers do not have it; see `unseen`."""
+    return _unseen(function.__module__, frozenset(known))
 
 
 @cache

@@ -192,7 +192,7 @@ def extend_engine(engine: Any) -> None:
     """
     from openquake.baselib import config
 
-    upstream_run_calc, upstream_run_jobs, upstream_poll = engine.run_calc, engine.run_jobs, engine.poll_queue
+    upstream_run_calc, upstream_run_jobs, upstream_run = engine.run_calc, engine.run_jobs, engine._run
     dbcmd, parallel = engine.logs.dbcmd, engine.parallel
 
     def aborted(context: Any) -> bool:
@@ -214,13 +214,11 @@ def extend_engine(engine: Any) -> None:
             dbcmd("update_job", log.calc_id, _begun())
         return upstream_run_calc(log, *args, **kwargs)
 
-    @functools.wraps(upstream_poll)
-    def poll_queue(job_id: int, poll_time: float) -> None:
-        upstream_poll(job_id, poll_time)
-        # Upstream writes down next that it runs. Who has aborted it may not have known this process.
-        job = dbcmd("get_job", job_id)
-        if job is None or job.status == "aborted":
-            sys.exit(f"Calculation {job_id} was aborted before its turn")
+    @functools.wraps(upstream_run)
+    def _run(jobctxs: Sequence[Any], *args: Any) -> None:
+        # Upstream writes down first that all of them run, also what was aborted while they waited for their turn.
+        if wanted := [context for context in jobctxs if not aborted(context)]:
+            upstream_run(wanted, *args)
 
     @functools.wraps(upstream_run_jobs)
     def run_jobs(
@@ -250,7 +248,7 @@ def extend_engine(engine: Any) -> None:
             raise
         return jobctxs
 
-    engine.run_calc, engine.run_jobs, engine.poll_queue = run_calc, run_jobs, poll_queue
+    engine.run_calc, engine.run_jobs, engine._run = run_calc, run_jobs, _run
     engine.parallel.multispawn = functools.partial(multispawn, engine.parallel, dbcmd)
 
 

@@ -115,7 +115,9 @@ def load(config: Config) -> Settings:
         max_attempts=number(
             "celery", "max_attempts", 4, lambda n: n > 0, "give a number of attempts, 1 or more"
         ),
-        worker_modules=frozenset(text("celery", "worker_modules", "name packages", "").replace(",", " ").split()),
+        worker_modules=frozenset(
+            text("celery", "worker_modules", "name packages", "").replace(",", " ").split()
+        ),
     )
     if problems:
         raise SettingsError(_report(problems))

@@ -50,7 +50,8 @@ def outlive(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the engine leaves it so
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    if os.isatty(0):  # a file or a pipe stays: `oq shell MODULE` may read it
+        os.dup2(nothing, 0)
     for target, source in sources.items():
         os.dup2(source, target)
     for descriptor in {nothing, *sources.values()}:

@@ -197,8 +197,9 @@ def explore(
                 results.append(result)
                 say(str(result))
             if left := _last_look(lab, later):
-                last_one = results.pop()
-                results.append(replace(last_one, trouble=f"left in the end: {' '.join(left)}", excused=False))
+                # Whose they are is in the log; the last run stands for all.
+                trouble = f"{results[-1].trouble} left in the end: {' '.join(left)}".lstrip()
+                results[-1] = replace(results[-1], trouble=trouble, excused=False)
                 say(str(results[-1]))
         finally:
             build.down(paths)

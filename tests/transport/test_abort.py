@@ -138,10 +138,14 @@ def test_a_calculation_that_waits_for_its_turn_is_aborted(tmp_path: Path, served
     assert not queued.running()
     assert oq(served, "abort", "2") == (0, "Calculation 2 is aborted")
     assert served.statuses() == {1: "executing", 2: "aborted", 3: "aborted"}
+    later = run(served, ini, ini)
+    wait_until(lambda: "Waiting for jobs 1" in later.output(), "the fourth to wait")
+    assert oq(served, "abort", "5") == (0, "Calculation 5 is aborted")
     served.worker("one")
     assert row.wait() == 0, row.output()
     assert "Calculation 2 was aborted before its turn" in row.output()
-    assert served.statuses() == {1: "complete", 2: "aborted", 3: "aborted"}
+    assert later.wait() == 0, later.output()
+    assert served.statuses() == {1: "complete", 2: "aborted", 3: "aborted", 4: "complete", 5: "aborted"}
     assert oq(served, "abort", "1") == (1, "Calculation 1 is complete: there is nothing to abort")
 
 

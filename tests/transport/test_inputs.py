@@ -252,6 +252,7 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
     found = blind.python(
         f"""
         import os
+        from dataclasses import make_dataclass
         from pathlib import Path
         from types import SimpleNamespace
         from openquake.baselib import config
@@ -259,6 +260,7 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
         from openquake.baselib.hdf5 import CSVFile
         from openquake.commonlib.datastore import DataStore
         from oq_celery import inputs, settings
+        Later = make_dataclass("Later", ["number", "file"])
         home, shared = Path({str(home)!r}), Path({str(blind.shared)!r})
         os.chdir(home / "folder")
         dstore = DataStore(str(home / "calc_5.hdf5"), mode="w")
@@ -278,6 +280,8 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
             unseen((dstore,)),
             unseen(("inner/one",)),
             unseen(([CSVFile(str(home / "folder/file"), [], [], 0, 0, False)],)),
+            unseen((Later(1, str(home / "folder/file")),)),
+            unseen(({{"n": 1, "file": str(home / "folder/file")}},)),
             unseen((1,), calculation=str(home / "calc_5.hdf5")),
         ])
         print([
@@ -289,7 +293,7 @@ def test_what_counts_as_a_file_of_a_task(blind: Cluster, home: Path) -> None:
         ])
         """
     )
-    assert found.splitlines() == [str([True] * 11), str([False] * 5)]
+    assert found.splitlines() == [str([True] * 13), str([False] * 5)]
 
 
 def test_files_below_the_shared_directory_are_copied_if_workers_must_not_read_them(blind: Cluster) -> None:

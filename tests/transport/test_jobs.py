@@ -306,16 +306,18 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
             held = sqlite3.connect(config.dbserver.file)
             held.execute("PRAGMA journal_mode = WAL")
             held.execute("UPDATE job SET description='the newest'")
+            held.execute("INSERT INTO job (user_name, status, ds_calc_dir, calculation_mode, description) "
+                         "VALUES ('ann', 'failed', '', 'classical', 'not complete')")
             held.commit()
             dump.main(os.environ["ARCHIVE"])
             restore.main(os.environ["ARCHIVE"], os.environ["RESTORED"])
             made = sqlite3.connect(Path(os.environ["RESTORED"], "db.sqlite3"))
-            print(*made.execute("SELECT description FROM job").fetchone())
+            print(made.execute("SELECT description FROM job").fetchall())
             """,
             ARCHIVE=str(archive),
             RESTORED=str(restored),
         )
-        assert found.splitlines()[-1] == "the newest"
+        assert found.splitlines()[-1] == "[('the newest',)]"
         assert (restored / datastore.stem / rates.name).read_bytes() == b"rates"
 
 
