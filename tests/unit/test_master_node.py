@@ -225,10 +225,16 @@ def test_a_master_whose_broker_has_no_alarm_is_ready_and_one_that_does_not_say_i
 
 def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["oq-node", "--help"])
-    with pytest.raises(
-        SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    what follows tags"
-    ):
-        master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+    others = master.module.OTHER_COMMANDS
+    assert {"refresh", "sleep", "rotate", "logs"} <= set(others)
+    with pytest.raises(SystemExit) as usage:
+        master.module.main("master", lambda: None, list, others)
+    first, *lines = str(usage.value).splitlines()
+    assert first == f"usage: oq-node {' | '.join(['bootstrap', 'status', *others])}"
+    said = dict(line.split(maxsplit=1) for line in lines if line)
+    assert said.keys() == {"bootstrap", "status", *others}
+    for name, (what, _) in others.items():
+        assert said[name] == what
 
 
 @pytest.mark.parametrize(
