@@ -392,3 +392,16 @@ def test_purge_orphan_removes_only_what_no_calculation_has(served: Served, users
     # Root's are everybody's.
     assert "Removed 1 orphan files" in users.run("root", "purge", "'orphan', True", uid=0)[1]
     assert users.files() == kept - {"77"}
+
+
+def test_deleting_what_is_not_complete_spares_what_runs_and_what_is_others(
+    served: Served, users: Users
+) -> None:
+    kinds = ("complete", "failed", "aborted", "executing", "submitted", "created")
+    for number, (user, status) in enumerate(itertools.product(("ann", "bob"), kinds), 1):
+        users.add(number, user, status, served.data / f"calc_{number}")
+    before = served.statuses()
+    assert len(before) == 12
+    done = served.oq("engine", "--delete-uncompleted-calculations", "--yes", LOGNAME="ann")
+    assert done.returncode == 0, done.stderr
+    assert served.statuses() == before | {2: "deleted", 3: "deleted"}
