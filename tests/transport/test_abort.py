@@ -315,10 +315,10 @@ def users(tmp_path: Path, served: Served) -> Users:
 
 
 def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served, users: Users) -> None:
-    for number, (user, status) in enumerate(
+    for number, (user, kind) in enumerate(
         itertools.product(("ann", "bob"), ("complete", "failed", "executing")), 1
     ):
-        users.add(number, user, status, served.data / f"calc_{number}")
+        users.add(number, user, kind, served.data / f"calc_{number}")
         (served.data / f"calc_{number}.hdf5").touch()
     users.add(7, "ann", "complete", served.data / "calc_4")  # which `cache = true` has made of bob's
     status, _, errors = users.run("bob", "purge", "'4'")
@@ -364,8 +364,8 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served, 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
 def test_purge_orphan_removes_only_what_no_calculation_has(served: Served, users: Users) -> None:
     """Whoever's it is, whatever its status is; and what lies there besides is nobody's business."""
-    for number, status in enumerate(("complete", "failed", "executing", "created", "shared"), 1):
-        users.add(number, "bob" if number == 2 else "ann", status, served.data / f"calc_{number}")
+    for number, kind in enumerate(("complete", "failed", "executing", "created", "shared"), 1):
+        users.add(number, "bob" if number == 2 else "ann", kind, served.data / f"calc_{number}")
         for ending in (".hdf5", "_tmp.hdf5"):
             (served.data / f"calc_{number}{ending}").touch()
     kept = users.files() | {"77"}

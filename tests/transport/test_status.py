@@ -20,7 +20,12 @@ from tests.transport.limits import EXCEEDED, alarm
 def answered(look: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
     """What a look at the broker finds, however often that does not answer in time on a busy machine."""
     found: list[dict[str, Any]] = []
-    wait_until(lambda: found.extend(filter(None, [look()])) or found, "the broker to answer a status")
+
+    def answers() -> bool:
+        found.extend(one for one in [look()] if one is not None)
+        return bool(found)
+
+    wait_until(answers, "the broker to answer a status")
     return found[0]
 
 

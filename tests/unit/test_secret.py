@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).parent.parent.parent / "cloud-init/oq_node/secret.py"
 WANTED = ("amqp_password=32", "dbserver_authkey=16")
 
 
-class NotFound(ClientError):
+class NotFound(ClientError):  # type: ignore[misc]
     """As botocore makes one for a client."""
 
 
