@@ -79,7 +79,20 @@ def _unknown(recording: Recording, snapshots: Collection[str]) -> list[str]:
         for one in recording.of_type("aws:ebs/volume:Volume")
         if one.inputs.get("snapshotId", "") not in {"", *snapshots}
     ]
-    return problems
+    return [*problems, *_public(recording)]
+
+
+def _public(recording: Recording) -> Iterator[str]:
+    """What would give a node a public address: the lab's nodes have none, whatever their security groups say."""
+    for one in recording.of_type("aws:ec2/launchTemplate:LaunchTemplate"):
+        for interface in one.inputs.get("networkInterfaces", []):
+            # Without a word of the template's the subnet decides, whose `mapPublicIpOnLaunch` has to be False.
+            if str(interface.get("associatePublicIpAddress", False)).lower() != "false":
+                yield f"{one.type} {one.name}: associatePublicIpAddress: the lab gives no node a public address"
+    of_gateways = {one.inputs["allocationId"] for one in recording.of_type("aws:ec2/natGateway:NatGateway")}
+    for one in recording.of_type("aws:ec2/eip:Eip"):
+        if one.id not in of_gateways:
+            yield f"{one.type} {one.name}: a public address that is no NAT gateway's"
 
 
 class _Reader:

@@ -9,7 +9,6 @@ import json
 import re
 import ssl
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 PASSWORD = "correct horse"
+PATIENCE_SECONDS = 60.0  # against hanging only
 COOKIE = "c00k1e"
 TOKEN = "t0ken"
 CSV = b"#,,,generated_by='OpenQuake engine'\nlon,lat,poe\n0,0,0.5\n"
@@ -70,7 +70,11 @@ class FakeWebUI:
     )  # by number, the status that one is answered with
     ends: str = "complete"
     endless: bool = False
-    stalls: int = 0  # so many datastores come in part, and then nothing for a while
+    stalls: int = 0  # so many datastores come in part, and then nothing until
+    goes_on: threading.Event = field(
+        default_factory=threading.Event
+    )  # this is set; whether it was seen in time:
+    gone_on: list[bool] = field(default_factory=list)
     lines: list[list[str]] = field(
         default_factory=lambda: [
             ["2026-11-26T10:00:00.00", "INFO", "main", f"classical {percent:3d}% [8 submitted, 0 queued]"]
@@ -323,10 +327,10 @@ def served(stand_in: FakeWebUI | FakeAws, tls: ssl.SSLContext | None = None) -> 
             for name, value in (headers | {"Content-Length": str(len(answer))}).items():
                 self.send_header(name, value)
             self.end_headers()
-            if getattr(stand_in, "stalls", 0) and parts.path.endswith("/datastore"):
-                stand_in.stalls -= 1  # type: ignore[union-attr]
+            if isinstance(stand_in, FakeWebUI) and stand_in.stalls and parts.path.endswith("/datastore"):
+                stand_in.stalls -= 1
                 self.wfile.write(answer[:4])
-                time.sleep(5)
+                stand_in.gone_on.append(stand_in.goes_on.wait(PATIENCE_SECONDS))
                 return self._break()
             self.wfile.write(answer)
             return None

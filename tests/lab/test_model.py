@@ -121,6 +121,55 @@ def test_an_unknown_argument_is_refused_by_name(recording: Recording) -> None:
         make_plan(replace(recording, resources=changed))
 
 
+def changed(
+    recording: Recording, type_: str, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Recording:
+    """With other arguments of the resources of a type."""
+    assert recording.of_type(type_)
+    resources = [
+        replace(one, inputs=change(dict(one.inputs))) if one.type == type_ else one
+        for one in recording.resources
+    ]
+    return replace(recording, resources=resources)
+
+
+@pytest.mark.parametrize("value", ["true", True])
+def test_a_worker_with_a_public_address_is_refused_by_name(recording: Recording, value: object) -> None:
+    """The lab's internet gets to no node, so a boot would not show it."""
+
+    def public(inputs: dict[str, Any]) -> dict[str, Any]:
+        (interface,) = inputs["networkInterfaces"]
+        return inputs | {"networkInterfaces": [{**interface, "associatePublicIpAddress": value}]}
+
+    with pytest.raises(LabError, match=r"LaunchTemplate \S+: associatePublicIpAddress"):
+        make_plan(changed(recording, "aws:ec2/launchTemplate:LaunchTemplate", public))
+
+
+@pytest.mark.parametrize(
+    ("type_", "argument", "value"),
+    [
+        ("aws:ec2/instance:Instance", "associatePublicIpAddress", True),
+        ("aws:ec2/subnet:Subnet", "mapPublicIpOnLaunch", True),
+        ("aws:ec2/eip:Eip", "instance", "i-0123456789abcdef0"),
+        ("aws:ec2/eip:Eip", "networkInterface", "eni-0123456789abcdef0"),
+    ],
+)
+def test_a_public_address_of_another_kind_is_refused_by_name(
+    recording: Recording, type_: str, argument: str, value: object
+) -> None:
+    with pytest.raises(LabError, match=argument):
+        make_plan(changed(recording, type_, lambda inputs: inputs | {argument: value}))
+
+
+def test_a_public_address_that_no_gateway_has_is_refused_by_name(recording: Recording) -> None:
+    one = replace(recording.one("aws:ec2/eip:Eip"), name="for the master", id="eipalloc-1")
+    with pytest.raises(LabError, match="for the master: a public address"):
+        make_plan(replace(recording, resources=[*recording.resources, one]))
+    association = replace(one, type="aws:ec2/eipAssociation:EipAssociation")
+    with pytest.raises(LabError, match="EipAssociation for the master"):
+        make_plan(replace(recording, resources=[*recording.resources, association]))
+
+
 @pytest.mark.parametrize(
     ("setting", "refused"),
     [

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -283,54 +284,128 @@ main({arguments})
 """
 
 
-def test_purge_and_reset_leave_the_calculations_of_others_alone(tmp_path: Path, served: Served) -> None:
-    """Two users of one directory, in which the files of both can be written by both."""
+@dataclass(frozen=True)
+class Users:
+    """Two users of one directory, in which the files of both can be written by both; calculations are made up."""
 
-    def add(number: int, user: str, status: str, of: int) -> None:
-        values = (number, user, status, str(served.data / f"calc_{of}"), "classical", "")
-        served.query(
+    served: Served
+    directory: Path
+
+    def add(self, number: int, user: str, status: str, base: Path | str) -> None:
+        """Let the database know of a calculation whose files are `base` with an ending."""
+        self.served.query(
             "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description, is_running, pid) "
-            "VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
-            *values,
+            "VALUES (?, ?, ?, ?, 'classical', '', 0, 0)",
+            *(number, user, status, str(base)),
         )
 
-    for number, (user, status) in enumerate(
+    def run(self, user: str, command: str, arguments: str, uid: int = 1000) -> tuple[int, str, str]:
+        """What becomes of a command of `oq`: its status, what it prints, and its errors."""
+        script, out, err = (self.directory / f"command.{kind}" for kind in ("py", "out", "err"))
+        script.write_text(PURGE.format(uid=uid, command=command, arguments=arguments))
+        for file in (out, err):
+            file.unlink(missing_ok=True)
+        status = harness.Forked(self.served.fork([script], out, err, {"LOGNAME": user})).wait()
+        return status, out.read_text(), err.read_text()
+
+    def files(self) -> set[str]:
+        """What there is of calculations, in short."""
+        return {path.stem.removeprefix("calc_") for path in self.served.data.glob("calc_*.hdf5")}
+
+
+@pytest.fixture
+def users(tmp_path: Path, served: Served) -> Users:
+    return Users(served, tmp_path)
+
+
+def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served, users: Users) -> None:
+    for number, (user, kind) in enumerate(
         itertools.product(("ann", "bob"), ("complete", "failed", "executing")), 1
     ):
-        add(number, user, status, number)
+        users.add(number, user, kind, served.data / f"calc_{number}")
         (served.data / f"calc_{number}.hdf5").touch()
-
-    def as_user(user: str, command: str, arguments: str, uid: int = 1000) -> str:
-        script, out, err = (tmp_path / f"command.{kind}" for kind in ("py", "out", "err"))
-        script.write_text(PURGE.format(uid=uid, command=command, arguments=arguments))
-        out.unlink(missing_ok=True)
-        assert served.fork([script], out, err, {"LOGNAME": user}).over.wait(harness.DEADLINE)
-        return out.read_text()
-
-    def files() -> set[int]:
-        return {int(path.stem.removeprefix("calc_")) for path in served.data.glob("calc_*.hdf5")}
-
-    add(7, "ann", "complete", 4)  # which `cache = true` has made of bob's
-    as_user("bob", "purge", "'4'")
-    assert files() == {1, 2, 3, 4, 5, 6}
+    users.add(7, "ann", "complete", served.data / "calc_4")  # which `cache = true` has made of bob's
+    status, _, errors = users.run("bob", "purge", "'4'")
+    assert status == 1, errors
+    assert "Cannot delete calculation 4: its results are also those of calculation 7 (ann)" in errors
+    assert users.files() == set("123456")
     assert {4, 7} <= served.statuses().keys()
-    as_user("ann", "purge", "'7'")
-    assert files() == {1, 2, 3, 4, 5, 6}
+    assert users.run("ann", "purge", "'7'") == (0, "Removed 7\n", "")
+    assert users.files() == set("123456")
     assert 7 not in served.statuses()
     # Which began in this second, of which `datetime('now')` is the beginning.
     served.query("UPDATE job SET start_time=strftime('%Y-%m-%d %H:%M:%f', 'now')")
-    assert "Found 1 calculations" in as_user("ann", "purge", "'failed'")
-    found = as_user("ann", "purge", "'old', days=0")
+    status, found, errors = users.run("ann", "purge", "'failed'")
+    assert (status, errors) == (0, "")
+    assert "Found 1 calculations" in found
+    status, found, errors = users.run("ann", "purge", "'old', days=0")
+    assert (status, errors) == (0, "")
     assert "Found 2 calculations" in found
     assert "bob" not in found
-    assert files() == {1, 2, 3, 4, 5, 6}
-    assert "Removed 1 calculations" in as_user("ann", "purge", "'failed', True")
-    as_user("ann", "purge", "'5'")
-    assert files() == {1, 3, 4, 5, 6}
-    assert as_user("root", "reset", "True", uid=0) == ""
-    assert files() == {1, 3, 4, 5, 6}
-    as_user("ann", "reset", "True")
-    assert files() == {4, 5, 6}
+    assert users.files() == set("123456")
+    status, found, errors = users.run("ann", "purge", "'failed', True")
+    assert (status, errors) == (0, "")
+    assert "Removed 1 calculations" in found
+    assert users.run("ann", "purge", "'5'") == (
+        1,
+        "",
+        "Cannot delete calculation 5: it belongs to bob and you are ann\n",
+    )
+    assert users.files() == set("13456")
+    status, found, errors = users.run("root", "reset", "True", uid=0)
+    assert (status, found) == (1, "")
+    assert "root has none" in errors
+    assert users.files() == set("13456")
+    assert users.run("ann", "reset", "True") == (0, "Removed 3\nRemoved 1\n", "")
+    assert users.files() == set("456")
     assert served.statuses() == {4: "complete", 5: "failed", 6: "executing"}
-    assert "Removed 2 calculations" in as_user("root", "purge", "'old', True, days=0", uid=0)
+    status, found, errors = users.run("root", "purge", "'old', True, days=0", uid=0)
+    assert (status, errors) == (0, "")
+    assert "Removed 2 calculations" in found
     assert served.statuses() == {6: "executing"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_purge_orphan_removes_only_what_no_calculation_has(served: Served, users: Users) -> None:
+    """Whoever's it is, whatever its status is; and what lies there besides is nobody's business."""
+    for number, kind in enumerate(("complete", "failed", "executing", "created", "shared"), 1):
+        users.add(number, "bob" if number == 2 else "ann", kind, served.data / f"calc_{number}")
+        for ending in (".hdf5", "_tmp.hdf5"):
+            (served.data / f"calc_{number}{ending}").touch()
+    kept = users.files() | {"77"}
+    for number in (77, 8, 9):
+        (served.data / f"calc_{number}.hdf5").write_text("results")
+    os.chown(served.data / "calc_77.hdf5", 4321, -1)  # another user's
+    (served.data / "calc_9").mkdir()
+    (served.data / "exposure.csv").touch()
+    uid = 1000
+    for number in (8, 9):
+        os.chown(served.data / f"calc_{number}.hdf5", uid, -1)
+    before = set(served.data.iterdir())
+    orphans = [served.data / f"calc_{number}.hdf5" for number in (8, 9)]
+    status, found, errors = users.run("ann", "purge", "'orphan'", uid)
+    assert (status, errors) == (0, "")
+    assert found.splitlines()[:2] == list(map(str, orphans))
+    assert "Found 2 orphan files" in found
+    assert set(served.data.iterdir()) == before
+    status, found, errors = users.run("ann", "purge", "'orphan', True", uid)
+    assert (status, errors) == (0, "")
+    assert "Removed 2 orphan files" in found
+    assert before - set(served.data.iterdir()) == set(orphans)
+    assert users.files() == kept
+    # Root's are everybody's.
+    assert "Removed 1 orphan files" in users.run("root", "purge", "'orphan', True", uid=0)[1]
+    assert users.files() == kept - {"77"}
+
+
+def test_deleting_what_is_not_complete_spares_what_runs_and_what_is_others(
+    served: Served, users: Users
+) -> None:
+    kinds = ("complete", "failed", "aborted", "executing", "submitted", "created")
+    for number, (user, status) in enumerate(itertools.product(("ann", "bob"), kinds), 1):
+        users.add(number, user, status, served.data / f"calc_{number}")
+    before = served.statuses()
+    assert len(before) == 12
+    done = served.oq("engine", "--delete-uncompleted-calculations", "--yes", LOGNAME="ann")
+    assert done.returncode == 0, done.stderr
+    assert served.statuses() == before | {2: "deleted", 3: "deleted"}

@@ -8,26 +8,17 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport.limits import EXCEEDED, alarm
 from tests.transport.test_copies import HURRIED, MASTER, assert_each_done_once, begun, hold, release
 
 ALARM_SECONDS = 25.0  # more than `HURRIED` lets pass until a task that nobody has is sent again
 SAID = "takes no messages (low on memory)"
-
-
-@contextmanager
-def alarm(broker: Broker) -> Iterator[None]:
-    broker.control("set_vm_memory_high_watermark", "0.0001")
-    try:
-        yield
-    finally:
-        broker.control("set_vm_memory_high_watermark", "0.8")
 
 
 @pytest.fixture
@@ -41,6 +32,25 @@ def moments(tmp_path: Path) -> Path:
     directory = tmp_path / "moments"
     directory.mkdir()
     return directory
+
+
+@pytest.mark.parametrize("kind", EXCEEDED)
+def test_an_alarm_of_the_tests_leaves_the_brokers_limits_as_they_were(broker: Broker, kind: str) -> None:
+    """All other tests have the same broker."""
+
+    def limits() -> list[str]:
+        return [
+            broker.control("eval", f"{module}:get_{limit}().").strip()
+            for module, limit in (
+                ("vm_memory_monitor", "vm_memory_high_watermark"),
+                ("rabbit_disk_monitor", "disk_free_limit"),
+            )
+        ]
+
+    before = limits()
+    with alarm(broker, kind):
+        assert limits() != before
+    assert limits() == before
 
 
 def test_a_job_that_begins_meanwhile_says_so_waits_and_completes(

@@ -13,8 +13,8 @@ from pathlib import Path
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, Process, wait_until
 from tests.transport.test_copies import (  # noqa: F401 - fixtures
-    HURRIED,
     MASTER,
+    PATIENT,
     TASKS,
     assert_each_done_once,
     begun,
@@ -64,7 +64,7 @@ def test_with_clocks_that_are_set_a_running_task_stays_and_lost_ones_are_noticed
     masters, workers = Clock(tmp_path / "master.clock"), Clock(tmp_path / "worker.clock")
     hold(moments, 0)
     worker = cluster.worker("one", changed=workers.code)
-    master = cluster.start("python", "-c", masters.code + HURRIED + MASTER, moments)
+    master = cluster.start("python", "-c", masters.code + PATIENT + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     masters.set(-HOUR)
     workers.set(HOUR)

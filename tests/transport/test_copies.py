@@ -104,7 +104,7 @@ def test_a_busy_worker_of_several_processes_keeps_nothing_from_a_free_one(
     assert_each_done_once(master, moments)
 
 
-def test_copies_of_done_tasks_are_dropped_at_once_when_a_result_queue_was_lost(
+def test_copies_of_done_tasks_are_dropped_after_the_loss_of_a_result_queue(
     cluster: Cluster, moments: Path, broker: Broker
 ) -> None:
     """All tasks are sent again: more copies than processes, each at the head of the queue again when given back."""

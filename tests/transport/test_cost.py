@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import time
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from oq_celery.ledger import DEAD_SECONDS, SILENT_SECONDS, Ledger  # isort: skip
 from oq_celery.protocol import Kind, Reply, Running, running_body  # isort: skip
 
 TASK = 7
-REPORT_SECONDS = 2.0  # between two words of a worker on what it computes: oq_celery.watch.WATCH_SECONDS
 ONE, OTHER = "one/1", "other/1"  # processes of two workers
 
 
@@ -151,7 +150,13 @@ MASTER = """
 import sys
 from openquake.baselib import parallel
 import tasks
-from oq_celery import cost
+from oq_celery import cost, ledger, watch
+heard = ledger.Ledger.heard
+def say(self, reply, now):
+    heard(self, reply, now)
+    for row in reply.running() if reply.kind == "alive" else ():
+        print("alive", row.worker, "every", watch.WATCH_SECONDS, flush=True)
+ledger.Ledger.heard = say
 directory = sys.argv[1].encode()
 if __name__ == "__main__":
     for result in parallel.Starmap(tasks.stream, [(number, directory, b"") for number in range(4)]):
@@ -195,14 +200,20 @@ def test_what_a_killed_worker_had_done_is_counted_as_done_again(
         workers = cluster.workers(2)
         master = cluster.start("python", "-c", MASTER, moments)
         harness.wait_until(lambda: list(moments.glob(f"{moment}.*")), moment)
-        time.sleep(3 * REPORT_SECONDS)  # so its worker has said twice at least that it computes
         (path,) = moments.glob(f"{moment}.*")
-        workers[parent(int(path.suffix[1:]))].kill()
+        process = int(path.suffix[1:])
+        # Between the first two words of its worker there are so many seconds.
+        said = rf"^alive \S+/{process} every ([\d.]+)$"
+        harness.wait_until(
+            lambda: len(re.findall(said, master.output(), re.MULTILINE)) >= 3, "the ledger to hear of it"
+        )
+        every = float(re.findall(said, master.output(), re.MULTILINE)[0])
+        workers[parent(process)].kill()
         hold.unlink()
         assert master.wait() == 0, master.output()
         spent = parse(master.output().splitlines()[-1])
         assert spent is not None, master.output()
-        assert REPORT_SECONDS <= spent.again <= spent.seconds
+        assert every <= spent.again <= spent.seconds
 
 
 @pytest.mark.transport

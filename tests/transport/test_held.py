@@ -73,3 +73,57 @@ def test_of_many_tasks_that_are_submitted_at_once_the_larger_ones_wait_in_the_sh
         assert master.wait() == 0, master.output()
         assert f"all {dict.fromkeys(range(8), 20_000) | {8: 5, 9: 5}}" in master.output()
         assert list(cluster.shared.rglob("task-*")) == []
+
+
+# Whatever waits for an earlier task waits in a file; each task has several results, and one of its subtask.
+SPILL = """
+import sys
+from pathlib import Path
+from openquake.baselib import parallel
+from oq_celery import channel
+import tasks
+if __name__ == "__main__":
+    channel.MEMORY_LIMIT = 1
+    directory = sys.argv[1].encode()
+    arguments = [(number, directory, b"") for number in range(6)]
+    print("all", sorted(parallel.Starmap(tasks.stream, arguments).reduce().items(), key=str))
+"""
+MOMENTS = ["before the first result", "between two results"]
+
+
+def test_results_above_the_limit_of_memory_wait_in_files_and_are_all_read_back(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Those of six tasks and of their subtasks, while the first task goes on."""
+    hold = tmp_path / "hold-before the first result"
+    hold.touch()
+    with harness.cluster(tmp_path / "oqlab-spill", broker) as cluster:
+        for name in ("one", "two"):
+            cluster.worker(name)
+        master = cluster.start("python", "-c", SPILL, tmp_path)
+        wait_until(lambda: len(list(cluster.shared.rglob("held-*"))) == 10, "the results that wait, in files")
+        hold.unlink()
+        assert master.wait() == 0, master.output()
+        expected = {(number, moment): 1 for number in range(6) for moment in MOMENTS}
+        squares = {number: number**2 for number in range(6)}
+        assert f"all {sorted((expected | squares).items(), key=str)}" in master.output()
+        assert list((cluster.shared / "oq_celery").iterdir()) == []
+
+
+def test_a_damaged_file_of_results_that_waited_is_an_error_and_never_a_wrong_number(
+    tmp_path: Path, broker: Broker
+) -> None:
+    hold = tmp_path / "hold-before the first result"
+    hold.touch()
+    with harness.cluster(tmp_path / "oqlab-spoilt", broker) as cluster:
+        for name in ("one", "two"):
+            cluster.worker(name)
+        master = cluster.start("python", "-c", SPILL, tmp_path)
+        wait_until(lambda: len(list(cluster.shared.rglob("held-*"))) == 10, "the results that wait, in files")
+        for path in cluster.shared.rglob("held-*"):
+            path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+        hold.unlink()
+        assert master.wait() != 0
+        assert "all [" not in master.output()
+        assert "bytes that were written" in master.output()
+        assert list((cluster.shared / "oq_celery").iterdir()) == []

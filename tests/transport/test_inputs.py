@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,3 +321,110 @@ def test_files_below_the_shared_directory_are_copied_if_workers_must_not_read_th
         """
     )
     assert found.splitlines() == ["0 0 0", "1 1 1"]
+
+
+def alone_with(directory: Path, code: str) -> list[str]:
+    """What code prints that has no broker, with `settings` and `root`, the directory of all copies."""
+    config = directory / "openquake.cfg"
+    config.write_text(
+        "[celery]\nuse_celery = true\n[amqp]\nhost = 127.0.0.1\nuser = oq\npassword = none\n"
+        f"[directory]\nshared_dir = {directory}/shared\n"
+    )
+    (directory / "shared").mkdir()
+    begin = "from openquake.baselib import config\nfrom oq_celery import inputs\nfrom oq_celery.settings import load\n"
+    begin += "settings = load(config)\nroot = inputs.make_root(settings)\n"
+    return harness.python(begin + textwrap.dedent(code), config=config)
+
+
+def test_a_copy_that_has_not_all_bytes_of_the_original_is_refused_however_it_is_opened(
+    tmp_path: Path,
+) -> None:
+    """As a worker may see one on a network file system; a calculation with half of a model would be a wrong one."""
+    (tmp_path / "model.csv").write_text("lon,lat\n1,2\n3,4\n")
+    (tmp_path / "whole.csv").write_text("whole")
+    found = alone_with(
+        tmp_path,
+        f"""
+        import io, os, h5py
+        from pathlib import Path
+        from types import SimpleNamespace
+        home = {str(tmp_path)!r}
+        path, whole = home + "/model.csv", home + "/whole.csv"
+        job = SimpleNamespace(inputs={{}}, _input_files=[path, whole], hazard_calculation_id=None)
+        directory = inputs.Staged(settings, job).directory()
+        ways = {{
+            "open": lambda: open(path).read(),
+            "io.open": lambda: io.open(file=path).read(),
+            "Path": lambda: Path(path).read_text(),
+            "os.open": lambda: os.read(os.open(path, os.O_RDONLY), 99),
+            "os.stat": lambda: os.stat(path),
+            "h5py": lambda: h5py.File(path),
+            "is_hdf5": lambda: h5py.is_hdf5(path),
+        }}
+        copy = inputs.copied(Path(directory), path)
+        original = Path(path).read_bytes()
+        os.remove(path)  # a worker sees the copy only
+        with inputs.seen(directory):
+            print(ways["Path"]() == original.decode(), ways["os.stat"]().st_size == len(original))
+        for content in (original[:-4], b"", original + b"5,6"):
+            copy.write_bytes(content)
+            with inputs.seen(directory):
+                for name, way in ways.items():
+                    try:
+                        print(name, way())
+                    except OSError as error:
+                        print(error)
+                print(open(whole).read())
+        """,
+    )
+    copies = "/".join([f"{tmp_path}/shared/oq_celery_inputs", "[^/]+", f"files{tmp_path}/model.csv"])
+    refused = (
+        rf"The copy of {tmp_path}/model.csv for the workers, {copies}, has not the 16 bytes of the original"
+    )
+    assert found[0] == "True True"
+    assert len(found) == 1 + 3 * 8
+    for number in range(3):
+        *ways, whole = found[1 + 8 * number : 9 + 8 * number]
+        assert whole == "whole"
+        for line in ways:
+            assert re.fullmatch(refused, line), line
+
+
+def test_a_sweep_takes_the_copies_of_the_dead_of_this_machine_and_of_nobody_else(tmp_path: Path) -> None:
+    """Another machine's calculation may run; after a month it does not."""
+    found = alone_with(
+        tmp_path,
+        """
+        import os, socket, subprocess, sys, time
+        host, boot, pid = socket.gethostname(), inputs._boot(), os.getpid()
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        of_child = f"{host}.{boot}.{child.pid}.{inputs._started(child.pid)}."
+        directories = {
+            inputs._name(): "alive",
+            of_child + "living child": "alive",
+            f"{host}.{boot}.{pid}.1.0": "one before it of the same number",
+            f"{host}.00000000.{pid}.{inputs._started(pid)}.0": "before a reboot",
+            f"{host}.{boot}.no number.1.0": "malformed",
+            f"other.host.{boot}.{pid}.1.0": "another machine's",
+            f"old.host.{boot}.{pid}.1.0": "another machine's of long ago",
+        }
+        for name, what in directories.items():
+            (root / name / "files").mkdir(parents=True)
+            if "long ago" in what:
+                long_ago = time.time() - inputs.FOREIGN_SECONDS - 60
+                os.utime(root / name, (long_ago, long_ago))
+        def left():
+            return sorted(directories[path.name] for path in root.iterdir())
+        inputs.sweep(settings)
+        print(left())
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie, that is
+        inputs.sweep(settings)
+        print(left())
+        child.wait()
+        """,
+    )
+    assert found == [
+        str(["alive", "alive", "another machine's"]),
+        str(["alive", "another machine's"]),
+    ]

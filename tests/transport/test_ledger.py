@@ -163,13 +163,28 @@ def test_a_task_that_a_later_one_has_overtaken_is_sent_again_though_the_queue_is
     assert ledger.audit(later + 2) == lost
 
 
-def test_a_silent_worker_counts_against_the_task_and_one_that_was_heard_again_does_not(
-    ledger: Ledger,
-) -> None:
+def test_a_silent_worker_counts_against_the_task(ledger: Ledger) -> None:
     for number in range(11):
-        ledger.answer(reply("asks", ONE, str(number)), LATER + 100 * number)
-        ledger.answer(reply("asks", OTHER, f"copy {number}"), LATER + 100 * number + DEAD_SECONDS)
-    assert list(ledger.verdicts(1)) != []
+        now = LATER + 100 * number
+        assert ledger.answer(reply("asks", ONE, str(number)), now) == "do"
+        assert ledger.answer(reply("asks", OTHER, f"copy {number}"), now + DEAD_SECONDS) == "do"
+    ((task_no, verdict),) = ledger.verdicts(1)
+    assert task_no == TASK
+    first, *workers = verdict.splitlines()
+    assert first == "was lost with a worker 21 times. Their workers left without a word."
+    assert workers == [ONE, OTHER] * 10 + [ONE]  # the last copy may live
+
+
+def test_one_that_is_heard_again_does_not(ledger: Ledger) -> None:
+    for number in range(11):
+        now = LATER + 100 * number
+        ledger.answer(reply("asks", ONE, str(number)), now)
+        ledger.heard(alive(ONE, str(number)), now + DEAD_SECONDS - 1)
+        ledger.answer(reply("asks", OTHER, f"copy {number}"), now + DEAD_SECONDS)
+        ledger.heard(alive(ONE, str(number)), now + DEAD_SECONDS + 1)
+        assert ledger.answer(reply("asks", OTHER, f"copy {number}"), now + DEAD_SECONDS + 2) == "drop"
+        ledger.heard(reply("unable", ONE, str(number)), now + 20)  # its end, by which the next one begins
+    assert list(ledger.verdicts(1)) == []
 
 
 def test_a_reply_without_a_body_is_read() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from oq_celery import cli
 from components import facts, instance_types
 from tests.transport import harness
 from tests.transport.harness import Broker, Cluster, Process, wait_until
+from tests.transport.jobs import held, release, running
 
 HOW = "from openquake.baselib import parallel; print(parallel.oq_distribute())"
 
@@ -348,14 +349,8 @@ def test_status_shows_workers_and_queue(cluster: Cluster) -> None:
     assert found[0]["waiting"] == 0
 
 
-def hold_at_start(directory: Path, *jobs: str) -> None:
-    """Have jobs that call `tasks.pause` wait there: before it they import the engine, which takes a while."""
-    for job in jobs:
-        (directory / f"hold-{job}").touch()
-
-
 def started(directory: Path) -> set[str]:
-    """The jobs that have come there."""
+    """The jobs that are held there, with the engine imported, which takes a while."""
     return {path.stem for path in directory.glob("?.*")}
 
 
@@ -370,24 +365,23 @@ def test_a_short_job_does_not_wait_for_the_whole_queue_of_a_long_one(
         print(parallel.Starmap(tasks.turn, [(job, directory, n) for n in range(number)]).reduce())
         """
 
-    def start(job: str, number: int, in_flight: int) -> Process:
+    def start(job: str, number: int, in_flight: int) -> contextlib.AbstractContextManager[list[Process]]:
         """Begin a job, up to where it has imported the engine: that takes longest on a busy machine."""
         text = code.format(job=job, number=number, directory=bytes(tmp_path))
-        return cluster.start("python", "-c", textwrap.dedent(text), OQ_NUM_CORES=str(in_flight // 2))
+        return running(cluster, text, OQ_NUM_CORES=str(in_flight // 2))
 
-    hold_at_start(tmp_path, "S", "L")
-    short, long = start("S", 6, 6), start("L", 400, 200)
-    wait_until(lambda: started(tmp_path) == {"S", "L"}, "both to have imported the engine")
-    (tmp_path / "hold-L").unlink()
     turns = tmp_path / "turns"
-    wait_until(lambda: turns.exists() and len(turns.read_text()) > 20, "the long job to compute")
-    (tmp_path / "hold-S").unlink()
-    assert short.wait() == 0, short.output()
-    assert long.running()
-    during = turns.read_text().split("S", 1)[1].rsplit("S", 1)[0]
-    assert during.count("S") == 4
-    assert during.count("L") < 20
-    assert long.wait() == 0
+    with held(tmp_path, "S", "L"), start("S", 6, 6) as (short,), start("L", 400, 200) as (long,):
+        wait_until(lambda: started(tmp_path) == {"S", "L"}, "both to have imported the engine")
+        release(tmp_path, "L")
+        wait_until(lambda: turns.exists() and len(turns.read_text()) > 20, "the long job to compute")
+        release(tmp_path, "S")
+        assert short.wait() == 0, short.output()
+        assert long.running()
+        during = turns.read_text().split("S", 1)[1].rsplit("S", 1)[0]
+        assert during.count("S") == 4
+        assert during.count("L") < 20
+        assert long.wait() == 0
 
 
 def test_a_calculation_that_submits_all_tasks_at_once_and_one_that_does_not_take_turns(
@@ -408,12 +402,10 @@ def test_a_calculation_that_submits_all_tasks_at_once_and_one_that_does_not_take
     listing = code.format(
         job="L", listed=[("L", directory, number) for number in range(100)], submitted=[], directory=directory
     )
-    hold_at_start(tmp_path, "S", "L")
-    jobs = [cluster.start("python", "-c", textwrap.dedent(text)) for text in (submitting, listing)]
-    wait_until(lambda: started(tmp_path) == {"S", "L"}, "both to have imported the engine")
-    for job in ("S", "L"):
-        (tmp_path / f"hold-{job}").unlink()
-    assert [job.wait() for job in jobs] == [0, 0], [job.output() for job in jobs]
+    with held(tmp_path, "S", "L"), running(cluster, submitting, listing) as jobs:
+        wait_until(lambda: started(tmp_path) == {"S", "L"}, "both to have imported the engine")
+        release(tmp_path, "S", "L")
+        assert [job.wait() for job in jobs] == [0, 0], [job.output() for job in jobs]
     turns = (tmp_path / "turns").read_text()
     together = turns[max(turns.index("S"), turns.index("L")) :][:60]
     assert min(together.count("S"), together.count("L")) >= 20, turns
@@ -465,10 +457,7 @@ def test_status_shows_the_tasks_of_each_job(cluster: Cluster, tmp_path: Path) ->
         import tasks
         print(len(parallel.Starmap(tasks.held, [(n, {bytes(tmp_path)!r}, b"") for n in range(300)]).reduce()))
         """
-    for number in (0, 1):  # one for each worker, and all others wait
-        (tmp_path / f"hold-task {number}").touch()
-    job = cluster.start("python", "-c", textwrap.dedent(code), OQ_NUM_CORES="150")
-
+    each_worker = "task 0", "task 1"  # has one, and all others wait
     seen: list[dict[str, Any]] = []
 
     def tasks_wait() -> bool:
@@ -476,11 +465,13 @@ def test_status_shows_the_tasks_of_each_job(cluster: Cluster, tmp_path: Path) ->
         seen[:] = [row for row in status["tasks"] if row["waiting"]] if status else []
         return bool(seen) and seen[0]["running"] == 2
 
-    wait_until(tasks_wait, "the job's waiting tasks", 120)
-    assert [(row["job"], row["name"], row["done"], row["waiting"]) for row in seen] == [(0, "held", 0, 298)]
-    for number in (0, 1):
-        (tmp_path / f"hold-task {number}").unlink()
-    assert job.wait() == 0
+    with held(tmp_path, *each_worker), running(cluster, code, OQ_NUM_CORES="150") as (job,):
+        wait_until(tasks_wait, "the job's waiting tasks", 120)
+        assert [(row["job"], row["name"], row["done"], row["waiting"]) for row in seen] == [
+            (0, "held", 0, 298)
+        ]
+        release(tmp_path, *each_worker)
+        assert job.wait() == 0
     assert job.output().split()[-1] == "300"
 
 

@@ -6,8 +6,11 @@ That nginx and gunicorn hand requests on to these views is shown in the lab.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.transport import harness
 
@@ -82,6 +85,84 @@ def test_an_administrator_aborts_and_removes_everybodys_calculations_and_others_
     assert removed[1] == 200, removed
     assert left == []
     assert chiefs == 1  # who has kept the name
+
+
+# All addresses of upstream's about calculations, each with what Bob gets who asks for it by a method, and by which
+# methods it can be asked for where that says so (405). A number is Ann's calculation and its output.
+ROUTES = (
+    "import re",
+    "from django.urls import resolve",
+    "def walk(patterns, before=''):",
+    "    for one in patterns:",
+    "        route = before + str(one.pattern).removeprefix('^')",
+    "        if hasattr(one, 'url_patterns'): yield from walk(one.url_patterns, route)",
+    "        elif route.startswith(('v1/', 'engine')): yield route",
+    "logs.dbcmd('create_outputs', 1, [('hcurves', 1)], 1)",
+    "client = Client(SERVER_NAME='localhost', raise_request_exception=False)",
+    "client.force_login(get_user_model().objects.get(username='bob'))",
+    "def ask_all(method, which=''):",
+    "    for route in sorted(set(walk(oq_webui.urls.urlpatterns))):",
+    r"        address = re.sub(r'\(\\d[+*]\)|<int:\w+>|\(\?P<\w+>\[0-9\]\+\)', '1', '/' + route)",
+    r"        address = re.sub(r'[$?]', '', re.sub(r'\(\[.*?\]\+\)|<str:\w+>', 'x', address))",
+    "        resolve(address)",  # fails if it is none
+    "        if not re.search(which, address): continue",
+    "        answer = getattr(client, method)(address)",
+    "        print(json.dumps([address, answer.status_code, answer.headers.get('Allow', '').split(', ')]))",
+)
+# Without a calculation's number; what starts a calculation starts it in the name of who asks, as the next tests show.
+POSTED = {
+    "/v1/calc/run",
+    "/v1/calc/run_ini",
+    "/v1/calc/run_scenario_calc_from_ses_rupture/1",
+    "/v1/calc/validate_ini",
+    "/v1/calc/validate_zip",
+    "/v1/on_same_fs",
+    "/v1/valid/",
+}
+LOOKS = {"", "datastore", "download_png", "extract", "job_zip", "log", "outputs", "result", "results"}
+LOOKS |= {"status", "traceback"}
+CHANGES = {"abort", "remove", "share", "unshare", "add_tag", "remove_tag", "set_preferred_job_for_tag"}
+
+
+def numbered(address: str) -> bool:
+    """Whether an address of the tests has a calculation's number."""
+    return bool(re.search(r"/(calc|engine)/1\b", address))
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_whatever_upstream_has_about_a_calculation_is_refused_to_others(tmp_path: Path, method: str) -> None:
+    """A new version of the engine may have more."""
+    found = office(tmp_path, *ROUTES, f"ask_all({method!r}, '/(calc|engine|result)/1')")
+    of_calculations = {address: status for address, status, _ in found if numbered(address)}
+    assert len(of_calculations) >= len(LOOKS | CHANGES)
+    assert set(of_calculations.values()) == {403}, of_calculations
+    outputs = {address: status for address, status, _ in found if address == "/v1/calc/result/1"}
+    assert outputs == {"/v1/calc/result/1": 403 if method == "get" else 405}
+
+
+def test_what_is_shared_is_looked_at_and_not_changed(tmp_path: Path) -> None:
+    share = "logs.dbcmd(\"UPDATE job SET status='shared' WHERE id=1\")"
+    found = office(tmp_path, *ROUTES, share, "ask_all('patch')")  # which is none of upstream's methods
+    status = {
+        address.split("/")[4] if address.startswith("/v1/calc/1/") else address.rpartition("/1/")[2]: status
+        for address, status, _ in found
+        if numbered(address)
+    }
+    status[""] = status.pop("/v1/calc/1")
+    assert status == dict.fromkeys(LOOKS, 405) | dict.fromkeys(CHANGES, 403)
+
+
+def test_what_else_upstream_takes_from_people_is_known(tmp_path: Path) -> None:
+    """Each has been looked at for whose name and whose files it acts on."""
+    found = office(tmp_path, *ROUTES, "ask_all('patch')")
+    refused = {address for address, status, _ in found if status == 403 and not numbered(address)}
+    assert refused == {"/v1/calc/delete_tag/x", "/v1/calc/unset_preferred_job_for_tag/x"}
+    for address, status, allowed in found:
+        if not numbered(address) and address not in refused:
+            # One is a page, by any method.
+            assert status == (200 if address == "/engine/" else 405), address
+            assert (address in POSTED) == ("POST" in allowed), address
+    assert {address for address, *_ in found} > POSTED
 
 
 def test_nobody_computes_in_anothers_name_or_takes_away_everybodys_tags(tmp_path: Path) -> None:

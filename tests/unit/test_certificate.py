@@ -245,9 +245,10 @@ def test_a_port_that_does_not_answer_by_tls_is_a_problem(
     module: ModuleType, places: tuple[Path, Path]
 ) -> None:
     module.renew(module.OWN, NAMES, *places)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        closed = server.getsockname()[1]
-    assert "Connection refused" in module.problems(places[0], "127.0.0.1", closed)[0]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        (problem,) = module.problems(places[0], "127.0.0.1", closed.getsockname()[1])
+    assert "Connection refused" in problem
 
 
 def test_the_command_of_the_unit_prepares_what_nginx_and_the_webui_are_given(

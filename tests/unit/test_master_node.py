@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from components import facts
+from components.bundle import engine_bundle
 from tests.unit.conftest import Record
 from tests.unit.node import node_facts, node_module
 
+ENGINE = Path(__file__).parent.parent.parent / "engine"
 GROUP = ("--region", "eu-central-1", "--tag", "Project=openquake-cluster", "--tag", "Stack=test")
 
 
@@ -225,10 +229,72 @@ def test_a_master_whose_broker_has_no_alarm_is_ready_and_one_that_does_not_say_i
 
 def test_the_usage_names_every_command(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["oq-node", "--help"])
-    with pytest.raises(
-        SystemExit, match=r"bootstrap \| status \| refresh(?s:.*)  refresh    what follows tags"
-    ):
-        master.module.main("master", lambda: None, list, master.module.OTHER_COMMANDS)
+    others = master.module.OTHER_COMMANDS
+    assert {"refresh", "sleep", "rotate", "logs"} <= set(others)
+    with pytest.raises(SystemExit) as usage:
+        master.module.main("master", lambda: None, list, others)
+    first, *lines = str(usage.value).splitlines()
+    assert first == f"usage: oq-node {' | '.join(['bootstrap', 'status', *others])}"
+    said = dict(line.split(maxsplit=1) for line in lines if line)
+    assert said.keys() == {"bootstrap", "status", *others}
+    for name, (what, _) in others.items():
+        assert said[name] == what
+
+
+def test_a_secret_that_cannot_be_read_or_made_is_an_error(
+    master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the program has said; its output is the secret, and goes nowhere."""
+
+    def program(command: list[str], **_options: Any) -> Any:
+        assert command[1:3] == ["/usr/local/lib/oq_node/secret.py", "ensure"]
+        return subprocess.CompletedProcess(
+            command, 1, '{"amqp_password": "hunter2"}', "AccessDeniedException"
+        )
+
+    monkeypatch.setattr(master.module.subprocess, "run", program)
+    with pytest.raises(master.module.NodeError, match="AccessDeniedException") as error:
+        master.module.cluster_secret()
+    assert "hunter2" not in str(error.value)
+
+
+def bucket(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Let boto3 be one whose S3 has this for whoever asks."""
+    client = SimpleNamespace(download_file=lambda _bucket, _key, path: Path(path).write_bytes(content))
+    boto3 = SimpleNamespace(client=lambda _service, **_region: client)
+    monkeypatch.setitem(sys.modules, "boto3", boto3)
+    monkeypatch.setenv("AWS_CA_BUNDLE", "")  # which the program sets
+
+
+def test_a_bundle_is_unpacked_when_all_of_its_bytes_are_those_that_were_uploaded(
+    master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = engine_bundle(ENGINE).data
+    bucket(monkeypatch, data)
+    unpacked = master.module.fetch_bundle(tmp_path)
+    assert {"build-image", "requirements.txt", "oq_celery"} <= {path.name for path in unpacked.iterdir()}
+
+
+@pytest.mark.parametrize("number", [0, 1000, -1])
+def test_a_bundle_of_which_one_byte_is_another_is_refused_and_not_unpacked(
+    master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    data = bytearray(engine_bundle(ENGINE).data)
+    data[number] ^= 1
+    bucket(monkeypatch, bytes(data))
+    with pytest.raises(master.module.NodeError, match=r"has sha256 \w+ and not"):
+        master.module.fetch_bundle(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.zip"]
+
+
+def test_a_bundle_that_broke_off_is_refused_too(
+    master: Master, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = engine_bundle(ENGINE).data
+    bucket(monkeypatch, data[: len(data) // 2])
+    with pytest.raises(master.module.NodeError, match="has sha256"):
+        master.module.fetch_bundle(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.zip"]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_the_parts_follow_the_settings() -> None:
 def test_there_are_as_many_metrics_and_alarms_as_are_counted(record: Record) -> None:
     scaling = record().of_type("aws:cloudwatch/metricAlarm:MetricAlarm")
     assert [one.inputs["period"] < 60 for one in scaling] == [False, True]
-    assert {one.inputs["metricName"] for one in scaling} <= set(facts.METRICS)
+    looked_at = {one.inputs["metricName"] for one in scaling}
+    assert looked_at == {"TasksOutstanding", "TasksWaiting"}
+    assert looked_at <= set(facts.METRICS)
 
 
 def test_an_hour_with_all_workers_is_theirs_and_a_share_of_the_month() -> None:

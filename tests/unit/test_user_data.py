@@ -29,6 +29,7 @@ from tests.unit.test_program import INSTANCE, MOUNT_TARGET, SECRET, SIZES, TEMPL
 # Some of the limit stays free for what comes next, and for longer names. What is larger is for the engine bundle: see
 # "What a node publishes is in the engine's bundle" in docs/decisions.md.
 ROOM = 0.93
+ENGINE = Path(__file__).parent.parent.parent / "engine"
 
 
 def encoded(recording: Recording) -> dict[str, str]:
@@ -95,7 +96,8 @@ def test_user_data_is_compressed_to_the_same_bytes_by_every_python_on_every_mach
 
 def test_a_node_is_told_what_its_program_asks_for_and_nothing_else(record: Record) -> None:
     """Every other value would replace the master, too, when it changes. The engine's programs ask the master's."""
-    engine = "".join(path.read_text() for path in Path("engine").glob("oq_*/*.py"))
+    engine = "".join(path.read_text() for path in ENGINE.glob("oq_*/*.py"))
+    assert "FACTS[" in engine
     for role, config in configs(record()).items():
         written = files(config)
         programs = "".join(text for path, text in written.items() if path.endswith(".py"))
@@ -284,6 +286,12 @@ def test_a_script_that_runs_while_a_boot_writes_it_anew_is_not_cut_off(
     assert not list(tmp_path.rglob("*.new"))
 
 
+def webui_units(config: dict[str, Any]) -> set[str]:
+    """The units of the WebUI, if a master has one."""
+    node = json.loads(files(config)["/etc/openquake/node.json"])
+    return {facts.WEBUI_UNIT} if node["webui"] else set()
+
+
 def test_no_service_fails_for_good_because_a_mount_comes_late(each_mode: Recording) -> None:
     """RequiresMountsFor would make it depend on a mount unit, which is tried once and fails what depends on it."""
     for role, config in configs(each_mode).items():
@@ -291,10 +299,17 @@ def test_no_service_fails_for_good_because_a_mount_comes_late(each_mode: Recordi
             path: text for path, text in files(config).items() if path.startswith("/etc/systemd/system/")
         }
         assert not [path for path, text in units.items() if "RequiresMountsFor" in text], role
+        of_the_engine = set()
         for path, text in units.items():
             if re.search(rf"^ExecStart=(/usr/local/bin/oq|{facts.ENGINE_DIR}/)", text, re.MULTILINE):
                 assert re.search(rf"^Requires={facts.MOUNTS_UNIT}\b", text, re.MULTILINE), path
                 assert re.search(rf"^After={facts.MOUNTS_UNIT}\b", text, re.MULTILINE), path
+                of_the_engine.add(Path(path).name)
+        assert of_the_engine >= (
+            {facts.CELERY_UNIT}
+            if role == "worker"
+            else {facts.DBSERVER_UNIT, facts.METRICS_UNIT, facts.FLEET_UNIT, *webui_units(config)}
+        )
 
 
 def test_nfs_is_read_fifteen_blocks_ahead_as_by_awss_own_mount_helper(each_mode: Recording) -> None:
@@ -370,9 +385,11 @@ def test_an_engine_that_was_built_for_another_processor_has_another_name() -> No
 def test_a_server_that_ends_without_an_error_comes_back(each_mode: Recording) -> None:
     """systemd takes death by SIGTERM or SIGINT for a clean end, as by `kill` or `oq dbserver stop`."""
     found = files(configs(each_mode)["master"])
+    webui = json.loads(found["/etc/openquake/node.json"])["webui"]
+    units = {facts.DBSERVER_UNIT} | ({facts.WEBUI_UNIT, facts.NGINX_UNIT} if webui else set())
     for unit in (facts.DBSERVER_UNIT, facts.WEBUI_UNIT, facts.NGINX_UNIT):
         text = found.get(f"/etc/systemd/system/{unit}", "")
-        assert "Restart=always\n" in text or (not text and unit != facts.DBSERVER_UNIT)
+        assert ("Restart=always\n" in text) == (unit in units), unit
 
 
 def test_what_a_timer_starts_has_a_time_to_end_in(each_mode: Recording) -> None:
