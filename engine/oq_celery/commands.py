@@ -36,6 +36,7 @@ INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstr
 UPLOAD_FIELD = (
     "upload"  # of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent
 )
+DATASTORES = (".hdf5", "_tmp.hdf5")  # what the names of a calculation's files have after its directory's
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
@@ -485,7 +486,7 @@ def _remove_files(job: Any, *, files: bool) -> None:
 
 def _datastores(job: Any) -> Iterator[Path]:
     if _has_own_files(job):
-        for ending in (".hdf5", "_tmp.hdf5"):
+        for ending in DATASTORES:
             yield Path(job.ds_calc_dir + ending)
 
 
@@ -518,11 +519,13 @@ def _purge(dbcmd: Callable[..., Any], jobs: Iterable[Any], force: bool) -> None:
 
 def _purge_orphans(dbcmd: Callable[..., Any], datadir: Path, force: bool) -> None:
     """List this user's datastores of which the database does not know, or remove them."""
-    known = {path for job in dbcmd("SELECT id, ds_calc_dir FROM job") for path in _datastores(job)}
+    # By whatever path, and under the number of an equal calculation (`cache = true`), too.
+    named = {Path(job.ds_calc_dir) for job in dbcmd("SELECT ds_calc_dir FROM job WHERE ds_calc_dir <> ''")}
+    known = {path.parent.resolve() / f"{path.name}{ending}" for path in named for ending in DATASTORES}
     mine = [
         path
         for path in sorted(datadir.glob("*.hdf5"))
-        if path not in known and os.geteuid() in (0, path.stat().st_uid)
+        if path.parent.resolve() / path.name not in known and os.geteuid() in (0, path.stat().st_uid)
     ]
     size = humansize(sum(path.stat().st_size for path in mine))
     for path in mine:

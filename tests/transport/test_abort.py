@@ -372,6 +372,12 @@ def test_purge_orphan_removes_only_what_no_calculation_has(served: Served, users
         users.add(number, "bob" if number == 2 else "ann", kind, served.data / f"calc_{number}")
         for ending in (".hdf5", "_tmp.hdf5"):
             (served.data / f"calc_{number}{ending}").touch()
+    # Of one whose data directory was a link, and of one that `cache = true` has taken from another.
+    (served.directory / "link").symlink_to(served.data)
+    users.add(6, "ann", "complete", served.directory / "link/calc_6")
+    users.add(7, "ann", "complete", served.data / "calc_70")
+    for number in (6, 70):
+        (served.data / f"calc_{number}.hdf5").write_text("results")
     kept = users.files() | {"77"}
     for number in (77, 8, 9):
         (served.data / f"calc_{number}.hdf5").write_text("results")
@@ -379,7 +385,7 @@ def test_purge_orphan_removes_only_what_no_calculation_has(served: Served, users
     (served.data / "calc_9").mkdir()
     (served.data / "exposure.csv").touch()
     uid = 1000
-    for number in (8, 9):
+    for number in (6, 70, 8, 9):
         os.chown(served.data / f"calc_{number}.hdf5", uid, -1)
     before = set(served.data.iterdir())
     orphans = [served.data / f"calc_{number}.hdf5" for number in (8, 9)]
