@@ -339,8 +339,7 @@ def _paths(value: Any, depth: int) -> Iterator[str]:
         for each in dataclasses.fields(value):
             yield from _paths(getattr(value, each.name, None), depth - 1)
     elif depth and isinstance(value, Mapping):
-        for item in value.values():
-            yield from _paths(item, depth - 1)
+        yield from _paths(list(value.values()), depth)
     elif depth and isinstance(value, Sequence | AbstractSet):
         first = next(iter(value), None)
         # Blocks of sources and ruptures are long lists of one kind.
