@@ -106,9 +106,12 @@ def network_answers(
     its_disks: Invokes = {
         "aws:ebs/getEbsVolumes:getEbsVolumes": lambda args: _ids_of(disks, args),
         "aws:ebs/getVolume:getVolume": lambda args: volume_answer(
-            asked(args, "volume-id"), **disks[asked(args, "volume-id")]
+            asked(args, "volume-id"), **disks.get(asked(args, "volume-id"), {})
         ),
-        "aws:ec2/getInstances:getInstances": {"id": REGION, "ids": ["i-0123456789abcdef0"]},
+        "aws:ec2/getInstances:getInstances": lambda args: {
+            "id": REGION,
+            "ids": ["i-0123456789abcdef0"] if asked(args, "block-device-mapping.volume-id") in disks else [],
+        },
     }
     return {
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
