@@ -257,12 +257,12 @@ def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> Non
 
 def test_a_program_of_a_user_has_the_engines_environment(nfs_cluster: Lab) -> None:
     people(nfs_cluster, "ann")
-    code = "import os\ndef main():\n    print(oct(os.umask(0)), 'NUMBA_CPU_NAME' in os.environ)\n"
+    code = "import os\ndef main(word):\n    print(word, oct(os.umask(0)), 'NUMBA_CPU_NAME' in os.environ)\n"
     write = f"printf {shlex.quote(code)} > my_program.py"
-    run = "PYTHONPATH=. oq shell my_program"
+    run = "PYTHONPATH=. oq shell my_program word"
     on(nfs_cluster, "master", f"runuser --login ann --command {shlex.quote(write)}")
     said = on(nfs_cluster, "master", f"runuser --login ann --command {shlex.quote(run)}")
-    assert said.split()[-2:] == ["0o7", "True"]
+    assert said.split()[-3:] == ["word", "0o7", "True"]
 
 
 def test_nobody_aborts_or_removes_what_is_not_theirs_and_what_is_aborted_has_ended(nfs_cluster: Lab) -> None:
