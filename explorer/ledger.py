@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 # How a run ended, from the best to the worst, and the heading of its column.
 ENDINGS: Final = {
@@ -138,13 +138,18 @@ def machine() -> dict[str, str]:
 
 def record(data: Path, name: str, tier: Tier) -> None:
     """Put the figures of a tier in the place of its former ones, and write the page beside them."""
-    tiers: dict[str, Any] = json.loads(data.read_text()) if data.exists() else {}
-    tiers[name] = asdict(tier)
+    tiers = read(data) if data.exists() else {}
+    tiers[name] = tier
     data.parent.mkdir(parents=True, exist_ok=True)
     new = data.with_suffix(".new")  # who stops an exploration may kill it
-    new.write_text(json.dumps(tiers, indent=1) + "\n")
+    new.write_text(json.dumps({name: asdict(one) for name, one in tiers.items()}, indent=1) + "\n")
     new.replace(data)
-    data.with_suffix(".md").write_text(page({name: Tier(**figures) for name, figures in tiers.items()}))
+    data.with_suffix(".md").write_text(page(tiers))
+
+
+def read(data: Path) -> dict[str, Tier]:
+    """The figures of all tiers that have been run."""
+    return {name: Tier(**figures) for name, figures in json.loads(data.read_text()).items()}
 
 
 def page(tiers: dict[str, Tier]) -> str:
@@ -167,8 +172,8 @@ def _found() -> list[str]:
     lines = ["| seed | what was wrong | test |", "|---|---|---|"]
     lines += [f"| {seed} | {what} | [{test}](../{TESTS}/{test}) |" for seed, what, test in FOUND]
     text = (
-        "Each is mended, and a test holds it. A seed means the same run only as long as no kind of fault or job is "
-        "added."
+        "Each is mended, and a test holds it; what is wrong above and not here has not been explained. A seed means "
+        "the same run only as long as no kind of fault or job is added."
     )
     return ["## What it has found", text, "\n".join(lines)]
 

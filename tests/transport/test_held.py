@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.transport import harness
@@ -88,21 +90,30 @@ if __name__ == "__main__":
     arguments = [(number, directory, b"") for number in range(6)]
     print("all", sorted(parallel.Starmap(tasks.stream, arguments).reduce().items(), key=str))
 """
+HOLD = "hold-before the first result"  # while it is there, a task waits at that moment
 MOMENTS = ["before the first result", "between two results"]
+
+
+@contextmanager
+def spilled(directory: Path, broker: Broker) -> Iterator[tuple[harness.Cluster, harness.Process]]:
+    """A job of six tasks whose results, and those of their subtasks, wait in files for the first one; it goes on when
+    the block removes `hold` from the directory.
+    """
+    (directory / HOLD).touch()
+    with harness.cluster(directory / "oqlab-spill", broker) as cluster:
+        for name in ("one", "two"):
+            cluster.worker(name)
+        master = cluster.start("python", "-c", SPILL, directory)
+        wait_until(lambda: len(list(cluster.shared.rglob("held-*"))) == 10, "the results that wait, in files")
+        yield cluster, master
 
 
 def test_results_above_the_limit_of_memory_wait_in_files_and_are_all_read_back(
     tmp_path: Path, broker: Broker
 ) -> None:
     """Those of six tasks and of their subtasks, while the first task goes on."""
-    hold = tmp_path / "hold-before the first result"
-    hold.touch()
-    with harness.cluster(tmp_path / "oqlab-spill", broker) as cluster:
-        for name in ("one", "two"):
-            cluster.worker(name)
-        master = cluster.start("python", "-c", SPILL, tmp_path)
-        wait_until(lambda: len(list(cluster.shared.rglob("held-*"))) == 10, "the results that wait, in files")
-        hold.unlink()
+    with spilled(tmp_path, broker) as (cluster, master):
+        (tmp_path / HOLD).unlink()
         assert master.wait() == 0, master.output()
         expected = {(number, moment): 1 for number in range(6) for moment in MOMENTS}
         squares = {number: number**2 for number in range(6)}
@@ -113,16 +124,10 @@ def test_results_above_the_limit_of_memory_wait_in_files_and_are_all_read_back(
 def test_a_damaged_file_of_results_that_waited_is_an_error_and_never_a_wrong_number(
     tmp_path: Path, broker: Broker
 ) -> None:
-    hold = tmp_path / "hold-before the first result"
-    hold.touch()
-    with harness.cluster(tmp_path / "oqlab-spoilt", broker) as cluster:
-        for name in ("one", "two"):
-            cluster.worker(name)
-        master = cluster.start("python", "-c", SPILL, tmp_path)
-        wait_until(lambda: len(list(cluster.shared.rglob("held-*"))) == 10, "the results that wait, in files")
+    with spilled(tmp_path, broker) as (cluster, master):
         for path in cluster.shared.rglob("held-*"):
             path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
-        hold.unlink()
+        (tmp_path / HOLD).unlink()
         assert master.wait() != 0
         assert "all [" not in master.output()
         assert "bytes that were written" in master.output()

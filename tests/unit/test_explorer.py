@@ -369,6 +369,11 @@ def test_the_page_has_the_figures_of_both_tiers_and_the_seeds_of_failures(tmp_pa
     assert page.index("## Transport tier") < page.index("## Lab tier") < page.index("## What is not tried")
 
 
+def test_the_page_in_the_documents_is_that_of_the_figures_beside_it() -> None:
+    documents = REPOSITORY / "docs"
+    assert (documents / "faults.md").read_text() == ledger.page(ledger.read(documents / "faults.json"))
+
+
 def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
     page = ledger.page({})
     for seed, _, test in ledger.FOUND:

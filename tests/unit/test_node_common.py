@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lab.base import REPOSITORY
 from tests.unit.conftest import Record
 from tests.unit.node import node_facts, node_module
 
@@ -173,3 +175,13 @@ def test_a_file_server_that_does_not_answer_holds_up_no_look(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(common, "MOUNT_SECONDS", 1 if problems and "answer" in problems[0] else 60)
     assert common.mount_problems("/srv") == problems
+
+
+def test_all_that_show_what_others_have_written_take_the_same_characters_for_control() -> None:
+    """Three programs that cannot import each other: the node's, the engine's, and the one on people's computers."""
+    files = ("cloud-init/oq_node/journal.py", "engine/oq_celery/jobs.py", "client/oq_cluster/terminal.py")
+    found = {
+        re.findall(r'CONTROL\b.* = re\.compile\((r".*?")\)', (REPOSITORY / file).read_text())[0]
+        for file in files
+    }
+    assert len(found) == 1
