@@ -93,6 +93,25 @@ class BundleStore(Component):
 
     def __init__(self, name: str, args: BundleStoreArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
+        bucket, policy = self._private_bucket(args.key)
+        lifecycle = self._versions(bucket, policy)
+        self.key_reader = keys.rights(args.key, f"s3.{args.region}.amazonaws.com", "kms:Decrypt")
+        self.sha256 = args.bundle.sha256
+        self.key = f"engine/{self.sha256}.zip"
+        aws.s3.BucketObjectv2(
+            self.named("engine"),
+            bucket=bucket.id,
+            key=self.key,
+            content_base64=base64.b64encode(args.bundle.data).decode(),
+            content_type="application/zip",
+            tags=self.tags("engine"),
+            opts=self.child(depends_on=[lifecycle]),
+        )
+        self.bucket, self.bucket_arn = bucket.id, bucket.arn
+        self.register_outputs({"bucket": self.bucket, "key": self.key})
+
+    def _private_bucket(self, key: str) -> tuple[aws.s3.Bucket, aws.s3.BucketPolicy]:
+        """A bucket with the key whose ARN is given, and the last of its locks."""
         bucket = aws.s3.Bucket(
             self.named("bucket"), force_destroy=True, tags=self.tags("bucket"), opts=self.child()
         )
@@ -119,11 +138,11 @@ class BundleStore(Component):
                 aws.s3.BucketServerSideEncryptionConfigurationRuleArgs(
                     apply_server_side_encryption_by_default=(
                         aws.s3.BucketServerSideEncryptionConfigurationRuleApplyServerSideEncryptionByDefaultArgs(
-                            sse_algorithm="aws:kms" if args.key else "AES256",
-                            kms_master_key_id=args.key or None,
+                            sse_algorithm="aws:kms" if key else "AES256",
+                            kms_master_key_id=key or None,
                         )
                     ),
-                    bucket_key_enabled=True if args.key else None,
+                    bucket_key_enabled=True if key else None,
                     # Nobody brings keys of their own; AWS's default for buckets since April 2026.
                     blocked_encryption_types=["SSE-C"],
                 )
@@ -145,14 +164,18 @@ class BundleStore(Component):
             ),
             opts=self.child(depends_on=[encryption]),
         )
+        return bucket, policy
+
+    def _versions(self, bucket: aws.s3.Bucket, after: pulumi.Resource) -> aws.s3.BucketLifecycleConfiguration:
+        """What keeps former versions of the objects for some time."""
         # A bundle's key is its hash, so only what somebody overwrote or removed beside Pulumi has an older version.
         versioning = aws.s3.BucketVersioning(
             self.named("versions"),
             bucket=bucket.id,
             versioning_configuration=aws.s3.BucketVersioningVersioningConfigurationArgs(status="Enabled"),
-            opts=self.child(depends_on=[policy]),
+            opts=self.child(depends_on=[after]),
         )
-        lifecycle = aws.s3.BucketLifecycleConfiguration(
+        return aws.s3.BucketLifecycleConfiguration(
             self.named("lifecycle"),
             bucket=bucket.id,
             rules=[
@@ -174,17 +197,3 @@ class BundleStore(Component):
             ],
             opts=self.child(depends_on=[versioning]),
         )
-        self.key_reader = keys.rights(args.key, f"s3.{args.region}.amazonaws.com", "kms:Decrypt")
-        self.sha256 = args.bundle.sha256
-        self.key = f"engine/{self.sha256}.zip"
-        aws.s3.BucketObjectv2(
-            self.named("engine"),
-            bucket=bucket.id,
-            key=self.key,
-            content_base64=base64.b64encode(args.bundle.data).decode(),
-            content_type="application/zip",
-            tags=self.tags("engine"),
-            opts=self.child(depends_on=[lifecycle]),
-        )
-        self.bucket, self.bucket_arn = bucket.id, bucket.arn
-        self.register_outputs({"bucket": self.bucket, "key": self.key})

@@ -94,7 +94,36 @@ class Master(Component):
 
     def __init__(self, name: str, args: MasterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
-        role = NodeRole(
+        role = self._role(name, args)
+        interface = aws.ec2.NetworkInterface(
+            self.named("interface"),
+            subnet_id=args.subnet_id,
+            private_ips=[str(args.address)],
+            security_groups=[args.security_group_id],
+            description="The fixed address of the master",
+            tags=self.tags("interface"),
+            opts=self.child(delete_before_replace=True),
+        )
+        self.user_data = self._user_data(args)
+        instance = self._instance(args, role, interface)
+        self.instance_id = instance.id
+        self.attachments = [
+            aws.ec2.VolumeAttachment(
+                self.named(volume_name(mount)),
+                instance_id=instance.id,
+                volume_id=volume_id,
+                device_name=device,
+                # A mounted volume never detaches from a running machine: destroy would hang.
+                stop_instance_before_detaching=True,
+                opts=self.child(delete_before_replace=True),
+            )
+            for (mount, volume_id), device in zip(args.volume_ids.items(), _DEVICES, strict=True)
+        ]
+        self.register_outputs({"instanceId": self.instance_id, "address": str(args.address)})
+
+    def _role(self, name: str, args: MasterArgs) -> NodeRole:
+        """What the master may ask of AWS."""
+        return NodeRole(
             name,
             NodeRoleArgs(
                 statements=[
@@ -121,17 +150,11 @@ class Master(Component):
             ),
             opts=self.child(),
         )
-        interface = aws.ec2.NetworkInterface(
-            self.named("interface"),
-            subnet_id=args.subnet_id,
-            private_ips=[str(args.address)],
-            security_groups=[args.security_group_id],
-            description="The fixed address of the master",
-            tags=self.tags("interface"),
-            opts=self.child(delete_before_replace=True),
-        )
-        self.user_data = self._user_data(args)
-        instance = aws.ec2.Instance(
+
+    def _instance(
+        self, args: MasterArgs, role: NodeRole, interface: aws.ec2.NetworkInterface
+    ) -> aws.ec2.Instance:
+        return aws.ec2.Instance(
             self.named("instance"),
             ami=args.image.apply(lambda image: image.id),
             instance_type=args.instance_type,
@@ -168,20 +191,6 @@ class Master(Component):
                 depends_on=[*role.policies, *args.after],
             ),
         )
-        self.instance_id = instance.id
-        self.attachments = [
-            aws.ec2.VolumeAttachment(
-                self.named(volume_name(mount)),
-                instance_id=instance.id,
-                volume_id=volume_id,
-                device_name=device,
-                # A mounted volume never detaches from a running machine: destroy would hang.
-                stop_instance_before_detaching=True,
-                opts=self.child(delete_before_replace=True),
-            )
-            for (mount, volume_id), device in zip(args.volume_ids.items(), _DEVICES, strict=True)
-        ]
-        self.register_outputs({"instanceId": self.instance_id, "address": str(args.address)})
 
     def _user_data(self, args: MasterArgs) -> pulumi.Output[str]:
         def render(known: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -462,73 +462,82 @@ def _unknown(key: str, value: object) -> Problem:
     )
 
 
-def _contradictions(parsed: Mapping[str, Any]) -> list[Problem]:
+def _contradictions(parsed: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong between settings that are right by themselves; `parsed` lacks the others."""
-    problems = []
+    for rule in (_of_sizes, _of_what_needs_another, _of_volumes, _of_images, _of_architectures):
+        yield from rule(parsed)
+
+
+def _of_sizes(parsed: Mapping[str, Any]) -> Iterator[Problem]:
     minimum, maximum = parsed.get("workerMin"), parsed.get("workerMax")
     if minimum is not None and maximum is not None and minimum > maximum:
-        problems.append(Problem("workerMin", minimum, f"must not be above workerMax = {maximum}"))
-    idle = parsed.get("stopWhenIdleMinutes")
+        yield Problem("workerMin", minimum, f"must not be above workerMax = {maximum}")
+    vpc = parsed.get("vpcCidr")
+    if vpc is not None and maximum is not None and maximum > (room := subnets.worker_capacity(vpc)):
+        yield Problem(
+            "vpcCidr", str(vpc), f"has room for {room} workers and workerMax = {maximum}: enlarge it"
+        )
+    base = parsed.get("workerOnDemandBase")
+    if base and maximum is not None and base > maximum:
+        yield Problem("workerOnDemandBase", base, f"must not be above workerMax = {maximum}")
+
+
+def _of_what_needs_another(parsed: Mapping[str, Any]) -> Iterator[Problem]:
+    idle, minimum = parsed.get("stopWhenIdleMinutes"), parsed.get("workerMin")
     if idle and minimum:
         remedy = (
             f"needs workerMin = 0 and not {minimum}, since workers would go on, and cost, without their master; write "
             "0 for a master that never stops itself"
         )
-        problems.append(Problem("stopWhenIdleMinutes", idle, remedy))
-    vpc = parsed.get("vpcCidr")
-    if vpc is not None and maximum is not None and maximum > subnets.worker_capacity(vpc):
-        room = subnets.worker_capacity(vpc)
-        problems.append(
-            Problem("vpcCidr", str(vpc), f"has room for {room} workers and workerMax = {maximum}: enlarge it")
-        )
+        yield Problem("stopWhenIdleMinutes", idle, remedy)
     base = parsed.get("workerOnDemandBase")
     if base and parsed.get("workerSpot") is False:
         remedy = "set workerSpot to true, or leave it out: without it all workers are on demand"
-        problems.append(Problem("workerOnDemandBase", base, remedy))
-    if base and maximum is not None and base > maximum:
-        problems.append(Problem("workerOnDemandBase", base, f"must not be above workerMax = {maximum}"))
+        yield Problem("workerOnDemandBase", base, remedy)
     if parsed.get("webuiCertificate") and parsed.get("webui") is False:
         remedy = "set webui to true, or leave it out: without the WebUI nothing shows a certificate"
-        problems.append(Problem("webuiCertificate", parsed["webuiCertificate"], remedy))
+        yield Problem("webuiCertificate", parsed["webuiCertificate"], remedy)
     if parsed.get("monthlyBudget") and parsed.get("alarmEmail") == "":
         remedy = "say who is to be told when the month costs more than monthlyBudget"
-        problems.append(Problem("alarmEmail", "", remedy))
-    volumes: dict[str, str] = {}
+        yield Problem("alarmEmail", "", remedy)
+
+
+def _of_volumes(parsed: Mapping[str, Any]) -> Iterator[Problem]:
+    owners: dict[str, str] = {}
     for key in ("homeVolumeId", "varVolumeId", "rabbitmqVolumeId"):
         source = parsed.get(key, "")
         if source.startswith("vol-"):
-            if source in volumes:
-                remedy = f"name another one, since {volumes[source]} has it"
-                problems.append(Problem(key, source, remedy))
-            volumes.setdefault(source, key)
-    if parsed.get("egress") == "endpoints" and parsed.get("amiId") == "":
+            if source in owners:
+                yield Problem(key, source, f"name another one, since {owners[source]} has it")
+            owners.setdefault(source, key)
+
+
+def _of_images(parsed: Mapping[str, Any]) -> Iterator[Problem]:
+    if parsed.get("amiId") != "":
+        return
+    if parsed.get("egress") == "endpoints":
         remedy = (
             "name an image with everything baked in (docs/operations.md says how), since egress = endpoints lets "
             "nothing be installed"
         )
-        problems.append(Problem("amiId", "", remedy))
+        yield Problem("amiId", "", remedy)
     master = parsed.get("masterInstanceType")
-    if master is not None:
-        architecture = instance_types.architecture(master)
-        if architecture != "x86_64" and parsed.get("amiId") == "":
-            # Debian's image of the other architecture would be easy to find for a new cluster. In one that is there
-            # all nodes keep the image of its first day: AWS would refuse the new master, with the old one gone.
-            remedy = (
-                f"name an image for {architecture} types such as {master}; the id of Debian's: "
-                f"aws ssm get-parameter --name {DEBIAN_IMAGE[architecture]} --query Parameter.Value"
-            )
-            problems.append(Problem("amiId", "", remedy))
-        strangers = [
-            name
-            for name in parsed.get("workerInstanceTypes", ())
-            if instance_types.architecture(name) != architecture
-        ]
-        if strangers:
-            problems.append(
-                Problem(
-                    "workerInstanceTypes",
-                    ", ".join(strangers),
-                    f"the engine is built once, on the master: choose {architecture} types like {master}",
-                )
-            )
-    return problems
+    if master is not None and (architecture := instance_types.architecture(master)) != "x86_64":
+        # Debian's image of the other architecture would be easy to find for a new cluster. In one that is there all
+        # nodes keep the image of its first day: AWS would refuse the new master, with the old one gone.
+        remedy = (
+            f"name an image for {architecture} types such as {master}; the id of Debian's: "
+            f"aws ssm get-parameter --name {DEBIAN_IMAGE[architecture]} --query Parameter.Value"
+        )
+        yield Problem("amiId", "", remedy)
+
+
+def _of_architectures(parsed: Mapping[str, Any]) -> Iterator[Problem]:
+    master = parsed.get("masterInstanceType")
+    if master is None:
+        return
+    architecture = instance_types.architecture(master)
+    types = parsed.get("workerInstanceTypes", ())
+    if strangers := [name for name in types if instance_types.architecture(name) != architecture]:
+        remedy = f"the engine is built once, on the master: choose {architecture} types like {master}"
+        yield Problem("workerInstanceTypes", ", ".join(strangers), remedy)
