@@ -12,7 +12,7 @@ from benchmarks.report import Chart, Part, Table
 from components import facts
 from lab.cluster import cluster, fleet
 from lab.cluster.cluster import Lab
-from tests.transport.harness import wait_until
+from tests.transport.processes import wait_until
 
 TITLE = "Power-on to first task"
 STORAGE = ("nfs", "diskless")

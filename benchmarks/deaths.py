@@ -13,7 +13,7 @@ from benchmarks.modes import OURS, Mode, running_broker
 from benchmarks.report import Chart, Part, Table
 from lab.cluster.cluster import Lab
 from lab.linux import network
-from tests.transport.harness import wait_until
+from tests.transport.processes import wait_until
 
 KILL, PARTITION = "A worker is killed", "A worker is cut off"
 DEADLINE = 300.0

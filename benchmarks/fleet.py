@@ -13,7 +13,8 @@ from statistics import mean
 from benchmarks.jobs import DEMO
 from benchmarks.modes import OURS, Mode, running_broker
 from benchmarks.report import Chart, Part, Table
-from tests.transport.harness import ENGINE, Broker, wait_until
+from tests.transport.processes import ENGINE, wait_until
+from tests.transport.rabbitmq import Broker
 
 TITLE = "A fleet of thousands"
 TASKS = 6

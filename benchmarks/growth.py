@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.modes import CORES, OURS, Mode, ready, running_broker
 from benchmarks.report import Chart, Part, Table
-from tests.transport.harness import Broker
+from tests.transport.rabbitmq import Broker
 
 TITLE = "How cost grows"
 COMPARED = ("zmq", OURS)

@@ -13,7 +13,7 @@ from statistics import median
 
 from benchmarks.modes import CORES, MODES, OURS, Mode, running_broker
 from benchmarks.report import Chart, Part, Table
-from tests.transport.harness import ENGINE
+from tests.transport.processes import ENGINE
 
 TITLE = f"The same job, {CORES} processes"
 DEMO = ENGINE / "demos/hazard/AreaSourceClassicalPSHA/job.ini"

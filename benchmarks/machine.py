@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.transport.harness import ENGINE
+from tests.transport.processes import ENGINE
 
 RATIOS = (
     "All figures come from one run on one machine. Ratios within the run are what counts: another machine, or the "

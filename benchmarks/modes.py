@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.transport import harness
-from tests.transport.harness import ENGINE, Broker, Cluster, Process, free_port, wait_until
+from tests.transport import rabbitmq
+from tests.transport.harness import Cluster
+from tests.transport.processes import ENGINE, Process, free_port, wait_until
+from tests.transport.rabbitmq import Broker
 
 OURS = "oq_celery"
 MODES = ("processpool", "zmq", OURS)
@@ -27,7 +29,7 @@ class Skipped(Exception):
 
 def require_engine() -> None:
     """Skipped when RabbitMQ or the engine's environment is missing."""
-    if not harness.RABBITMQ.exists():
+    if not rabbitmq.RABBITMQ.exists():
         raise Skipped("no RabbitMQ: apt-get install rabbitmq-server")
     if not (ENGINE / "bin/oq-celery").exists():
         raise Skipped("no engine: make .venv-engine/.done")
@@ -65,6 +67,7 @@ class Mode:
             }
         self._directory = directory / f"oqlab-{name}-{processes}"
         self.cluster = Cluster(self._directory, broker, **changes)
+        self.cluster.forks = False  # the starts are measured, too
         temporary = self._directory / "tmp"
         temporary.mkdir()
         self.cluster.env |= {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(temporary)}

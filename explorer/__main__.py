@@ -17,7 +17,7 @@ from pathlib import Path
 from explorer import ledger, runs, schedule
 from explorer.runs import Outcome
 from explorer.schedule import Fault, Plan
-from tests.transport import harness, isolation
+from tests.transport import isolation, processes
 
 REPLAYS = 3
 """Of a run with something wrong: what depends on the moment does not come every time."""
@@ -94,9 +94,9 @@ def _versions() -> dict[str, str]:
     """Of what was run."""
     names = {"engine": "openquake.baselib", "oq_celery": "oq_celery"}
     code = "import importlib; print(*(importlib.import_module(name).__version__ for name in {!r}))"
-    asked = [str(harness.ENGINE / "bin/python"), "-c", code.format(list(names.values()))]
+    asked = [str(processes.ENGINE / "bin/python"), "-c", code.format(list(names.values()))]
     found = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()
-    return dict(zip(names, found, strict=True)) | {"RabbitMQ": runs.rabbitmq()} | ledger.machine()
+    return dict(zip(names, found, strict=True)) | {"RabbitMQ": runs.rabbitmq_version()} | ledger.machine()
 
 
 def _numbers(text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from explorer.workload import ENGINE_JOBS
 from explorer.world import World
-from tests.transport import harness
+from tests.transport import harness, processes
 
 SECONDS: Final = 600.0  # for a job without faults, on a busy machine
 
@@ -21,7 +21,7 @@ SECONDS: Final = 600.0  # for a job without faults, on a busy machine
 def source(job: str) -> Path:
     """The job file of one of ENGINE_JOBS: of the demos in the engine's environment, or of its own tests."""
     ini = ENGINE_JOBS[job]
-    return harness.ENGINE / ini if ini.startswith("demos") else harness.QA_TESTS / ini
+    return processes.ENGINE / ini if ini.startswith("demos") else harness.QA_TESTS / ini
 
 
 class Baselines:

@@ -13,9 +13,10 @@ from typing import Final
 
 from explorer.checker import Struck
 from explorer.schedule import Fault
-from explorer.world import ANSWER_SECONDS, Hands, World
+from explorer.world import Hands, World
 from tests.transport.forks import Child
-from tests.transport.harness import wait_until
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import ANSWER_SECONDS
 
 END_SECONDS: Final = 60.0  # for a worker that was asked to end: longer than any task
 WAIT_SECONDS: Final = 20.0  # that a fault waits at most for its byte or its message
@@ -154,7 +155,7 @@ def _end_broker(number: int) -> Callable[[Scene, Fault], bool]:
 def _close_connections(scene: Scene, _: Fault) -> bool:
     # One after another, whatever has ended meanwhile: RabbitMQ's own way stops at the first that it does not find.
     close = '[catch rabbit_networking:close_connection(P, "explorer") || P <- rabbit_networking:connections()], ok'
-    return bool(scene.world.erlang(close))
+    return bool(scene.world.broker.erlang(close))
 
 
 def _alarm(scene: Scene, fault: Fault) -> bool:
@@ -166,9 +167,9 @@ def _alarm(scene: Scene, fault: Fault) -> bool:
         else:
             on = "rabbit_disk_monitor:set_disk_free_limit(1000000000000000)"
             off = "rabbit_disk_monitor:set_disk_free_limit(50000000)"
-        done = scene.world.erlang(on)
+        done = scene.world.broker.erlang(on)
         time.sleep(fault.seconds)
-        wait_until(lambda: scene.world.erlang(off), "the alarm to end", ANSWER_SECONDS)
+        wait_until(lambda: scene.world.broker.erlang(off), "the alarm to end", ANSWER_SECONDS)
     return bool(done)
 
 

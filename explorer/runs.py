@@ -23,7 +23,7 @@ from explorer.ledger import ENDINGS, Entry
 from explorer.schedule import Fault, Plan
 from explorer.workload import EngineJob, Job, Workload
 from explorer.world import Nursery, World
-from tests.transport import harness
+from tests.transport import processes, rabbitmq
 from tests.transport.forks import Child
 
 POLL_SECONDS: Final = 0.02
@@ -217,7 +217,9 @@ class Run:
 
     def _orphans(self, names: set[str]) -> set[str]:
         """Of these channels, those of which a directory tells the workers that a queue is to be deleted."""
-        return {name for name in names & set(self._world.queues()) if (self._world.spool / name).exists()}
+        return {
+            name for name in names & set(self._world.broker.queues()) if (self._world.spool / name).exists()
+        }
 
     def _remaining(self, masters: list[Child]) -> list[str]:
         """The processes that masters have started and that did not end with them; one that ends now has its time."""
@@ -241,7 +243,7 @@ class Run:
         while time.monotonic() < end and self._orphans(mine):
             time.sleep(0.2)
         if not self._world.drained():
-            left.waiting = self._world.queues().get(self._world.queue, (0, 0))[0]
+            left.waiting = self._world.undone() or 0
         for one in seen:
             for event in one.of("channel"):
                 name = event["name"]
@@ -251,7 +253,7 @@ class Run:
                     self._world.later.append(directory)
                 elif directory.exists():
                     left.files.append(f"{name} with {[path.name for path in directory.iterdir()][:5]}")
-                if name in self._world.queues():
+                if name in self._world.broker.queues():
                     # Of a master that was killed, a queue of which no file or task tells the workers stays for an hour.
                     if name not in killed or directory.exists():
                         left.queues.append(name)
@@ -343,7 +345,7 @@ def explore(
 
     try:
         for nursery in nurseries.values():
-            nursery.wait_ready(harness.DEADLINE)
+            nursery.wait_ready(processes.DEADLINE)
         threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(worlds)]
         for thread in threads:
             thread.start()
@@ -386,14 +388,14 @@ def missing() -> list[str]:
     return [
         f"{what} is missing ({remedy})"
         for what, path, remedy in (
-            ("RabbitMQ", harness.RABBITMQ, "apt-get install rabbitmq-server"),
-            ("the engine's environment", harness.ENGINE / "bin/oq-celery", "make .venv-engine/.done"),
+            ("RabbitMQ", rabbitmq.RABBITMQ, "apt-get install rabbitmq-server"),
+            ("the engine's environment", processes.ENGINE / "bin/oq-celery", "make .venv-engine/.done"),
         )
         if not path.exists()
     ]
 
 
-def rabbitmq() -> str:
+def rabbitmq_version() -> str:
     """The version of the RabbitMQ that is run."""
     asked = ["dpkg-query", "--show", "--showformat=${Version}", "rabbitmq-server"]
     return subprocess.run(asked, check=False, capture_output=True, text=True).stdout or "unknown"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -18,9 +17,10 @@ from typing import Any, ClassVar, Final
 from explorer.proxy import Loop, Proxy
 from explorer.schedule import PROCESSES, WORKERS
 from explorer.workload import MESSAGE_KB
-from tests.transport import forks, harness
+from tests.transport import forks, processes, rabbitmq
 from tests.transport.forks import Child
-from tests.transport.harness import Broker, wait_until
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 MASTERS: Final = 2
 Config = Mapping[str, str | int]
@@ -32,9 +32,9 @@ COMMON: Final[Config] = {
     "celery.max_message_kb": str(MESSAGE_KB),
     "amqp.host": "127.0.0.1",
     "amqp.port": "1",
-    "amqp.user": harness.USER,
-    "amqp.password": harness.PASSWORD,
-    "amqp.vhost": harness.VHOST,
+    "amqp.user": rabbitmq.USER,
+    "amqp.password": rabbitmq.PASSWORD,
+    "amqp.vhost": rabbitmq.VHOST,
     "distribution.num_cores": str(WORKERS * PROCESSES),
     "distribution.serialize_jobs": "1000",  # a job does not wait for one whose master was killed, as `reap` sees to
     "directory.shared_dir": "/nonexistent",
@@ -59,7 +59,6 @@ HURRY: Final = {
 SWEEP_SECONDS: Final = 60.0  # for a look at directories that is due, on a busy machine
 READY_SECONDS: Final = 120.0  # for a worker to start and to consume, on a busy machine
 DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped; a worker may pause for 60 s
-ANSWER_SECONDS: Final = 60.0  # for RabbitMQ to evaluate an expression, on a busy machine
 
 
 def environment(config: Path, values: Config, temporary: Path) -> dict[str, str]:
@@ -78,7 +77,7 @@ def environment(config: Path, values: Config, temporary: Path) -> dict[str, str]
     return {name: value for name, value in os.environ.items() if not name.startswith("OQ_")} | {
         "OQ_CONFIG_FILE": str(config),
         "C_FORCE_ROOT": "1",  # Celery refuses pickles as root
-        "PYTHONPATH": str(harness.ROOT),
+        "PYTHONPATH": str(processes.ROOT),
         "TMPDIR": str(temporary),
         "CI": "1",  # the engine does not ask its makers for news
     }
@@ -94,7 +93,7 @@ class Nursery(forks.Nursery):
 
     def __init__(self, kind: str, directory: Path) -> None:
         super().__init__(
-            [harness.ENGINE / "bin/python", "-m", "explorer.nursery", kind],
+            [processes.ENGINE / "bin/python", "-m", "explorer.nursery", kind],
             environment(directory / f"{kind}.cfg", {}, directory),
             directory / f"nursery-{kind}.log",
         )
@@ -131,7 +130,7 @@ class Hands:
         self._lock = threading.Lock()
         with log.open("ab") as errors:
             self._popen = subprocess.Popen(
-                [harness.ENGINE / "bin/python", "-m", "explorer.hands"],
+                [processes.ENGINE / "bin/python", "-m", "explorer.hands"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -192,7 +191,7 @@ class World:
         self.files_lock = threading.Lock()
         self.database_lock = threading.Lock()
         self._database: Child | None = None
-        self._database_port = harness.free_port()
+        self._database_port = processes.free_port()
         # The engine's data, where the workers see them.
         self.data = self.shared / "data"
         self.data.mkdir()
@@ -201,8 +200,6 @@ class World:
         # Directories of lost masters, which the workers have to remove when they have been left alone for a while.
         self.later: list[Path] = []
         self._starts = 0
-        # erl_call's last answer, for the words of a failure.
-        self._answer = ""
         try:
             self._start()
         except BaseException:
@@ -286,50 +283,6 @@ class World:
         target = ["nsenter", f"--target={self.workers[number].pid}", "--mount"]
         return subprocess.run([*target, *command], check=False, capture_output=True).returncode == 0
 
-    def erlang(self, expression: str) -> str:
-        """Evaluate an expression in RabbitMQ, in milliseconds (rabbitmqctl: seconds); its value, or nothing.
-
-        Nothing when RabbitMQ is away, and when it answers with an error, which it does while it starts or loses a
-        queue; `settle` says what it answered.
-        """
-        env = self.broker._env
-        cookie = (self.directory / "broker/.erlang.cookie").read_text()
-        command = ["erl_call", "-n", env["RABBITMQ_NODENAME"], "-c", cookie, "-e"]
-        try:
-            done = subprocess.run(
-                command,
-                input=f"{expression}.\n",
-                env=env,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=ANSWER_SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:  # of a node that it reaches before it has booted: for ever
-            self._answer = str(error)
-            return ""
-        self._answer = done.stdout or done.stderr
-        return value_of(done.stdout)
-
-    def queues(self) -> dict[str, tuple[int, int]]:
-        """Of each queue of RabbitMQ's: its messages, waiting or with a worker, and its consumers.
-
-        Without an answer, as while a queue goes or RabbitMQ starts, it asks again: no answer is not no queues.
-        """
-        found = ""
-
-        def answered() -> bool:
-            nonlocal found
-            found = self.erlang(
-                'lists:flatten([io_lib:format("~s ~p ~p;", [element(4, proplists:get_value(name, Q)), '
-                "proplists:get_value(messages, Q), proplists:get_value(consumers, Q)]) || "
-                f'Q <- rabbit_amqqueue:info_all(<<"{harness.VHOST}">>, [name, messages, consumers])])'
-            )
-            return bool(found)
-
-        _soon(answered, ANSWER_SECONDS)
-        return queues_of(found)
-
     def forget_queue(self, name: str) -> None:
         """Delete a queue that a run has left."""
         assert self.hands is not None
@@ -344,16 +297,23 @@ class World:
                     last = worker.output().strip()[-400:]
                     trouble.append(f"worker: {number} ended by itself with exit code {worker.status}: {last}")
                 self.restart_worker(number)
-        if not _soon(lambda: self.queues().get(self.queue, (0, 0))[1] == WORKERS, READY_SECONDS):
-            consumers = self.queues().get(self.queue, (0, 0))[1]
-            trouble.append(
-                f"worker: {consumers} of {WORKERS} consume; RabbitMQ answered {self._answer.strip()!r}"
-            )
+        if not _soon(lambda: self._consumers() == WORKERS, READY_SECONDS):
+            answer = self.broker.answer.strip()
+            trouble.append(f"worker: {self._consumers()} of {WORKERS} consume; RabbitMQ answered {answer!r}")
         return trouble
+
+    def _consumers(self) -> int:
+        tasks = self.broker.queues().get(self.queue)
+        return tasks.consumers if tasks else 0
+
+    def undone(self) -> int | None:
+        """The number of tasks in the queue, with a worker or not; None if there is no queue."""
+        tasks = self.broker.queues().get(self.queue)
+        return tasks.ready + tasks.unacknowledged if tasks else None
 
     def drained(self) -> bool:
         """Wait until no task is in the queue or with a worker; whether it came to that."""
-        return _soon(lambda: self.queues().get(self.queue, (1, 0))[0] == 0, DRAIN_SECONDS)
+        return _soon(lambda: self.undone() == 0, DRAIN_SECONDS)
 
     def last_look(self) -> list[str]:
         """Wait until the workers have removed what lost masters have left; what is still there in the end."""
@@ -377,18 +337,6 @@ class World:
         self.close()
         World._open.discard(self)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def value_of(answer: str) -> str:
-    """The value in an answer of erl_call's, `{ok, value}`; nothing of `{error, ...}` and all else."""
-    found = re.fullmatch(r"\{ok, (.*)\}\s*", answer, re.DOTALL)
-    return found[1] if found else ""
-
-
-def queues_of(value: str) -> dict[str, tuple[int, int]]:
-    """Of each queue in the value `"name messages consumers;..."` the two numbers; a queue that is down has none."""
-    listed = re.findall(r"([^\s;\"]+) (\d+) (\d+);", value)
-    return {name: (int(messages), int(consumers)) for name, messages, consumers in listed}
 
 
 def _soon(condition: Any, seconds: float) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from lab.linux import images
 from lab.linux.host import lab_paths
-from tests.transport import harness, isolation
+from tests.transport import harness, isolation, processes, rabbitmq
 
 NODES, HOST = "nodes", "host"
 
@@ -64,9 +64,9 @@ def _why_not_nodes_broker(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    needed = [("the engine's environment", harness.ENGINE / "bin/oq-celery", "make .venv-engine/.done")]
+    needed = [("the engine's environment", processes.ENGINE / "bin/oq-celery", "make .venv-engine/.done")]
     if _why_not_nodes_broker(config):
-        needed.append(("RabbitMQ", harness.RABBITMQ, "apt-get install rabbitmq-server"))
+        needed.append(("RabbitMQ", rabbitmq.RABBITMQ, "apt-get install rabbitmq-server"))
     missing = [f"{what} is missing ({remedy})" for what, path, remedy in needed if not path.exists()]
     for item in items:
         if Path(__file__).parent in item.path.parents and "broker" in getattr(item, "fixturenames", ()):
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def broker(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[harness.Broker]:
+) -> Iterator[rabbitmq.Broker]:
     """A RabbitMQ server for all tests."""
     reason = _why_not_nodes_broker(request.config)
     if reason and os.environ.get("CI") and request.config.getoption("rabbitmq", NODES) == NODES:
@@ -88,7 +88,7 @@ def broker(
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 1))
     # Where the tests run in a script's background, SIGINT is ignored here and in all that they start: not so then.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    server = harness.Broker(tmp_path_factory.mktemp("rabbitmq") / "server", image)
+    server = rabbitmq.Broker(tmp_path_factory.mktemp("rabbitmq") / "server", image)
     try:
         server.start()
         yield server
@@ -96,8 +96,14 @@ def broker(
         server.remove()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _pythons() -> Iterator[None]:
+    yield
+    processes.PYTHONS.close()
+
+
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, broker: harness.Broker) -> Iterator[harness.Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, broker: rabbitmq.Broker) -> Iterator[harness.Cluster]:
     """Two workers of one process each, and a configuration under which no ZeroMQ port can be had for results."""
     directory = tmp_path_factory.mktemp("cluster") / "oqlab"
     # An empty range: a job that wants a ZeroMQ socket for results fails.

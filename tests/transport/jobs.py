@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.transport.harness import Cluster, Process
+from tests.transport.harness import Cluster
+from tests.transport.processes import Process
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.transport.harness import NODES_CONFIGURATION, Broker
+from tests.transport.rabbitmq import NODES_CONFIGURATION, Broker
 
-# RabbitMQ's own. That of the nodes is about their disk, so the tests' broker does not have it (`harness.Broker`).
+# RabbitMQ's own. That of the nodes is about their disk, so the tests' broker does not have it (`rabbitmq.Broker`).
 DISK_FREE_LIMIT = "50MB"
 # What is always exceeded: more than any disk has, in bytes, and no memory.
 EXCEEDED = {

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Process, free_port, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
+from tests.transport.processes import Process, free_port, wait_until
+from tests.transport.rabbitmq import Broker
 
 WAITS = "Waiting for workers: 0 alive"
 
@@ -32,7 +34,7 @@ class Served(Cluster):
     def serve(self, port: int, *words: str) -> None:
         """Start one of the engine's servers, and wait until its port answers."""
         server = self.start("oq", *words, LOGNAME="openquake")
-        wait_until(lambda: harness.answers(port) or not server.running(), words[0])
+        wait_until(lambda: processes.answers(port) or not server.running(), words[0])
         assert server.running(), server.output()
 
     def serve_webui(self) -> None:
@@ -47,11 +49,11 @@ class Served(Cluster):
             for file in folder.iterdir():
                 packed.write(file, file.name)
         files = {"archive": ("job.zip", archive.getvalue())}
-        answer = requests.post(f"{self.url}/v1/calc/run", files=files, timeout=harness.DEADLINE)
+        answer = requests.post(f"{self.url}/v1/calc/run", files=files, timeout=processes.DEADLINE)
         return int(answer.json()["job_id"])
 
     def post(self, number: int, what: str) -> tuple[int, dict[str, Any]]:
-        answer = requests.post(f"{self.url}/v1/calc/{number}/{what}", timeout=harness.DEADLINE)
+        answer = requests.post(f"{self.url}/v1/calc/{number}/{what}", timeout=processes.DEADLINE)
         return answer.status_code, answer.json()
 
     def query(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -99,10 +101,10 @@ def served(tmp_path: Path, broker: Broker) -> Iterator[Served]:
         yield made
 
 
-def processes(cluster: Cluster) -> dict[str, int]:
+def computing(cluster: Cluster) -> dict[str, int]:
     """The cluster's processes that compute: their numbers by their titles."""
     found = {}
-    for number in harness.users(cluster.directory):
+    for number in processes.users(cluster.directory):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             title = Path(f"/proc/{number}/comm").read_text().strip()
             if title.startswith("oq-job-"):
@@ -162,7 +164,7 @@ def test_what_came_through_the_webui_is_aborted_and_removed(
             wait_until(lambda number=number: served.statuses()[number] != "created", "it to begin")
         code, answer = served.post(number, path)
         assert (code, answer.keys() >= {"success"}) == (200, True), answer
-        assert processes(served) == {}
+        assert computing(served) == {}
         assert not list((served.shared / "oq_celery").glob("*"))
         assert broker.result_queues() == []
         assert served.statuses().get(number) == (None if path == "remove" else "aborted")
@@ -192,8 +194,8 @@ def test_one_of_several_at_once_that_dies_is_failed_and_the_others_complete(
     several = run(served, *inis, multi=True)
     for number in (1, 2):
         served.waits(number)
-    assert sorted(processes(served)) == ["oq-job-1", "oq-job-2"]  # as many as the queue lets run
-    os.kill(processes(served)["oq-job-2"], signal.SIGKILL)
+    assert sorted(computing(served)) == ["oq-job-1", "oq-job-2"]  # as many as the queue lets run
+    os.kill(computing(served)["oq-job-2"], signal.SIGKILL)
     # The later of the two: the database knows before the log says it.
     wait_until(lambda: "was killed by SIGKILL" in several.output(), "the second's end to be said")
     assert served.statuses()[2] == "failed"
@@ -215,7 +217,7 @@ def test_nothing_of_several_at_once_survives_the_end_of_their_command(
         served.waits(calculation)
     several.signal(number)
     several.wait()
-    wait_until(lambda: processes(served) == {}, "the processes to end")
+    wait_until(lambda: computing(served) == {}, "the processes to end")
     wait_until(lambda: set(served.statuses().values()) == {"aborted"}, "both to be aborted")
 
 
@@ -305,7 +307,7 @@ class Users:
         script.write_text(PURGE.format(uid=uid, command=command, arguments=arguments))
         for file in (out, err):
             file.unlink(missing_ok=True)
-        status = harness.Forked(self.served.fork([script], out, err, {"LOGNAME": user})).wait()
+        status = processes.Forked(self.served.fork([script], out, err, {"LOGNAME": user})).wait()
         return status, out.read_text(), err.read_text()
 
     def files(self) -> set[str]:

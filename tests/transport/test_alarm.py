@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport.harness import Cluster
 from tests.transport.limits import EXCEEDED, alarm
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 from tests.transport.test_copies import HURRIED, MASTER, assert_each_done_once, begun, hold, release
 
 ALARM_SECONDS = 25.0  # more than `HURRIED` lets pass until a task that nobody has is sent again

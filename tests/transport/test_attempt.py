@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
+from tests.transport import processes
 
 # A publisher that does with what is published what `outcome` says, and attempts at `task` with one argument.
 PROGRAM = """
@@ -53,7 +53,7 @@ LARGE = (
     ],
 )
 def test_the_file_stays_for_the_master_who_may_know_of_it(outcome: str, tmp_path: Path) -> None:
-    assert harness.python(LARGE.replace("{outcome}", outcome), tmp_path) == ["1"]
+    assert processes.python(LARGE.replace("{outcome}", outcome), tmp_path) == ["1"]
 
 
 # Tasks that meet an error.
@@ -84,4 +84,4 @@ def test_an_error_of_the_machine_leaves_the_task_to_others_and_one_of_the_task_i
 ) -> None:
     """With the traceback, which the job's log shows if no worker can do it."""
     unable, ended = "unable True", "ended True"
-    assert harness.python(ERRORS, tmp_path) == [unable] * 3 + [ended] * 3 + [unable, ended]
+    assert processes.python(ERRORS, tmp_path) == [unable] * 3 + [ended] * 3 + [unable, ended]

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 TASKS = 40
 # Two Starmaps, one within the other, subtasks, and the calculator's own measurements between the results.
@@ -77,7 +79,7 @@ def written(cluster: Cluster, path: Path, how: str, end: str) -> Any:
         master.signal(signal.SIGTERM)
     status = master.wait()
     assert status == (0 if end in ("close", "exit") else 1), master.output()
-    result = harness.run([harness.ENGINE / "bin/python", "-c", READ, path], cluster.env, check=True)
+    result = processes.run([processes.ENGINE / "bin/python", "-c", READ, path], cluster.env, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from oq_cluster import inputs
 
-from tests.transport import harness
+from tests.transport import harness, processes
 
 pytestmark = pytest.mark.skipif(not harness.QA_TESTS.exists(), reason="needs the engine: make transport")
 
-DEMOS = harness.ENGINE / "demos"
+DEMOS = processes.ENGINE / "demos"
 # Jobs that take more along than the engine lists, and what.
 MORE = {
     # The archive beside the files that the engine has unpacked from it.
@@ -50,7 +50,7 @@ def test_nothing_is_missing_of_what_the_engine_lists_and_what_comes_besides_has_
         roots.append(tmp_path / source.name)
         shutil.copytree(source, roots[-1])
     script = Path(__file__).with_name("engine_inputs.py")
-    printed = harness.run([harness.ENGINE / "bin/python", script, *roots], dict(os.environ), check=True)
+    printed = processes.run([processes.ENGINE / "bin/python", script, *roots], dict(os.environ), check=True)
     listed = {ini: set(files) for ini, files in json.loads(printed.stdout).items() if files}
     assert len(listed) > 450
     missing: dict[str, set[str]] = {}

@@ -10,8 +10,10 @@ import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Process, wait_until
+from tests.transport import rabbitmq
+from tests.transport.harness import Cluster
+from tests.transport.processes import Process, wait_until
+from tests.transport.rabbitmq import Broker
 from tests.transport.test_copies import (  # noqa: F401 - fixtures
     MASTER,
     PATIENT,
@@ -68,7 +70,7 @@ def test_with_clocks_that_are_set_a_running_task_stays_and_lost_ones_are_noticed
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     masters.set(-HOUR)
     workers.set(HOUR)
-    broker.control("purge_queue", "-p", harness.VHOST, cluster.queue)
+    broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
     wait_until(lambda: "were with nobody any more" in master.output(), "the master to notice")
     cluster.worker("two")
     wait_until(lambda: set(begun(moments)) == set(range(TASKS)), "the other worker to do all others")

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Process, wait_until
+from tests.transport import harness, rabbitmq
+from tests.transport.harness import Cluster
+from tests.transport.processes import Process, wait_until
+from tests.transport.rabbitmq import Broker
 
 TASKS = 12
 # Each task says that it runs and, but for the first ones, that is all.
@@ -141,7 +143,7 @@ def test_tasks_that_were_purged_are_sent_again(cluster: Cluster, moments: Path, 
     cluster.worker("one")
     master = cluster.start("python", "-c", HURRIED + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
-    broker.control("purge_queue", "-p", harness.VHOST, cluster.queue)
+    broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
     wait_until(lambda: "were with nobody any more" in master.output(), "the master to notice")
     release(moments)
     assert_each_done_once(master, moments)

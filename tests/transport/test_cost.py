@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
+from tests.transport import harness, processes, rabbitmq
 from tests.transport.test_faults import parent
 
 from oq_celery import cost  # isort: skip
@@ -185,12 +185,12 @@ def test_an_end_that_the_broker_delivers_again_is_one_end(tmp_path: Path) -> Non
             queue._take(Mock(headers=end.headers(), body=b""))
         print(meter.cost(), [queue.receive() and "end" for _ in range(3)])
         """
-    assert harness.python(code, config=config) == ["(200.0, 0.0) ['end', 'end', None]"]
+    assert processes.python(code, config=config) == ["(200.0, 0.0) ['end', 'end', None]"]
 
 
 @pytest.mark.transport
 def test_what_a_killed_worker_had_done_is_counted_as_done_again(
-    tmp_path: Path, broker: harness.Broker
+    tmp_path: Path, broker: rabbitmq.Broker
 ) -> None:
     moments, moment = tmp_path / "moments", "between two results"
     moments.mkdir()
@@ -199,12 +199,12 @@ def test_what_a_killed_worker_had_done_is_counted_as_done_again(
     with harness.cluster(tmp_path / "cost", broker) as cluster:
         workers = cluster.workers(2)
         master = cluster.start("python", "-c", MASTER, moments)
-        harness.wait_until(lambda: list(moments.glob(f"{moment}.*")), moment)
+        processes.wait_until(lambda: list(moments.glob(f"{moment}.*")), moment)
         (path,) = moments.glob(f"{moment}.*")
         process = int(path.suffix[1:])
         # Between the first two words of its worker there are so many seconds.
         said = rf"^alive \S+/{process} every ([\d.]+)$"
-        harness.wait_until(
+        processes.wait_until(
             lambda: len(re.findall(said, master.output(), re.MULTILINE)) >= 3, "the ledger to hear of it"
         )
         every = float(re.findall(said, master.output(), re.MULTILINE)[0])
@@ -218,7 +218,7 @@ def test_what_a_killed_worker_had_done_is_counted_as_done_again(
 
 @pytest.mark.transport
 def test_a_calculation_says_what_its_tasks_cost_and_so_it_can_be_asked_later(
-    tmp_path: Path, broker: harness.Broker
+    tmp_path: Path, broker: rabbitmq.Broker
 ) -> None:
     job = harness.qa_job("event_based/case_2", tmp_path)
     with harness.cluster(tmp_path / "cost", broker) as cluster:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.transport import harness
-from tests.transport.harness import Broker, free_port
+from tests.transport.processes import free_port
+from tests.transport.rabbitmq import Broker
 
 REQUESTS = {
     "log": "number, datetime(2026, 1, 1, 12, 30, 0, 123456, UTC), 'INFO', 'one', 'a line'",

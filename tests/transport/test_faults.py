@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Process, wait_until
+from tests.transport.harness import Cluster
+from tests.transport.processes import Process, wait_until
+from tests.transport.rabbitmq import Broker
 
 TASKS = 4
 BEFORE, BETWEEN, AFTER = "before the first result", "between two results", "after the last result"

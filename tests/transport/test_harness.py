@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.transport import harness, isolation
-from tests.transport.harness import Broker, wait_until
+from tests.transport import harness, isolation, processes
+from tests.transport.harness import Cluster
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 KEPT = """
 import os, sys
@@ -21,6 +25,39 @@ for module, found in sorted(sys.modules.items()):
                 print(f"{module}.{name} is {here[value]}")
 print(f"{__name__} {sys.argv[1:]} {os.getsid(0) == os.getpid()}")
 sys.exit("the end")
+"""
+
+NEW = """
+import io, json, multiprocessing, os, signal, sys, tempfile, threading
+import __main__
+handlers = {str(number): str(signal.getsignal(number)) for number in signal.valid_signals()}
+print(json.dumps({
+    "environment": dict(os.environ) | {"PYTEST_CURRENT_TEST": ""},
+    "argv": sys.argv[1:-1],
+    "path": sys.path[1:],
+    "first": sys.path[0] in ("", os.path.dirname(sys.argv[0])),
+    "main": [__name__, vars(__main__) is globals()],
+    "directory": os.getcwd(),
+    "umask": os.umask(0o22),
+    "temporary": tempfile.gettempdir(),
+    "handlers": handlers,
+    "buffered": [isinstance(sys.stdout.buffer, io.BufferedWriter), sys.stdout.encoding],
+    "input": os.readlink("/proc/self/fd/0"),
+    "threads": [thread.name for thread in threading.enumerate()],
+    "process": [multiprocessing.current_process().name, multiprocessing.current_process().pid == os.getpid()],
+    "ours": sorted(name for name in sys.modules if name.startswith(("openquake", "oq_"))),
+}))
+import openquake.baselib, h5py, setproctitle
+setproctitle.setproctitle("oqlab-title")
+print(open("/proc/self/comm").read().strip(), file=sys.stderr)
+print(sorted(name for name in sys.modules if name.startswith("openquake")), file=sys.stderr)
+file = h5py.File(sys.argv[-1], "w")
+try:
+    h5py.File(sys.argv[-1], "r")
+except OSError:
+    print("locked", file=sys.stderr)
+file["kept"] = 5  # though nobody closes it
+raise SystemExit(7)
 """
 
 
@@ -60,7 +97,7 @@ def test_a_forked_command_is_what_a_new_one_would_be(tmp_path: Path, broker: Bro
     with harness.cluster(tmp_path / "oqlab-forks", broker) as cluster:
         cluster.env["LOGNAME"] = "oqlab-parent"
         child = cluster.fork([script, "word"], out, err, {"LOGNAME": "oqlab-child"})
-        assert child.over.wait(harness.DEADLINE)
+        assert child.over.wait(processes.DEADLINE)
     assert out.read_text().splitlines() == [
         "openquake.calculators.base.USER is own",
         "openquake.engine.engine.USER is own",
@@ -69,3 +106,36 @@ def test_a_forked_command_is_what_a_new_one_would_be(tmp_path: Path, broker: Bro
         "__main__ ['word'] True",
     ]
     assert (err.read_text(), child.status) == ("the end\n", 1)
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["a line", "a script"])
+def test_a_forked_python_is_what_a_new_one_would_be(
+    tmp_path: Path, broker: Broker, script: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "program.py"
+    program.write_text(NEW)
+    words = [program] if script else ["-c", NEW]
+    command = [processes.ENGINE / "bin/python", *words, "word"]
+    env = Cluster(tmp_path / "oqlab-new", broker).env | {"OQ_SOMETHING": "else"}
+    before = os.umask(0o027)
+    try:
+        new, forked = (
+            processes.run([*command, f"{fresh}.hdf5"], env, fresh=fresh) for fresh in (True, False)
+        )
+    finally:
+        os.umask(before)
+    code = "import h5py, sys; print(h5py.File(sys.argv[1])['kept'][()])"
+    assert processes.python(code, tmp_path / "False.hdf5") == ["5"]
+    assert json.loads(forked.stdout) == json.loads(new.stdout)
+    assert forked.stderr.splitlines() == new.stderr.splitlines()
+    assert (new.returncode, forked.returncode) == (7, 7)
+    assert json.loads(new.stdout)["environment"]["OQ_SOMETHING"] == "else"
+
+
+def test_what_an_import_reads_is_not_changed_by_a_fork() -> None:
+    command = [str(processes.ENGINE / "bin/python"), "-c", "pass"]
+    assert processes.Pythons.may_fork(command, dict(os.environ) | {"OQ_DISTRIBUTE": "no"})
+    assert not processes.Pythons.may_fork(command, dict(os.environ) | {"NUMBA_DISABLE_JIT": "1"})
+    assert not processes.Pythons.may_fork([command[0], "-u", *command[1:]], dict(os.environ))
+    assert not processes.Pythons.may_fork(["taskset", "1", *command], dict(os.environ))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.transport import harness
-from tests.transport.harness import Broker, wait_until
+from tests.transport import harness, processes
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 # Three tasks are with the broker at once, and one result that waits is too much.
 MASTER = """
@@ -95,7 +96,7 @@ MOMENTS = ["before the first result", "between two results"]
 
 
 @contextmanager
-def spilled(directory: Path, broker: Broker) -> Iterator[tuple[harness.Cluster, harness.Process]]:
+def spilled(directory: Path, broker: Broker) -> Iterator[tuple[harness.Cluster, processes.Process]]:
     """A job of six tasks whose results, and those of their subtasks, wait in files for the first one; it goes on when
     the block removes `hold` from the directory.
     """

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Job, Process, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster, Job
+from tests.transport.processes import Process, wait_until
+from tests.transport.rabbitmq import Broker
 from tests.transport.test_results import differences
 
 pytestmark = pytest.mark.skipif(
@@ -63,7 +65,7 @@ def alone(broker: Broker, home: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def logic_tree_job(folder: Path) -> Path:
     """A job with two source models."""
-    shutil.copytree(harness.ENGINE / "demos/hazard/LogicTreeCase1ClassicalPSHA", folder)
+    shutil.copytree(processes.ENGINE / "demos/hazard/LogicTreeCase1ClassicalPSHA", folder)
     return folder / "job.ini"
 
 
@@ -174,8 +176,8 @@ def test_what_a_killed_calculation_leaves_is_removed_and_meanwhile_hidden_from_o
 ) -> None:
     idle, job = waiting
     copies = idle.shared / "oq_celery_inputs"
-    reap: list[str | Path] = [harness.ENGINE / "bin/oq-celery", "reap"]
-    harness.run(reap, idle.env, check=True)
+    reap: list[str | Path] = [processes.ENGINE / "bin/oq-celery", "reap"]
+    processes.run(reap, idle.env, check=True)
     (directory,) = copies.iterdir()
     # Other users may go through the first one if they know what is below it, and do not get to know it.
     assert stat.S_IMODE(copies.stat().st_mode) == 0o3730
@@ -187,7 +189,7 @@ def test_what_a_killed_calculation_leaves_is_removed_and_meanwhile_hidden_from_o
     job.signal(signal.SIGKILL)
     job.wait()
     assert not nothing_stays(idle)
-    harness.run(reap, idle.env, check=True)
+    processes.run(reap, idle.env, check=True)
     assert nothing_stays(idle)
 
 
@@ -205,8 +207,8 @@ def test_nothing_stays_of_an_aborted_calculation(
 def test_a_data_directory_that_workers_cannot_see_is_refused(blind: Cluster, home: Path) -> None:
     elsewhere = home / "results"
     ini = logic_tree_job(home / "refused")
-    command: list[str | Path] = [harness.ENGINE / "bin/oq", "engine", "--run", ini]
-    refused = harness.run(command, blind.env | {"OQ_DATADIR": str(elsewhere)})
+    command: list[str | Path] = [processes.ENGINE / "bin/oq", "engine", "--run", ini]
+    refused = processes.run(command, blind.env | {"OQ_DATADIR": str(elsewhere)})
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
     assert f"OQ_DATADIR={elsewhere}" in line
@@ -223,10 +225,10 @@ def test_a_data_directory_that_workers_cannot_see_is_refused(blind: Cluster, hom
         1,
         True,
     )
-    listed = harness.run([*command[:2], "--lhc"], blind.env | {"OQ_DATADIR": str(elsewhere)})
+    listed = processes.run([*command[:2], "--lhc"], blind.env | {"OQ_DATADIR": str(elsewhere)})
     assert listed.returncode == 0, listed.stderr
     alone = {"OQ_DATADIR": str(elsewhere), "OQ_DISTRIBUTE": "no"}
-    assert harness.run(command, blind.env | alone).returncode == 0
+    assert processes.run(command, blind.env | alone).returncode == 0
     assert list(elsewhere.glob("calc_*.hdf5"))
 
 
@@ -234,8 +236,8 @@ def test_tasks_with_other_files_stay_on_the_master(blind: Cluster, home: Path) -
     """Those of commands that are no calculations; here one of upstream's, which changes the files in place."""
     folder = logic_tree_job(home / "renumbered").parent
     before = (folder / "source_model_1.xml").read_bytes()
-    done = harness.run(
-        [harness.ENGINE / "bin/oq", "renumber_sm", folder / "source_model_logic_tree.xml"], blind.env
+    done = processes.run(
+        [processes.ENGINE / "bin/oq", "renumber_sm", folder / "source_model_logic_tree.xml"], blind.env
     )
     assert done.returncode == 0, done.stderr
     assert f"read_sm tasks run on the master: workers cannot see {folder}" in done.stderr
@@ -332,7 +334,7 @@ def alone_with(directory: Path, code: str) -> list[str]:
     (directory / "shared").mkdir()
     begin = "from openquake.baselib import config\nfrom oq_celery import inputs\nfrom oq_celery.settings import load\n"
     begin += "settings = load(config)\nroot = inputs.make_root(settings)\n"
-    return harness.python(begin + textwrap.dedent(code), config=config)
+    return processes.python(begin + textwrap.dedent(code), config=config)
 
 
 def test_a_copy_that_has_not_all_bytes_of_the_original_is_refused_however_it_is_opened(

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Process, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
+from tests.transport.processes import Process, wait_until
+from tests.transport.rabbitmq import Broker
 
 STATUS = """
 from openquake.commonlib.dbapi import db
@@ -60,14 +62,16 @@ def test_a_calculation_that_was_killed_is_failed_and_frees_its_place_and_others_
             wait_until(lambda number=number, said=said: said in jobs[number].output(), said)
         jobs[0].signal(signal.SIGKILL)
         jobs[0].wait()
-        reaped = harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout
+        reaped = processes.run([processes.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout
         assert reaped == f"The process {jobs[0].pid} of calculation 1 is gone: it has failed\n"
         wait_until(lambda: "Waiting for workers: 0 alive" in jobs[2].output(), "the third to begin")
         assert status(cluster) == {1: FAILED, 2: RUNS, 3: RUNS}
         assert "is gone: it has failed" in cluster.python(
             "from openquake.commonlib import logs\nprint(*logs.dbcmd('get_log', 1))"
         )
-        assert harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout == ""
+        assert (
+            processes.run([processes.ENGINE / "bin/oq-celery", "reap"], cluster.env, check=True).stdout == ""
+        )
 
 
 def test_a_webui_that_starts_leaves_running_calculations_alone(tmp_path: Path, broker: Broker) -> None:
@@ -89,12 +93,12 @@ def test_a_restored_database_gives_no_number_of_results_that_are_there(
     tmp_path: Path, broker: Broker, served: bool
 ) -> None:
     """Of a snapshot that is older than the results, or of no calculation at all."""
-    port = harness.free_port()
+    port = processes.free_port()
     changes = {"dbserver.host": "localhost", "dbserver.port": str(port)} if served else {}
     with harness.cluster(tmp_path / "oqlab-restored", broker, **changes) as cluster:
         if served:
             cluster.start("oq", "dbserver", "start", LOGNAME="openquake")
-            wait_until(lambda: harness.answers(port), "the DbServer")
+            wait_until(lambda: processes.answers(port), "the DbServer")
         for number in (1, 2, 7):
             (cluster.data / f"calc_{number}.hdf5").write_text("results")
         ini = harness.qa_job("classical/case_01", tmp_path)
@@ -323,7 +327,7 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
 
 def test_reap_without_a_database_says_so_and_makes_none(tmp_path: Path, broker: Broker) -> None:
     with harness.cluster(tmp_path / "oqlab-nothing", broker) as cluster:
-        done = harness.run([harness.ENGINE / "bin/oq-celery", "reap"], cluster.env)
+        done = processes.run([processes.ENGINE / "bin/oq-celery", "reap"], cluster.env)
         file = cluster.directory / "db.sqlite3"
         assert (done.returncode, done.stderr) == (1, f"oq-celery: there is no database {file} yet\n")
         assert not file.exists()

@@ -8,7 +8,7 @@ import pytest
 from oq_celery.protocol import LEASE_SECONDS
 
 from explorer import checker
-from tests.transport.harness import python
+from tests.transport.processes import python
 
 TIME = """
     class Time:

@@ -13,9 +13,11 @@ import pytest
 from oq_celery import cli
 
 from components import facts, instance_types
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Process, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
 from tests.transport.jobs import held, release, running
+from tests.transport.processes import Process, wait_until
+from tests.transport.rabbitmq import Broker
 
 HOW = "from openquake.baselib import parallel; print(parallel.oq_distribute())"
 
@@ -46,7 +48,8 @@ def test_without_use_celery_the_engine_is_upstreams(tmp_path: Path, broker: Brok
             "chosen": parallel.oq_distribute(),
             "loaded": sorted({name.split(".")[0] for name in sys.modules} & {"amqp", "celery"}),
         }))
-        """
+        """,
+        fresh=True,
     )
     assert json.loads(found) == {
         "modules": ["openquake.baselib.parallel", "openquake.baselib.zeromq"],
@@ -77,7 +80,7 @@ def test_spawned_processes_use_celery_too(idle: Cluster) -> None:
 
 
 def test_other_pythons_of_the_environment_load_next_to_nothing(idle: Cluster) -> None:
-    loaded = idle.python("import sys; print(*sys.modules)").split()
+    loaded = idle.python("import sys; print(*sys.modules)", fresh=True).split()
     assert {name for name in loaded if name.startswith("oq_celery")} == {"oq_celery", "oq_celery.hook"}
     assert not {"openquake", "typing", "configparser", "amqp", "celery"} & set(loaded)
 
@@ -94,7 +97,7 @@ def test_wrong_settings_are_all_reported_at_once_and_without_a_traceback(
     cluster = Cluster(tmp_path / "oqlab-wrong", broker, **changes)
     for command in (["oq", "engine", "--lhc"], ["oq-celery", "status"], ["oq-celery", "worker"]):
         program, *rest = command
-        result = harness.run([harness.ENGINE / "bin" / program, *rest], cluster.env)
+        result = processes.run([processes.ENGINE / "bin" / program, *rest], cluster.env)
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
         for problem in (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.transport import harness
-from tests.transport.harness import Broker, Cluster
+from tests.transport.harness import Cluster
+from tests.transport.rabbitmq import Broker
 
 MB = 2**20
 # Whatever is written is damaged on its way to the disk.

@@ -18,9 +18,10 @@ import pytest
 from lab.trials.qa.jobs import Job, families
 from lab.trials.qa.results import EQUAL, Result, Results
 from lab.trials.qa.run import CLUSTER, ENVIRONMENTS, PROGRAMS, REFERENCE, Driver, describe, run_all
-from tests.transport import harness
+from tests.transport import harness, processes
 from tests.transport.engine_tasks import engine_tasks
-from tests.transport.harness import Broker, Cluster
+from tests.transport.harness import Cluster
+from tests.transport.rabbitmq import Broker
 
 PACKAGE = harness.QA_TESTS.parent
 POST_RISK = "event_based_risk/reinsurance_2/job_post.ini"
@@ -128,7 +129,7 @@ def results(
             name = f"{kind}-{len(clusters)}"
             made = stack.enter_context(harness.cluster(directory / f"oqlab-{name}", broker, **changes))
             clusters.append(made)
-            command = [str(harness.ENGINE / "bin/python"), str(home / "driver.py"), kind]
+            command = [str(processes.ENGINE / "bin/python"), str(home / "driver.py"), kind]
             if kind == CLUSTER:
                 for worker in ("one", "two"):
                     made.worker(worker, prefix=harness.hiding(home))

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport import harness, rabbitmq
+from tests.transport.harness import Cluster
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 # What a cut connection leaves at the broker for half a minute, under the name that Celery would give it.
 HOLD = """
@@ -55,7 +57,7 @@ def test_a_worker_that_reconnects_gets_another_queue_for_commands(tmp_path: Path
         worker = cluster.worker("again")
 
         def queues() -> set[str]:
-            names = broker.control("list_queues", "-p", harness.VHOST, "name").split()
+            names = broker.control("list_queues", "-p", rabbitmq.VHOST, "name").split()
             return {name for name in names if name.startswith("openquake@again.")}
 
         (before,) = queues()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, Job
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster, Job
+from tests.transport.rabbitmq import Broker
 
 QA = harness.QA_TESTS
 JOBS = {
@@ -27,7 +28,7 @@ def copies(directory: Path) -> list[Path]:
     inis = []
     for number, ini in enumerate(JOBS.values()):
         folder = directory / str(number)
-        shutil.copytree((harness.ENGINE / ini).parent, folder)
+        shutil.copytree((processes.ENGINE / ini).parent, folder)
         inis.append(folder / Path(ini).name)
     return inis
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport.harness import ENGINE, run
+from tests.transport.processes import ENGINE, run
 
 pytestmark = pytest.mark.skipif(
     not (ENGINE / "bin/oq-celery").exists(), reason="no engine: make .venv-engine/.done"

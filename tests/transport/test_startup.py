@@ -44,11 +44,11 @@ print("symbols are numba's", idx_start_stop(numpy.uint8([1])).tolist())
 
 def test_what_only_a_compilation_needs_is_loaded_for_one_only(cluster: Cluster) -> None:
     """The symbols that are known without it are numba's own, and a function that calls one from the cache compiles."""
-    found = cluster.python(CODE, OQ_DISTRIBUTE="no").splitlines()
+    found = cluster.python(CODE, fresh=True, OQ_DISTRIBUTE="no").splitlines()
     assert found[-4:] == ["True True", "[[7, 0, 2], [9, 2, 3]]", "3 True", "symbols are numba's [[1, 0, 1]]"]
 
 
 def test_numba_stays_as_it_is_in_a_program_without_the_engine(cluster: Cluster) -> None:
     code = "from numba.core import codegen; print('_shared_module' in vars(codegen.JITCodeLibrary))"
-    assert cluster.python(code) == "False\n"
-    assert cluster.python(f"import openquake.baselib; {code}") == "True\n"
+    assert cluster.python(code, fresh=True) == "False\n"
+    assert cluster.python(f"import openquake.baselib; {code}", fresh=True) == "True\n"

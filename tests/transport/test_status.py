@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
 from tests.transport.jobs import held, release, running
 from tests.transport.limits import EXCEEDED, alarm
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 
 def answered(look: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def answered(look: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
 
 def text(cluster: Cluster) -> dict[str, Any] | None:
     """What people see of a status."""
-    done = harness.run([harness.ENGINE / "bin/oq-celery", "status"], cluster.env)
+    done = processes.run([processes.ENGINE / "bin/oq-celery", "status"], cluster.env)
     return None if done.returncode else {"text": done.stdout}
 
 
@@ -73,7 +75,7 @@ def test_an_alarm_is_seen_whose_word_comes_behind_the_confirm() -> None:
         calm.alarm = False
         print(broker.alarm(Connection()), broker.alarm(calm))
         """
-    assert harness.python(code) == ["low on disk None"]
+    assert processes.python(code) == ["low on disk None"]
 
 
 def test_status_ends_when_an_alarm_begins_while_it_asks(cluster: Cluster, broker: Broker) -> None:
@@ -160,7 +162,7 @@ def test_what_others_have_written_is_no_command_to_a_terminal() -> None:
         print(*follow(lambda action, *_: job if action == "get_job" else [records.pop()] if records else [], 1))
         print(Status("host", 0, 0, [], [Tasks(1, "ann\x1b[2J", "square")], None))
         """
-    found = harness.python(code)
+    found = processes.python(code)
     assert found[0] == "[now #1 INFO] ?]0;x?"
     assert "ann?[2J" in found[-1]
 
@@ -181,7 +183,7 @@ def test_nothing_but_a_file_is_read_for_the_progress_of_a_master(tmp_path: Path)
             except OSError:
                 print("refused")
         """
-    assert harness.python(code, fifo, link, file) == ["refused", "refused", "4096"]
+    assert processes.python(code, fifo, link, file) == ["refused", "refused", "4096"]
 
 
 def test_the_progress_of_a_master_with_another_clock_is_seen(cluster: Cluster, tmp_path: Path) -> None:

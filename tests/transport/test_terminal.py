@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from oq_celery.terminal import runs_calculations
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
-OQ = harness.ENGINE / "bin/oq"
+OQ = processes.ENGINE / "bin/oq"
 WAITS = "Waiting for workers: 0 alive"
 
 
@@ -59,7 +61,7 @@ def empty(tmp_path: Path, broker: Broker) -> Iterator[Cluster]:
         try:
             yield made
         finally:
-            for process in harness.users(made.directory):
+            for process in processes.users(made.directory):
                 kill(process)
 
 
@@ -121,7 +123,7 @@ def test_follow_says_which_calculation_there_is_not(empty: Cluster) -> None:
         "from openquake.server.db import actions\nfrom openquake.commonlib.dbapi import db\nactions.upgrade_db(db)"
     )
     for number, what in (("7", "there is no calculation 7"), ("-1", "there is no calculation -1 of yours")):
-        done = harness.run([harness.ENGINE / "bin/oq-celery", "follow", number], empty.env)
+        done = processes.run([processes.ENGINE / "bin/oq-celery", "follow", number], empty.env)
         assert (done.returncode, done.stderr) == (1, f"oq-celery: {what}\n")
 
 

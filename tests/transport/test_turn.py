@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport.harness import Broker, wait_until
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 from tests.transport.test_abort import Served, serving
 
 NEEDY = """

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 from docs.tutorial import map as hazard_map
-from tests.transport import harness
+from tests.transport import harness, processes
 from tests.transport.harness import Cluster
 
-DOCS = harness.ROOT / "docs"
+DOCS = processes.ROOT / "docs"
 TEXT = (DOCS / "tutorial.md").read_text()
 COARSE = "area_source_discretization=50,width_of_mfd_bin=0.5"
 
@@ -34,7 +34,7 @@ def test_the_tutorials_job_gives_a_map(cluster: Cluster, tmp_path: Path) -> None
 
 def test_the_tutorial_downloads_the_engine_that_the_nodes_have() -> None:
     (pinned,) = re.findall(
-        r"^openquake\.engine==(\S+)$", (harness.ROOT / "engine/requirements.in").read_text(), re.M
+        r"^openquake\.engine==(\S+)$", (processes.ROOT / "engine/requirements.in").read_text(), re.M
     )
     assert set(re.findall(r"openquake\.engine==(\S+)|openquake_engine-([\d.]+)-py3", TEXT)) == {
         (pinned, ""),

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.transport import harness
-from tests.transport.harness import Broker, Cluster, wait_until
+from tests.transport.harness import Cluster
+from tests.transport.processes import wait_until
+from tests.transport.rabbitmq import Broker
 
 STALE = """
 from oq_celery import spool

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.transport import harness
+from tests.transport import processes
 
 # Ann's calculations 1, 2 and 3, of which the last runs; `ask` prints status and answer of somebody's request.
 OFFICE = """
@@ -57,7 +57,7 @@ def office(directory: Path, *requests: str) -> list[Any]:
         f"[directory]\nshared_dir = {directory}\n"
     )
     code = OFFICE + "".join(f"    {line}\n" for line in requests)
-    return [*map(json.loads, harness.python(code, harness.ROOT / "engine", directory, config=config))]
+    return [*map(json.loads, processes.python(code, processes.ROOT / "engine", directory, config=config))]
 
 
 def test_an_administrator_aborts_and_removes_everybodys_calculations_and_others_their_own(

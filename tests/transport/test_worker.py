@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport.harness import python
+from tests.transport.processes import python
 
 CONFIGURATION = """
 [celery]
@@ -149,7 +149,7 @@ def test_a_worker_that_still_reads_a_calculations_file_is_in_nobodys_way(
             process.communicate("go on")
         print(numbers, process.returncode)
         """
-    assert python(code, tmp_path / "calc_1.hdf5", config=config)[-1] == "[1, 2] 0"
+    assert python(code, tmp_path / "calc_1.hdf5", config=config, fresh=True)[-1] == "[1, 2] 0"
 
 
 def test_a_process_takes_no_table_or_coefficient_of_another_calculation_for_its_own(config: Path) -> None:

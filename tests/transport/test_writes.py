@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness
-from tests.transport.harness import Broker, Cluster
+from tests.transport import harness, processes
+from tests.transport.harness import Cluster
+from tests.transport.rabbitmq import Broker
 
 # A calculation by the engine's own functions. When one of them has done its work for the first time, the destructor of
 # a dataset cannot write, because a limit of the size of files forbids it where the dataset lies in its file: further on
@@ -61,8 +62,16 @@ os._exit(0)  # HDF5 may crash when it closes the file
 
 def run(cluster: Cluster, directory: Path, moment: str, *inis: Path) -> tuple[int, list[str]]:
     """The exit status of the program, and what it has printed."""
-    command: list[str | Path] = [harness.ENGINE / "bin/python", "-u", "-c", PROGRAM, moment, directory, *inis]
-    done = harness.run(command, cluster.env)
+    command: list[str | Path] = [
+        processes.ENGINE / "bin/python",
+        "-u",
+        "-c",
+        PROGRAM,
+        moment,
+        directory,
+        *inis,
+    ]
+    done = processes.run(command, cluster.env)
     assert "File too large" in done.stderr
     return done.returncode, done.stdout.splitlines()
 

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oq_celery.losses import LENIENT, Losses
 
-from explorer import checker, ledger, runs, schedule, workload, world
+from explorer import checker, ledger, runs, schedule, workload
 from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
 from lab.base import REPOSITORY
 from lab.trials import matrix
-from tests.transport import nursery
+from tests.transport import nursery, rabbitmq
 
 SEEDS = st.integers(0, 10**9)
 SIMPLE = Workload(
@@ -384,21 +384,21 @@ def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("answer", "queues"),
     [
-        ('{ok, "celery 3 2;oq.one 0 1;"}', {"celery": (3, 2), "oq.one": (0, 1)}),
+        ('{ok, "celery 3 4 2;oq.one 0 0 1;"}', {"celery": (3, 4, 2), "oq.one": (0, 0, 1)}),
         ("{ok, []}", {}),
-        # A queue whose process is down has neither number.
-        ("{ok, \"celery 3 2;oq.one '' '';\"}", {"celery": (3, 2)}),
+        # A queue whose process is down has no number.
+        ("{ok, \"celery 3 4 2;oq.one '' '' '';\"}", {"celery": (3, 4, 2)}),
         ("{error, {badarg, [{erlang, element, [4, undefined], []}]}}", {}),
         ("", {}),
     ],
 )
 def test_queues_are_read_of_what_rabbitmq_answers_and_of_no_error(
-    answer: str, queues: dict[str, tuple[int, int]]
+    answer: str, queues: dict[str, tuple[int, int, int]]
 ) -> None:
-    assert world.queues_of(world.value_of(answer)) == queues
+    assert rabbitmq.queues_of(rabbitmq.value_of(answer)) == queues
 
 
 def test_an_error_of_rabbitmqs_is_no_value() -> None:
-    assert world.value_of("{ok, ok}") == "ok"
-    assert world.value_of("{ok, {a, b}}\n") == "{a, b}"
-    assert world.value_of("{error, {undef, []}}") == ""
+    assert rabbitmq.value_of("{ok, ok}") == "ok"
+    assert rabbitmq.value_of("{ok, {a, b}}\n") == "{a, b}"
+    assert rabbitmq.value_of("{error, {undef, []}}") == ""
