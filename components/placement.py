@@ -18,16 +18,26 @@ _REMEDY = (
     "the data"
 )
 
+_NAMESAKES = (
+    "each cluster of an account and region needs a stack name of its own, since workers start by the metrics of that "
+    "name, and mails and the bill are told apart by it. Destroy one of these clusters, each from its own state, and "
+    "create it again with another name; its data can be adopted. Their networks"
+)
+
 
 def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: str) -> list[Problem]:
     """The settings that would move the cluster of `stack`, shrink its volumes, or encrypt it anew; none where there is
     no cluster yet.
 
     `key` is an ARN, "" for AWS's keys, None where that is not known. Without this, an update would begin to replace
-    network and volumes, and fail half-way, or end with blank volumes.
+    network and volumes, and fail half-way, or end with blank volumes. Nor is there a second cluster of that name: the
+    first `up` of one cannot know, since what it finds may be its own, but each further one of either says so.
     """
+    vpc_ids = adoption.networks(stack)
+    if len(vpc_ids) > 1:
+        return [Problem("stack", stack, f"{_NAMESAKES}: {', '.join(sorted(vpc_ids))}")]
     found = []
-    for vpc_id in adoption.networks(stack):
+    for vpc_id in vpc_ids:
         vpc = asked(f"the VPC {vpc_id}", aws.ec2.get_vpc, id=vpc_id)
         present, wanted = vpc.cidr_block, str(settings.vpc_cidr)
         if present != wanted:

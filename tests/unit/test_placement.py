@@ -87,6 +87,16 @@ def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
     assert asked == [{"tags": {"Project": "openquake-cluster", "Stack": "mine"}}]
 
 
+def test_two_clusters_of_one_name_are_refused_with_their_networks() -> None:
+    """They would start workers by each other's queue."""
+    answers: Invokes = {**INVOKES, GET_VPCS: lambda _: {"id": REGION, "ids": ["vpc-2", "vpc-1"]}}
+    (line,) = refused({}, answers)
+    assert line.startswith(
+        "  stack = test: each cluster of an account and region needs a stack name of its own"
+    )
+    assert line.endswith(" Their networks: vpc-1, vpc-2")
+
+
 # --- volumes ------------------------------------------------------------------------------------------------
 
 
