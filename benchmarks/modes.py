@@ -54,7 +54,8 @@ class Mode:
         self.name = name
         self.processes = processes
         self._ctrl_port = free_port()
-        changes = {"distribution.num_cores": str(processes)}
+        # The tasks of starmaps.py are the workers' business, or the master would do them.
+        changes = {"distribution.num_cores": str(processes), "celery.worker_modules": "starmaps"}
         if name != OURS:
             first = free_port()
             changes |= {
