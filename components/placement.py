@@ -33,11 +33,9 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
     network and volumes, and fail half-way, or end with blank volumes. Nor is there a second cluster of that name: the
     first `up` of one cannot know, since what it finds may be its own, but each further one of either says so.
     """
-    vpc_ids = adoption.networks(stack)
-    if len(vpc_ids) > 1:
-        return [Problem("stack", stack, f"{_NAMESAKES}: {', '.join(sorted(vpc_ids))}")]
     found = []
-    for vpc_id in vpc_ids:
+    clusters = []
+    for vpc_id in adoption.networks(stack):
         vpc = asked(f"the VPC {vpc_id}", aws.ec2.get_vpc, id=vpc_id)
         present, wanted = vpc.cidr_block, str(settings.vpc_cidr)
         if present != wanted:
@@ -53,6 +51,10 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
             filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
             tags=tags.of_stack(stack),
         )
+        if (
+            inside.ids
+        ):  # an interrupted `up` may have left a network that Pulumi does not know, and without any
+            clusters.append(vpc_id)
         subnets = [asked(f"the subnet {one}", aws.ec2.get_subnet, id=one) for one in inside.ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.
         masters = {one.availability_zone for one in subnets if one.tags.get("Name") == master_subnet(stack)}
@@ -61,6 +63,8 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
             present = ", ".join([*sorted(masters), *sorted(others)])
             found.append(Problem("zones", list(zones), f"it is {present}; {_REMEDY}"))
         found += _shrunk(settings, stack)
+    if len(clusters) > 1:
+        found.append(Problem("stack", stack, f"{_NAMESAKES}: {', '.join(sorted(clusters))}"))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.aws.answers import INVOKES, Invokes, network_answers
+from lab.aws.answers import INVOKES, Invokes, asked, network_answers
 from lab.aws.recorder import run_program
 from lab.aws.recording import Recording
 from lab.aws.resources import REGION
@@ -18,6 +18,7 @@ VPC = "aws:ec2/vpc:Vpc"
 SUBNET = "aws:ec2/subnet:Subnet"
 VOLUME = "aws:ebs/volume:Volume"
 GET_INSTANCES = "aws:ec2/getInstances:getInstances"
+GET_SUBNETS = "aws:ec2/getSubnets:getSubnets"
 GET_VPCS = "aws:ec2/getVpcs:getVpcs"
 
 
@@ -87,14 +88,26 @@ def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
     assert asked == [{"tags": {"Project": "openquake-cluster", "Stack": "mine"}}]
 
 
-def test_two_clusters_of_one_name_are_refused_with_their_networks() -> None:
+def test_two_clusters_of_one_name_are_refused_with_their_networks(answers: Invokes) -> None:
     """They would start workers by each other's queue."""
-    answers: Invokes = {**INVOKES, GET_VPCS: lambda _: {"id": REGION, "ids": ["vpc-2", "vpc-1"]}}
-    (line,) = refused({}, answers)
+    (line,) = refused({}, {**answers, GET_VPCS: {"id": REGION, "ids": ["vpc-2", "vpc-1"]}})
     assert line.startswith(
         "  stack = test: each cluster of an account and region needs a stack name of its own"
     )
     assert line.endswith(" Their networks: vpc-1, vpc-2")
+
+
+def test_a_network_that_an_interrupted_up_has_left_is_no_second_cluster(answers: Invokes) -> None:
+    """Pulumi does not know it, so nothing is in it."""
+
+    its = answers[GET_SUBNETS]
+    assert callable(its)
+
+    def subnets(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"id": REGION, "ids": []} if asked(args, "vpc-id") == "vpc-left" else its(args)
+
+    both = {**answers, GET_VPCS: {"id": REGION, "ids": ["vpc-1", "vpc-left"]}, GET_SUBNETS: subnets}
+    assert run_program({}, invokes=both).of_type(VPC)
 
 
 # --- volumes ------------------------------------------------------------------------------------------------
