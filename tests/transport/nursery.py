@@ -44,14 +44,6 @@ CELERY = (
     "celery.worker.consumer",
     "kombu.transport.pyamqp",
 )
-# Names the modules that the commands and the exporters import, each on a line, in this order.
-_NAMED = f"""
-import importlib, pkgutil, sys
-for module in pkgutil.iter_modules(importlib.import_module({COMMANDS!r}).__path__, {COMMANDS + "."!r}):
-    importlib.import_module(module.name)
-import openquake.calculators.export
-print(*sys.modules, sep="\\n")
-"""
 _OURS = {"__main__", "openquake", "oq_celery", "oq_webui"}
 
 
@@ -196,7 +188,8 @@ def _run_python(request: dict[str, Any]) -> int:
 def _import_libraries() -> None:
     """Import what the engine imports of others, as the engine does."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as openquake.baselib, before anybody imports numpy
-    named = subprocess.run([sys.executable, "-c", _NAMED], check=True, capture_output=True, text=True).stdout
+    names = [sys.executable, __file__, "names"]
+    named = subprocess.run(names, check=True, capture_output=True, text=True).stdout
     for name in (*named.splitlines(), *CELERY):
         if name.partition(".")[0] not in _OURS:
             with contextlib.suppress(ImportError):  # names that their packages have given to other modules
@@ -213,12 +206,20 @@ def _import_libraries() -> None:
     del sys.modules["oq_celery.startup"]  # nothing of ours is shared but that
 
 
+def _import_commands() -> None:
+    for module in pkgutil.iter_modules(importlib.import_module(COMMANDS).__path__, f"{COMMANDS}."):
+        importlib.import_module(module.name)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "libraries":
         sys.path.pop(0)  # of this script
         _import_libraries()
         serve(_run_python, whole_end=True)
+    elif sys.argv[1] == "names":  # of all modules that the engine imports, in this order
+        _import_commands()
+        importlib.import_module("openquake.calculators.export")
+        print(*sys.modules, sep="\n")
     else:
-        for module in pkgutil.iter_modules(importlib.import_module(COMMANDS).__path__, f"{COMMANDS}."):
-            importlib.import_module(module.name)
+        _import_commands()
         serve(_run_script)

@@ -148,10 +148,14 @@ class Broker:
     def queues(self) -> dict[str, Queue]:
         """The queues that there are, of all clusters, by their names.
 
-        Without an answer, as while a queue goes or the server starts, it asks again: no answer is not no queues.
+        Without an answer, as while a queue goes or the server starts, it asks again: no answer is not no queues, and an
+        AssertionError in the end.
         """
         end = time.monotonic() + ANSWER_SECONDS
-        while not (found := self.erlang(_QUEUES)) and time.monotonic() < end:
+        while not (found := self.erlang(_QUEUES)):
+            assert time.monotonic() < end, (
+                f"RabbitMQ does not say which queues it has: {self.answer.strip()!r}"
+            )
             time.sleep(0.1)
         return queues_of(found)
 

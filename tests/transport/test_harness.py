@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transport import harness, isolation, processes
+from tests.transport import harness, isolation, processes, rabbitmq
 from tests.transport.harness import Cluster
 from tests.transport.processes import wait_until
 from tests.transport.rabbitmq import Broker
@@ -68,6 +68,17 @@ def test_the_broker_has_the_nodes_limits(broker: Broker) -> None:
     assert (
         broker.control("eval", "application:get_env(rabbit, consumer_timeout).").strip() == "{ok,2592000000}"
     )
+
+
+def test_a_broker_that_does_not_answer_is_not_one_without_queues(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or every test that wants none left would pass."""
+    assert isinstance(broker.queues(), dict)
+    monkeypatch.setattr(rabbitmq, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(broker, "erlang", lambda _: "")
+    with pytest.raises(AssertionError, match="RabbitMQ does not say which queues it has"):
+        broker.result_queues()
 
 
 def test_the_broker_in_the_nodes_image_is_of_their_debian(broker: Broker) -> None:
