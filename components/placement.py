@@ -51,9 +51,8 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
             filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
             tags=tags.of_stack(stack),
         )
-        if (
-            inside.ids
-        ):  # an interrupted `up` may have left a network that Pulumi does not know, and without any
+        # A network without any may be left of an interrupted `up`: Pulumi does not know it.
+        if inside.ids:
             clusters.append(vpc_id)
         subnets = [asked(f"the subnet {one}", aws.ec2.get_subnet, id=one) for one in inside.ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.
