@@ -78,7 +78,7 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             advice=(
                 f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge "
                 f"it: pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up; the file system follows in two "
-                "minutes. At 100 % it may have had an error, after which nothing is written to it: journalctl -u "
+                "minutes. At 100 % it may have had an error, after which nothing is written to it: sudo journalctl -u "
                 f"{facts.REFRESH_SERVICE}"
             ),
             dimensions={**own, facts.DISK_DIMENSION: mount},
@@ -115,8 +115,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             threshold=_NEVER,
             minutes=SILENCE_MINUTES,
             advice=(
-                f"{silent}. oq-cluster shell: `sudo oq-node status`, `journalctl -u {facts.METRICS_UNIT}`; otherwise "
-                "its console, by aws ec2 get-console-output"
+                f"{silent}. oq-cluster shell: `sudo oq-node status`, `sudo journalctl -u {facts.METRICS_UNIT}`; "
+                "otherwise its console, by aws ec2 get-console-output"
             ),
             dimensions=own,
             missing=True,

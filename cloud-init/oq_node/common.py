@@ -298,7 +298,7 @@ def unit_problems(*units: str) -> list[str]:
 def failed_units(*units: str) -> list[str]:
     """A line for each unit that a timer starts and that has failed the last time."""
     return [
-        f"{unit} has failed (journalctl -u {unit})"
+        f"{unit} has failed (sudo journalctl -u {unit})"
         for unit in units
         if not subprocess.run(["systemctl", "is-failed", "--quiet", unit]).returncode
     ]

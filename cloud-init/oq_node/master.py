@@ -251,7 +251,7 @@ def bootstrap() -> None:
             say(f"no Session Manager yet: {error}")
     with step("data volumes"):
         until(
-            f"all volumes to be mounted (journalctl -t {FACTS['volumes_log']})",
+            f"all volumes to be mounted (sudo journalctl -t {FACTS['volumes_log']})",
             VOLUMES_DEADLINE_SECONDS,
             volumes_mounted,
         )

@@ -223,6 +223,8 @@ def missing(paths: Paths) -> list[str]:
     if os.geteuid() != 0:
         return ["root (try sudo)"]
     lacks = [f"{command} ({package})" for command, package in COMMANDS.items() if not shutil.which(command)]
+    if "avx2" not in Path("/proc/cpuinfo").read_text().split():
+        lacks.append("a 64-bit Intel or AMD processor with AVX2")  # which the nodes' engine is told to use
     filesystems = Path("/proc/filesystems").read_text().split()
     for name in ("overlay", "squashfs"):
         # A filesystem may be a module that is not loaded yet: loading it is what tells.

@@ -134,3 +134,19 @@ def test_a_decision_that_refers_to_another_one_refers_to_one_that_exists() -> No
     text = (tables.PROJECT / "docs/decisions.md").read_text()
     numbers = set(re.findall(r"^### (\d+)\. ", text, re.MULTILINE))
     assert set(re.findall(r"\bdecision (\d+)", text)) <= numbers
+
+
+# Of the units' journals the account of a Session Manager shell sees nothing without sudo, and is told so in no error.
+JOURNAL = re.compile(r"(?<!sudo\s)journalctl -[tuk]")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_whoever_is_to_read_a_journal_is_told_to_do_it_by_sudo(path: Path) -> None:
+    assert JOURNAL.findall(path.read_text()) == []
+
+
+def test_messages_that_name_a_journal_name_sudo() -> None:
+    files = [*tables.PROJECT.glob("components/*.py"), *tables.PROJECT.glob("cloud-init/oq_node/*.py")]
+    texts = {path.name: text for path in files if "journalctl -" in (text := path.read_text())}
+    assert {"alarms.py", "master.py", "common.py"} <= texts.keys()
+    assert [name for name, text in texts.items() if JOURNAL.search(text)] == []

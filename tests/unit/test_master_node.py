@@ -338,4 +338,4 @@ def test_a_master_whose_looks_after_itself_fail_is_not_ready(
     assert master.module.problems() == []
     for unit in (facts.REFRESH_SERVICE, facts.REAP_SERVICE):
         failed[:] = [unit]
-        assert master.module.problems() == [f"{unit} has failed (journalctl -u {unit})"]
+        assert master.module.problems() == [f"{unit} has failed (sudo journalctl -u {unit})"]
