@@ -20,25 +20,25 @@ def problems(settings: Settings, zone: str, stack: str) -> list[Problem]:
     """What is wrong with the existing data that the settings name, for a master in `zone`."""
     found = []
     for mount, source in settings.volume_sources.items():
-        name = volume_name(mount)
         if source.startswith("vol-"):
-            remedies = _of_volume(source, LEAST_VOLUME_GB[mount], zone, stack, settings.keep_data_on_destroy)
-            found += [Problem(f"{name}VolumeId", source, remedy) for remedy in remedies]
+            remedies = _of_volume(source, mount, zone, stack, settings.keep_data_on_destroy)
+            found += [Problem(f"{volume_name(mount)}VolumeId", source, remedy) for remedy in remedies]
         elif source:
-            found += _of_snapshot(name, source, settings.volume_gb[mount])
+            found += _of_snapshot(mount, source, settings.volume_gb[mount])
     if settings.file_system_id:
         remedies = _of_file_system(settings.file_system_id, stack, settings.keep_data_on_destroy)
         found += [Problem("fileSystemId", settings.file_system_id, remedy) for remedy in remedies]
     return found
 
 
-def _of_volume(volume_id: str, least_gb: int, zone: str, stack: str, keep: bool) -> list[str]:
-    """What has to be done before the volume can be the master's."""
+def _of_volume(volume_id: str, mount: str, zone: str, stack: str, keep: bool) -> list[str]:
+    """What has to be done before the volume can be the master's at a mount point."""
+    least_gb = LEAST_VOLUME_GB[mount]
     try:
         volume = describe_volume(volume_id)
     except Unanswered as error:
         return [f"name a volume that exists in this region: {error.why}"]
-    remedies = []
+    remedies = _of_another_mount(volume.tags, mount)
     if volume.availability_zone != zone:
         remedies.append(
             f"it is in {volume.availability_zone} and the master in {zone}: choose other zones, or make a snapshot of "
@@ -56,6 +56,16 @@ def _of_volume(volume_id: str, least_gb: int, zone: str, stack: str, keep: bool)
     if ours and not keep and _is_of_stack(volume.tags, stack):
         remedies.append(_own("volume"))
     return remedies
+
+
+def _of_another_mount(found: Mapping[str, str] | None, mount: str) -> list[str]:
+    """What has to be done about tags of this project's volume of another mount point, which snapshots have, too."""
+    name = (found or {}).get("Name", "")
+    return [
+        f"it is the volume of {other}, {name}: name that of {mount}"
+        for other in LEAST_VOLUME_GB
+        if other != mount and name.endswith(f"-storage-{volume_name(other)}")
+    ]
 
 
 def describe_volume(volume_id: str) -> aws.ebs.GetVolumeResult:
@@ -79,22 +89,22 @@ def machines_with(volume_id: str, instance_tags: Mapping[str, str]) -> set[str]:
     return set(answer.ids)
 
 
-def _of_snapshot(name: str, snapshot_id: str, volume_gb: int) -> list[Problem]:
+def _of_snapshot(mount: str, snapshot_id: str, volume_gb: int) -> list[Problem]:
     """What has to be done before a volume of the size that is asked for can be made from the snapshot."""
-    key = f"{name}VolumeId"
+    key = f"{volume_name(mount)}VolumeId"
     try:
         snapshot = asked("the snapshot", aws.ebs.get_snapshot, snapshot_ids=[snapshot_id])
     except Unanswered as error:
         remedy = f"name a snapshot that exists in this region, or remove it if the volume has been made: {error.why}"
         return [Problem(key, snapshot_id, remedy)]
-    found = []
+    found = [Problem(key, snapshot_id, remedy) for remedy in _of_another_mount(snapshot.tags, mount)]
     if snapshot.state != "completed":
         found.append(Problem(key, snapshot_id, f"wait until it is completed; it is {snapshot.state}"))
     if snapshot.storage_tier == "archive":
         found.append(Problem(key, snapshot_id, "restore it from the archive first"))
     if snapshot.volume_size > volume_gb:
         remedy = f"ask for {snapshot.volume_size} or more, which {snapshot_id} has"
-        found.append(Problem(f"{name}VolumeGb", volume_gb, remedy))
+        found.append(Problem(f"{volume_name(mount)}VolumeGb", volume_gb, remedy))
     return found
 
 

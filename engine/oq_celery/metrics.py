@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -193,13 +194,15 @@ def main() -> None:
     parser.add_argument("--disk", action="append", default=[], help="the mount point of a disk")
     arguments = parser.parse_args()
 
-    import boto3
     from openquake.baselib import config
     from openquake.commonlib.dbapi import db
 
-    from oq_celery import settings
+    from oq_celery import credentials, settings
 
-    client = boto3.client("cloudwatch", region_name=arguments.region)
+    try:
+        client = credentials.client("cloudwatch", arguments.region)
+    except ConnectionError as error:
+        sys.exit(f"metrics: {error}")  # and systemd starts it again
     publish(client, arguments, settings.load(config), Failures(db.path))
 
 

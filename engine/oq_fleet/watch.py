@@ -8,6 +8,7 @@ reason in its activities, which nobody reads who waits for a calculation.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -104,7 +105,8 @@ def read(client: Any, tags: Mapping[str, str], now: datetime) -> Fleet:
         LookupError: there is no such group, or more than one: of another cluster of the same name.
     """
     filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
-    groups = client.describe_auto_scaling_groups(Filters=filters)["AutoScalingGroups"]
+    pages = client.get_paginator("describe_auto_scaling_groups").paginate(Filters=filters)
+    groups = [group for page in pages for group in page["AutoScalingGroups"]]
     if len(groups) != 1:
         raise LookupError(f"there are {len(groups)} autoscaling groups with the tags {dict(tags)}, not one")
     group = groups[0]
@@ -129,10 +131,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def asked(arguments: argparse.Namespace) -> Callable[[], Fleet]:
-    """What asks AWS for the group that those options name."""
-    import boto3
+    """What asks AWS for the group that those options name.
 
-    client = boto3.client("autoscaling", region_name=arguments.region)
+    Raises:
+        ConnectionError: there are no credentials now.
+    """
+    from oq_celery import credentials
+
+    client = credentials.client("autoscaling", arguments.region)
     tags = dict(tag.split("=", 1) for tag in arguments.tag)
     return lambda: read(client, tags, datetime.now(UTC))
 
@@ -200,7 +206,11 @@ def main() -> None:
                 answer.get()
 
     celery = settings.load(config)
-    watch(lambda: status.read(celery), asked(arguments), write)
+    try:
+        fleet = asked(arguments)
+    except ConnectionError as error:
+        sys.exit(f"fleet: {error}")  # and systemd starts it again
+    watch(lambda: status.read(celery), fleet, write)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ SESSION = "ssm-session-wor"
 BUSY = Path("/run/openquake/busy")
 WEBUI = Path("/run/openquake-webui")  # its unit's RuntimeDirectory
 REQUEST = "the WebUI is answering a request, such as an upload"
+UNKNOWN = "it is not known what computes"
 GOING_SECONDS = 2  # from the decision to the power-off: who has asked for it hears of it
 # One that is created has a process within seconds, or never: the engine has refused it.
 _UNFINISHED = """SELECT id FROM job WHERE status IN ('submitted', 'executing') AND pid > 0
@@ -103,7 +104,8 @@ def needed(now: float, seen: Path) -> None:
 def main() -> None:
     """Look once: with minutes, power off after so many without anybody; with `now`, if nothing computes.
 
-    With `now`, say in a line on standard error what computes, with the status 1 then.
+    With `now`, say in a line on standard error what computes, with the status 1 then. What keeps it from knowing it
+    says with minutes, too.
     """
     from oq_fleet import watch
 
@@ -123,6 +125,8 @@ def main() -> None:
     if not now:
         if busy:
             needed(time.time(), BUSY)
+        if busy.startswith(UNKNOWN):  # for ever, perhaps: whoever pays for the master has to hear of it
+            sys.exit(busy)
         if idle_seconds(time.time(), gate, BUSY) < 60 * minutes:
             return
     if not busy:
@@ -152,7 +156,7 @@ def _looked(group: Look, people: bool) -> str:
             for found in look():
                 return found
         except Exception as error:  # those of the broker, the database and AWS have no common base
-            return f"it is not known what computes: {error}"  # so it goes on
+            return f"{UNKNOWN}: {error}"  # so it goes on
     return ""
 
 

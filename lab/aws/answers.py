@@ -147,7 +147,13 @@ def volume_answer(volume: str, **differently: Any) -> dict[str, Any]:
 
 def snapshot_answer(snapshot: str, **differently: Any) -> dict[str, Any]:
     """AWS's answer about a snapshot that fits the smallest of the default volumes."""
-    fitting = {"state": "completed", "storageTier": "standard", "volumeSize": 20, "encrypted": True}
+    fitting = {
+        "state": "completed",
+        "storageTier": "standard",
+        "volumeSize": 20,
+        "encrypted": True,
+        "tags": {},
+    }
     return {"id": snapshot, "snapshotId": snapshot, **fitting, **differently}
 
 

@@ -189,6 +189,19 @@ def test_a_volume_at_another_machine_is_refused_and_at_the_own_master_accepted()
     run_program(config, invokes={GET_INSTANCES: attached()})
 
 
+def test_a_volume_or_a_snapshot_of_another_mount_point_is_refused(record: Record) -> None:
+    names = {source.inputs["tags"]["Name"] for source in record().of_type(VOLUME)}
+    (var,) = (name for name in names if name.endswith("-var"))
+    volume = {GET_VOLUME: volume_answer(VOLUME_ID, tags={"Name": var})}
+    (line,) = refused({"homeVolumeId": VOLUME_ID}, volume)
+    assert line == f"  homeVolumeId = {VOLUME_ID}: it is the volume of /var, {var}: name that of /home"
+    run_program({"varVolumeId": VOLUME_ID}, invokes=volume)
+    snapshot = {GET_SNAPSHOT: snapshot_answer(SNAPSHOT, tags={"Name": var})}
+    (line,) = refused({"homeVolumeId": SNAPSHOT}, snapshot)
+    assert line == f"  homeVolumeId = {SNAPSHOT}: it is the volume of /var, {var}: name that of /home"
+    run_program({"varVolumeId": SNAPSHOT}, invokes=snapshot)
+
+
 def test_data_that_the_stack_would_delete_are_not_adopted_by_it() -> None:
     """Pulumi deletes what the program has no more, but for what it was told to keep."""
     own = of_stack("test")

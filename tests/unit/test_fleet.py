@@ -234,7 +234,8 @@ def test_of_a_full_group_no_activities_are_asked_for() -> None:
 
 
 def test_without_a_group_of_these_tags_the_error_names_them() -> None:
-    client = SimpleNamespace(describe_auto_scaling_groups=lambda **_: {"AutoScalingGroups": []})
+    pages = SimpleNamespace(paginate=lambda **_: [{"AutoScalingGroups": []}])
+    client = SimpleNamespace(get_paginator=lambda _: pages)
     with pytest.raises(LookupError, match=r"Stack.*test"):
         watch.read(client, TAGS, NOW)
 

@@ -129,26 +129,34 @@ Look = Callable[..., list[list[str]]]
 
 
 @pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch, webui: Gate, tmp_path: Path) -> Look:
-    """Looks with the command, and returns what it has run."""
+def commands() -> list[list[str]]:
+    """What the command has run."""
+    return []
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch, webui: Gate, tmp_path: Path, commands: list[list[str]]) -> Look:
+    """Looks with the command, and returns what it has run this time."""
 
     def looked(
         word: str, idle: float, group: Fleet = NO_WORKERS, **reasons: Callable[..., Iterator[str]]
     ) -> list[list[str]]:
-        run: list[list[str]] = []
+        commands.clear()
         for name in ("_processes", "_calculations", "_cluster"):
             monkeypatch.setattr(cli, name, reasons.get(name, lambda *_: iter(())))
         monkeypatch.setattr(watch, "asked", lambda _: lambda: group)
         cli.needed(NOW - idle, tmp_path / "busy")
         monkeypatch.setattr("sys.argv", ["oq-idle", word, *GROUP])
-        monkeypatch.setattr("oq_idle.cli.subprocess.run", lambda command, **_options: run.append(command))
+        monkeypatch.setattr(
+            "oq_idle.cli.subprocess.run", lambda command, **_options: commands.append(command)
+        )
         monkeypatch.setattr("oq_idle.cli.time.time", lambda: NOW)
         monkeypatch.setattr(gate, "TRY_SECONDS", 0.0)
         monkeypatch.setattr(cli, "WEBUI", webui.file.parent)
         monkeypatch.setattr(cli, "BUSY", tmp_path / "busy")
         monkeypatch.setenv("OQ_DISTRIBUTE", "no")
         cli.main()
-        return run
+        return list(commands)
 
     return looked
 
@@ -193,13 +201,14 @@ def test_instances_of_the_group_keep_the_master_on_before_rabbitmq_knows_them(
         look("now", 30 * 60, group)
 
 
-def test_a_look_that_fails_leaves_the_master_on(look: Look) -> None:
+def test_a_look_that_fails_leaves_the_master_on_and_says_so(look: Look, commands: list[list[str]]) -> None:
     def broken() -> Iterator[str]:
         raise ConnectionRefusedError("the broker is away")
 
-    assert look("30", 10**6, _cluster=broken) == []
-    with pytest.raises(SystemExit, match="not known what computes: the broker is away"):
-        look("now", 10**6, _cluster=broken)
+    for word in ("30", "now"):
+        with pytest.raises(SystemExit, match="not known what computes: the broker is away"):
+            look(word, 10**6, _cluster=broken)
+        assert not commands
 
 
 def test_what_has_begun_between_two_looks_keeps_the_master_on(look: Look) -> None:
