@@ -21,8 +21,7 @@ demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute
 # drains and alarms half of its time, the longest is first.
 # What is named twice is made once, in its first place.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
-	@$(SIDE_BY_SIDE) --jobs=3 unit policy-pack $(ENGINE_VENV)/.done
-	@$(SIDE_BY_SIDE) --jobs=4 $(TRANSPORT_LANES)
+	@$(SIDE_BY_SIDE) --jobs=4 unit policy-pack $(TRANSPORT_LANES)
 	@$(SIDE_BY_SIDE) --jobs=3 vm-short lab-cache pulumi-cli
 	@$(SIDE_BY_SIDE) --jobs=5 lab-life lab-cluster engine lab-client lab-webui $(LAB_LANES) explore
 
@@ -47,12 +46,15 @@ transport: ## oq_celery against a real RabbitMQ
 	@$(SIDE_BY_SIDE) --jobs=4 $(TRANSPORT_LANES)
 
 # Each with a RabbitMQ of its own: that of the nodes, and for the faults this machine's, too, which delivers differently
-# after them. A lane has the modules of a line; those that run calculations of the engine are the second's.
-TRANSPORT_LANES := transport-others transport-jobs transport-faults $(if $(filter 0,$(shell id -u)),transport-host)
+# after them. A lane has the modules of a line; those that run calculations of the engine are the first's.
+TRANSPORT_LANES := transport-jobs transport-workers transport-others transport-faults \
+	$(if $(filter 0,$(shell id -u)),transport-host)
 FAULTS_TESTS := tests/transport/test_faults.py
 JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal tutorial,tests/transport/test_$(name).py)
-transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS),--ignore=$(path))
+WORKERS_TESTS := $(foreach name,alarm clock copies payloads reconnection unable worker,tests/transport/test_$(name).py)
+transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS) $(WORKERS_TESTS),--ignore=$(path))
 transport-jobs: TESTS := $(JOBS_TESTS)
+transport-workers: TESTS := $(WORKERS_TESTS)
 transport-faults: TESTS := $(FAULTS_TESTS)
 transport-host: TESTS := --rabbitmq=host $(FAULTS_TESTS)
 .PHONY: $(TRANSPORT_LANES)
