@@ -70,7 +70,7 @@ def disk_trouble(disk: str) -> str:
     errors = int(count.read_text()) if count.exists() else 0
     if errors or os.statvfs(disk).f_flag & os.ST_RDONLY:
         what = f"has had {errors} errors" if errors else "is read-only"
-        return f"the file system of {disk} {what} and takes no more data (journalctl -k)"
+        return f"the file system of {disk} {what} and takes no more data (sudo journalctl -k)"
     return ""
 
 

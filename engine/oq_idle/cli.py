@@ -29,13 +29,16 @@ SESSION = "ssm-session-wor"
 BUSY = Path("/run/openquake/busy")
 WEBUI = Path("/run/openquake-webui")  # its unit's RuntimeDirectory
 REQUEST = "the WebUI is answering a request, such as an upload"
-UNKNOWN = "it is not known what computes"
 GOING_SECONDS = 2  # from the decision to the power-off: who has asked for it hears of it
 # One that is created has a process within seconds, or never: the engine has refused it.
 _UNFINISHED = """SELECT id FROM job WHERE status IN ('submitted', 'executing') AND pid > 0
 OR status = 'created' AND start_time > datetime('now', '-5 minutes')"""
 
 Look = Callable[[], Iterator[str]]
+
+
+class NotKnownError(Exception):
+    """What keeps from knowing whether the master is needed: the broker, the database or AWS does not answer."""
 
 
 def of_processes(processes: Iterable[tuple[str, int]], people: bool) -> Iterator[str]:
@@ -120,15 +123,29 @@ def main() -> None:
         return of_group(watch.asked(given)())
 
     os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
+    try:
+        busy = _stop_unless_busy(group, now, minutes)
+    except NotKnownError as error:  # for ever, perhaps: whoever pays for the master has to hear of it
+        if not now:
+            needed(time.time(), BUSY)
+        sys.exit(f"it is not known what computes: {error}")
+    if busy and now:
+        sys.exit(busy)
+
+
+def _stop_unless_busy(group: Look, now: bool, minutes: int) -> str:
+    """Power off if nobody needs the master (`now`) or has needed it for `minutes`; otherwise say who does.
+
+    Raises:
+        NotKnownError: so it goes on.
+    """
     gate = Gate(WEBUI)
     busy = _looked(group, people=not now)
     if not now:
         if busy:
             needed(time.time(), BUSY)
-        if busy.startswith(UNKNOWN):  # for ever, perhaps: whoever pays for the master has to hear of it
-            sys.exit(busy)
         if idle_seconds(time.time(), gate, BUSY) < 60 * minutes:
-            return
+            return busy
     if not busy:
         # Who has come since then is inside by now, or waits and is refused.
         with gate.closed() as empty:
@@ -137,9 +154,7 @@ def main() -> None:
                 _power_off()
                 gate.bar()
                 print("it stops" if now else f"nobody has needed this master for {minutes} minutes: it stops")
-                return
-    if now:
-        sys.exit(busy)
+    return busy
 
 
 def _power_off() -> None:
@@ -149,14 +164,14 @@ def _power_off() -> None:
 
 
 def _looked(group: Look, people: bool) -> str:
-    """Who needs the master, in words; empty for nobody."""
+    """Who needs the master, in words; empty for nobody. NotKnownError if one of those that know does not answer."""
     looks: tuple[Look, ...] = (lambda: _processes(people), _calculations, _cluster, group)
     for look in looks:
         try:
             for found in look():
                 return found
         except Exception as error:  # those of the broker, the database and AWS have no common base
-            return f"{UNKNOWN}: {error}"  # so it goes on
+            raise NotKnownError(str(error)) from error
     return ""
 
 

@@ -133,7 +133,7 @@ def _bring(state: State) -> str:
     State(boot=moment.boot, moved=moment.seconds).save()
     return (
         f"new passwords and keys, of generation {generation}, are in the secrets and on this machine. What computes "
-        "goes on with the old password, which goes when nobody needs it any more: journalctl -t oq-node says so"
+        "goes on with the old password, which goes when nobody needs it any more: sudo journalctl -t oq-node says so"
     )
 
 
