@@ -19,6 +19,9 @@ from oq_cluster.stack import Source
 from oq_cluster.terminal import Terminal, plain
 
 Command = Callable[[Context, argparse.Namespace], Shown | None]
+Add = Callable[
+    ..., argparse.ArgumentParser
+]  # with a command's name, function, help, and more of its description
 _NO_VALUE: Final = "--lab="
 
 
@@ -41,6 +44,21 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    _add_login(add)
+    _add_calculations(add)
+    _add_cluster(add)
+    sub = add(
+        "completion",
+        lambda _context, given: Shown(None, completion.script(parser(), given.shell)),
+        "print a completion script for a shell",
+        'In the shell\'s startup file: eval "$(oq-cluster completion bash)", or zsh in place of bash.',
+    )
+    sub.add_argument("shell", choices=completion.SHELLS, help="which shell")
+    return top
+
+
+def _add_login(add: Add) -> None:
+    """Which cluster, and as whom."""
     sub = add(
         "use",
         commands.use,
@@ -64,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("logout", commands.logout, "end the session")
 
+
+def _add_calculations(add: Add) -> None:
+    """What one does with calculations."""
     sub = add(
         "run",
         commands.run,
@@ -106,7 +127,14 @@ def parser() -> argparse.ArgumentParser:
         ("remove", "remove a calculation with all its results"),
     ):
         _calculation(add(name, commands.act, text))
+    sub = add(
+        "cost", commands.cost, "show what calculations have cost: the time of workers that their tasks took"
+    )
+    sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation (default: the last ones)")
 
+
+def _add_cluster(add: Add) -> None:
+    """What one does with the cluster itself."""
     sub = add("webui", commands.webui, "open the WebUI in the browser, until Ctrl-C")
     sub.add_argument("--port", type=int, default=0, help="the local port (default: any free one)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -132,10 +160,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--lines", type=int, default=100, metavar="N", help="how many, from its end (default: 100)"
     )
-    sub = add(
-        "cost", commands.cost, "show what calculations have cost: the time of workers that their tasks took"
-    )
-    sub.add_argument("id", nargs="?", type=int, metavar="ID", help="a calculation (default: the last ones)")
     add("shell", commands.shell, "open a shell on the master")
     add(
         "sleep",
@@ -159,14 +183,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="(default: %(default)s)",
     )
-    sub = add(
-        "completion",
-        lambda _context, given: Shown(None, completion.script(parser(), given.shell)),
-        "print a completion script for a shell",
-        'In the shell\'s startup file: eval "$(oq-cluster completion bash)", or zsh in place of bash.',
-    )
-    sub.add_argument("shell", choices=completion.SHELLS, help="which shell")
-    return top
 
 
 def common_options() -> argparse.ArgumentParser:
