@@ -125,6 +125,8 @@ STOP_WHEN_IDLE_TAG: Final = "StopWhenIdleMinutes"  # and the one that says when 
 # programs have it in their environment, under PROCESS_HOUR_VARIABLE.
 PROCESS_HOUR_TAG: Final = "ProcessHourUsd"
 PROCESS_HOUR_VARIABLE: Final = "OQ_CELERY_PROCESS_HOUR_USD"
+# The tag by which the policy of the daily snapshots finds the volumes, and its role the snapshots that it may delete.
+SNAPSHOTS_TAG: Final = "SnapshotsBy"
 # The tag of the VPC with the ARN of the customer's key that the cluster has been made with; not there without one.
 KEY_TAG: Final = "EncryptionKey"
 REFRESH_SECONDS: Final = 60  # between two looks of the master at these tags

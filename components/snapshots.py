@@ -9,12 +9,10 @@ from typing import Final
 import pulumi
 import pulumi_aws as aws
 
-from components import keys
+from components import facts, keys
 from components.component import Component
 from components.roles import document, trust
 
-TAG: Final = "SnapshotsBy"
-"""By which the policy finds the volumes, and its role the snapshots that it may delete."""
 _TIME: Final = "03:00"  # UTC; AWS begins within the hour after it
 
 
@@ -80,14 +78,14 @@ class Snapshots(Component):
                     "Action": ["ec2:DeleteSnapshot"],
                     "Resource": made,
                     "Condition": {
-                        "StringEquals": {f"ec2:ResourceTag/{TAG}": role.name}
+                        "StringEquals": {f"ec2:ResourceTag/{facts.SNAPSHOTS_TAG}": role.name}
                     },  # copied from the volume
                 },
                 *keys.snapshot_rights(args.key),
             ),
             opts=self.child(),
         )
-        self.volume_tags = {TAG: role.name}
+        self.volume_tags = {facts.SNAPSHOTS_TAG: role.name}
         aws.dlm.LifecyclePolicy(
             self.named("daily"),
             description="Daily snapshots of the OpenQuake master volumes",

@@ -16,7 +16,7 @@ from components import facts
 from lab.base import REPOSITORY, LabError
 from lab.cluster import cluster, fleet
 from lab.linux import forward
-from lab.linux.host import Paths, lab_paths, require_host
+from lab.linux.host import Paths, lab_paths, require_host, require_root
 from lab.trials import faults
 
 # Commands import what they alone need: `oq-cluster --lab` starts one of them for each of its own, and Pulumi's library
@@ -234,10 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[Paths, argparse.Namespace], int], text: str
+        name: str, run: Callable[[Paths, argparse.Namespace], int], text: str, *, boots: bool = False
     ) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, boots=boots)
         return one
 
     def config(one: argparse.ArgumentParser) -> None:
@@ -254,11 +254,16 @@ def _parser() -> argparse.ArgumentParser:
     def node(one: argparse.ArgumentParser) -> None:
         one.add_argument("node", help="master, worker-1 …: see status")
 
-    one = command("up", _up, "boot the cluster that the program registers and wait until it is ready")
+    one = command(
+        "up", _up, "boot the cluster that the program registers and wait until it is ready", boots=True
+    )
     config(one)
     one.add_argument("--no-wait", action="store_true", help="return when the nodes are powered on")
     one = command(
-        "demo", _demo, "boot, compute a hazard curve on the cluster, show the figures, take it down"
+        "demo",
+        _demo,
+        "boot, compute a hazard curve on the cluster, show the figures, take it down",
+        boots=True,
     )
     config(one)
     one.add_argument(
@@ -325,7 +330,10 @@ def _parser() -> argparse.ArgumentParser:
     one = command("restart", _restart, "restart a service of the master")
     one.add_argument("service", choices=faults.SERVICES)
     one = command(
-        "faults", _faults, "run jobs with the faults of seeds, each storage mode on a cluster of its own"
+        "faults",
+        _faults,
+        "run jobs with the faults of seeds, each storage mode on a cluster of its own",
+        boots=True,
     )
     config(one)
     one.add_argument(
@@ -340,7 +348,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="for the figures; the page is written beside it",
     )
-    one = command("qa", _qa, "run the engine's own jobs on the cluster and with one process, and compare")
+    one = command(
+        "qa", _qa, "run the engine's own jobs on the cluster and with one process, and compare", boots=True
+    )
     config(one)
     one.add_argument("jobs", nargs="?", default="", metavar="JOBS", help="the beginning of folders' names")
     one.add_argument(
@@ -350,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
         "pulumi",
         _pulumi,
         "run a command of Pulumi (up, preview, config set …) with this machine in the place of AWS",
+        boots=True,
     )
     one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND …", help="what Pulumi is told")
     command("down", _down, "remove all that belongs to the lab, after a crash too")
@@ -362,7 +373,9 @@ def main(words: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is up is taken down then, too
     try:
         paths = lab_paths()
-        require_host(paths)
+        require_root()
+        if arguments.boots:  # what a lab is up on has been found good
+            require_host(paths)
         code: int = arguments.run(paths, arguments)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from components.snapshots import TAG
+from components import facts
 
 Statements = Sequence[Mapping[str, Any]]
 
@@ -22,7 +22,7 @@ KEYS: Final = (
     # No node asks KMS anything or deletes snapshots, so no request has these.
     "kms:ViaService",
     "kms:GrantIsForAWSResource",
-    f"ec2:ResourceTag/{TAG}",
+    f"ec2:ResourceTag/{facts.SNAPSHOTS_TAG}",
 )
 """The keys of a request that conditions may ask for."""
 _ELEMENTS: Final = frozenset({"Sid", "Effect", "Principal", "Action", "Resource", "Condition"})

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from components import facts, userdata
+from components import facts
 from lab.aws.cloud import Plan, S3Object
 from lab.linux import images
 from lab.linux.host import Paths
@@ -29,6 +29,8 @@ def nodes_image(paths: Paths, plan: Plan, say: Callable[[str], None]) -> Path:
 
 def baked_packages(plan: Plan) -> Sequence[str]:
     """The Debian packages that the user data would install: what an image with everything baked in has."""
+    from components import userdata  # with YAML, which most of the lab's commands need not load
+
     packages: set[str] = set()
     for template in plan.templates:
         config = userdata.decode(base64.b64encode(template.user_data).decode())
@@ -71,6 +73,8 @@ def kept_engine(paths: Paths, plan: Plan) -> Path:
 
 
 def _engine(paths: Paths, bundle: S3Object) -> Path:
+    from components import userdata
+
     name = userdata.engine_id(hashlib.sha256(bundle.content).hexdigest())
     return paths.cache / "engine" / f"{name}.squashfs"
 

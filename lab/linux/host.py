@@ -266,6 +266,12 @@ def _missing_features(paths: Paths) -> list[str]:
     return lacks
 
 
+def require_root() -> None:
+    """LabError in one line for anybody else, who may not even look at a lab."""
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root: try sudo")
+
+
 def require_host(paths: Paths) -> None:
     """LabError in one line when a lab cannot run here."""
     if lacks := missing(paths):

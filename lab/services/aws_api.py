@@ -21,8 +21,6 @@ from typing import Any
 from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
-from botocore.parsers import RpcV2CBORParser
-
 from components.facts import HTTPS_PORT, NFS_PORT
 from lab.aws import iam
 from lab.aws.cloud import Plan
@@ -141,6 +139,10 @@ def condition_keys(
     if account is not None:
         keys["aws:PrincipalAccount"] = account
     if action == "cloudwatch:PutMetricData":
+        from botocore.parsers import (
+            RpcV2CBORParser,
+        )  # most of what the lab's commands would load with this module
+
         if CBOR_OPERATION in environ.get("PATH_INFO", ""):
             parser = RpcV2CBORParser()
             keys["cloudwatch:namespace"] = parser.parse_data_item(

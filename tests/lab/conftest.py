@@ -20,7 +20,7 @@ from lab.linux import host, teardown
 from lab.linux.host import Paths
 
 OWN_IMAGE = "ami-0123456789abcdef0"
-NAMES = ("oqlabtest", *(f"oqlabtest{number}" for number in range(2, 9)))
+NAMES = ("oqlabtest", *(f"oqlabtest{number}" for number in range(2, 100)))
 
 
 def paths_of(name: str) -> Paths:
@@ -53,11 +53,13 @@ def own_name() -> Iterator[str]:
     """The name of a lab that no other run of tests uses while the block lasts.
 
     The name's lock goes with the run, so a run that was killed leaves its name free and perhaps its lab: what is found
-    of such labs is removed.
+    of such labs is removed. Names with nothing to remove are left alone: another run may be about to take them.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is up is taken down then, too
     own: tuple[str, IO[str]] | None = None
     for name in NAMES:
+        if own is not None and not paths_of(name).state.exists():
+            continue
         lock = Path("/run", f"{name}.lock").open("w")  # noqa: SIM115  held as long as the block
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

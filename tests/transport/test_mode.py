@@ -155,7 +155,7 @@ def test_a_task_sees_the_settings_by_which_its_user_makes_it_smaller(cluster: Cl
             found = Starmap(tasks.configured, [(name,) for name in names]).reduce()
             print(*(found[name] for name in names))
         """
-    mine = {"max_assets_chunk": "77", "hard_mem_limit": 42}
+    mine = {"max_assets_chunk": "77", "hard_mem_limit": 98}
     for _ in range(2):
         assert cluster.python(code.format(changes=mine)).split() == ["77", "5000", "99"]
         assert cluster.python(code.format(changes={})).split() == ["10_000", "5000", "99"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_every_folder_of_the_lab_with_programs_is_a_room_with_a_sentence() -> No
     for room in rooms:
         text = (PROJECT / "lab" / room / "__init__.py").read_text()
         assert (ast.get_docstring(ast.parse(text)) or "").endswith("."), room
+
+
+def test_the_labs_commands_do_not_load_what_takes_longer_than_most_of_them() -> None:
+    """Each command of oq-cluster --lab starts some of them."""
+    program = "import lab.cli, sys; print(*{'pulumi', 'botocore', 'yaml', 'numpy'} & {*sys.modules})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.split() == []
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
