@@ -123,8 +123,8 @@ _SERVICES: Final[Mapping[str, _Services]] = {
     "eu-central-1": _Services(nat=0.052, endpoint=0.012, gp3=0.0952),
     "eu-west-1": _Services(nat=0.048, endpoint=0.011, gp3=0.088),
 }
-# The same in all these regions: an hour of a public IPv4 address; one publication of metrics; a month of a metric, an
-# alarm, one that looks more often than once a minute, a secret, and a key.
+# The same in all these regions: an hour of a public IPv4 address; one publication of metrics; a month of a metric, of a
+# metric that an alarm looks at, and at more often than once a minute, of a secret, and of a key.
 # https://aws.amazon.com/cloudwatch/pricing/ and others, as above.
 _IPV4: Final = 0.005
 _METRIC: Final = 0.30
@@ -133,8 +133,10 @@ _FAST_ALARM: Final = 0.30
 _PUBLICATION: Final = 0.01 / 1000
 _SECRET: Final = 0.40
 _KEY: Final = 1.0
-# Those of components/alarms.py, which knows Pulumi; a test counts them.
-_MAIL_ALARMS: Final = 11
+# Those of components/alarms.py, which knows Pulumi; a test counts them. Where the master stops when it is idle, the
+# alarm on its silence looks at its status checks, too.
+_MAIL_ALARM_METRICS: Final = 12
+_STATUS_CHECKS: Final = 1
 # Metrics of an instance by the minute: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/viewing_metrics_with_cloudwatch.html
 _DETAILED_METRICS: Final = 7
 
@@ -232,7 +234,8 @@ def estimate(settings: Settings, region: str) -> Estimate:
     publications = HOURS * 3600 / facts.METRICS_IDLE_SECONDS * _PUBLICATION
     month["metrics and alarms"] = (_own_metrics() + _DETAILED_METRICS) * _METRIC + publications + alarms
     if settings.alarm_email:
-        month["alarms that send mails, and their key"] = _MAIL_ALARMS * _ALARM + _KEY
+        metrics = _MAIL_ALARM_METRICS + (_STATUS_CHECKS if settings.stop_when_idle_minutes else 0)
+        month["alarms that send mails, and their key"] = metrics * _ALARM + _KEY
     month["secrets"] = _SECRET * (2 if settings.webui else 1)
     if settings.worker_min:
         month[f"{settings.worker_min} workers that stay"] = _times(settings.worker_min * HOURS, worker)

@@ -41,19 +41,29 @@ def test_without_an_address_there_is_nothing_of_it(record: Record) -> None:
     assert not [one.name for one in record().resources if one.name.startswith("alarms")]
 
 
-def test_there_is_an_alarm_for_all_that_people_are_told_and_the_estimate_counts_them(
-    recording: Recording,
-) -> None:
+def test_there_is_an_alarm_for_all_that_people_are_told(recording: Recording) -> None:
     found = alarms(recording)
     assert found.keys() == {
         "disk-home", "disk-var", "disk-rabbitmq", "memory", "broker", "silence", "no-worker", "failed", "status-system",
         "status-instance", "unready",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("minutes", ["0", "30"])
+def test_the_estimate_counts_the_metrics_that_the_alarms_look_at(record: Record, minutes: str) -> None:
+    """AWS's unit is the alarm metric, not the alarm."""
+    looked_at = 0
+    for alarm in alarms(record(alarmEmail=ADDRESS, stopWhenIdleMinutes=minutes)).values():
+        metrics = [query["metric"] for query in alarm.get("metricQueries") or () if query.get("metric")] or [
+            alarm
+        ]
+        looked_at += len({(metric["namespace"], metric["metricName"]) for metric in metrics})
     with_mails, without = (
-        prices.estimate(Settings.parse({"alarmEmail": address}), REGION).month for address in (ADDRESS, "")
+        prices.estimate(Settings.parse({"alarmEmail": address, "stopWhenIdleMinutes": minutes}), REGION).month
+        for address in (ADDRESS, "")
     )
     (part,) = with_mails.keys() - without.keys()
-    assert with_mails[part] == pytest.approx(0.1 * len(found) + 1)
+    assert with_mails[part] == pytest.approx(0.1 * looked_at + 1)
 
 
 def test_each_alarm_says_which_cluster_it_is_and_what_to_do(recording: Recording) -> None:

@@ -110,7 +110,9 @@ def test_the_readme_says_how_many_vcpus_the_quotas_have_to_have() -> None:
 
 def test_the_preferences_of_an_instance_refresh_by_hand_are_the_programs() -> None:
     text = (tables.PROJECT / "docs/operations.md").read_text()
-    assert f"--preferences MinHealthyPercentage=50,InstanceWarmup={WARMUP_SECONDS}\n" in text
+    # The provider sends 100 where the program names no maximum; AWS takes none at all for something else.
+    preferences = f"MinHealthyPercentage=50,MaxHealthyPercentage=100,InstanceWarmup={WARMUP_SECONDS}"
+    assert f"--preferences {preferences}\n" in text
 
 
 def test_every_metric_is_in_operations_or_beside_the_alarms() -> None:
