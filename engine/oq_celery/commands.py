@@ -30,7 +30,7 @@ from openquake.baselib.general import humansize
 from oq_celery import settings, turn
 from oq_celery.abort import Refused, abort, remove_leftovers
 from oq_celery.jobs import UNFINISHED, lives
-from oq_celery.runs import skip_taken
+from oq_celery.runs import end_others, skip_taken
 
 INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstream takes capitals for a mosaic's model
 UPLOAD_FIELD = (
@@ -51,18 +51,36 @@ WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name='job')"""
 _SAME_FILES = (
     "SELECT id, user_name FROM job WHERE ds_calc_dir=?x AND id<>?x AND status<>'deleted' ORDER BY id"
 )
+# Those that start from a calculation, from these, and so on; the newest first, which nothing of them starts from.
+_DEPENDENTS = """SELECT * FROM job WHERE id IN (
+WITH RECURSIVE dependent(id) AS (SELECT id FROM job WHERE hazard_calculation_id=?x
+UNION SELECT job.id FROM job JOIN dependent ON job.hazard_calculation_id=dependent.id) SELECT id FROM dependent)
+AND id<>?x AND status<>'deleted' ORDER BY id DESC"""
+# How many calculations a user, or everybody, has after one.
+_NEWER = "SELECT count(*) AS number FROM job WHERE id>?x AND (?x OR user_name=?x) AND status<>'deleted'"
 _SUBMIT = "UPDATE job SET status='submitted', pid=?x WHERE id=?x AND status='created'"
 _MARK = "UPDATE job SET status='aborted', is_running=0 WHERE id=?x AND status IN (?X)"
 
 
 def extend_actions(actions: Any) -> None:
-    """Change `openquake.server.db.actions`: what runs is not deleted, and nothing of what is deleted stays."""
-    upstream_del_calc = actions.del_calc
+    """Change `openquake.server.db.actions`: what runs is not deleted, nothing of what is deleted stays, and nothing
+    else goes with it; a negative number beyond a user's first calculation is none.
+    """
+    upstream_del_calc, upstream_get_job = actions.del_calc, actions.get_job
+
+    @functools.wraps(upstream_get_job)
+    def get_job(db: Any, job_id: Any, username: str | None = None) -> Any:
+        """Upstream's, which for a negative number that is too large means the first calculation."""
+        job, number = upstream_get_job(db, job_id, username), int(job_id)
+        if job is not None and number < 0:
+            newer = db(_NEWER, job.id, 0 if username else 1, username)[0].number
+            return job if newer == -number - 1 else None
+        return job
 
     @functools.wraps(upstream_del_calc)
     def del_calc(db: Any, job_id: Any, user: str, delete_file: bool = True, force: bool = False) -> Any:
         jobs = db("SELECT * FROM job WHERE id=?x AND user_name=?x", int(job_id), user)
-        if jobs and jobs[0].status in UNFINISHED and jobs[0].pid and lives(jobs[0]):
+        if jobs and _runs(jobs[0]):
             return {"error": f"Cannot delete calculation {job_id}: it runs. `oq abort {job_id}` first"}
         own = not jobs or _has_own_files(jobs[0])
         if jobs and own and (others := db(_SAME_FILES, jobs[0].ds_calc_dir, int(job_id))):
@@ -70,6 +88,12 @@ def extend_actions(actions: Any) -> None:
             return {
                 "error": f"Cannot delete calculation {job_id}: its results are also those of {names} (`cache = true`). "
                 "Delete that before; root may: `sudo oq purge`"
+            }
+        # The database would delete them with it, whoever's they are and whatever they do, and leave their files.
+        if force and jobs and (dependents := db(_DEPENDENTS, int(job_id), int(job_id))):
+            names = ", ".join(f"calculation {one.id} ({one.user_name}, {one.status})" for one in dependents)
+            return {
+                "error": f"Cannot delete calculation {job_id}: {names} started from it. Delete that before"
             }
         answer = upstream_del_calc(db, job_id, user, delete_file and own, force)
         if "hdf5paths" in answer and jobs:
@@ -97,10 +121,15 @@ def extend_actions(actions: Any) -> None:
         db(_SKIP, last)
         db(_SKIP_FIRST, last)
 
-    actions.del_calc = del_calc
+    actions.del_calc, actions.get_job = del_calc, get_job
     actions.last_number, actions.skip_numbers = last_number, skip_numbers
     actions.abort_unfinished, actions.submit = abort_unfinished, submit
     actions.delete_uncompleted_calculations = delete_uncompleted_calculations
+
+
+def _runs(job: Any) -> bool:
+    """Whether a process computes a calculation, or waits for its turn to."""
+    return bool(job.status in UNFINISHED and job.pid and lives(job))
 
 
 def extend_abort(module: Any) -> None:
@@ -126,10 +155,18 @@ def extend_engine(module: Any) -> None:
     """Change `oq engine`: what it deletes does not run on, and a command does not wait where too many wait already."""
     dbcmd, upstream_create = module.logs.dbcmd, module.create_jobs
 
-    def create_jobs(*args: Any, **kwargs: Any) -> Any:
+    def create_jobs(job_inis: Iterable[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Upstream's; where a file cannot be read, those before it are not left created for ever."""
         if why := turn.refusal(dbcmd):
             sys.exit(why)
-        return upstream_create(*args, **kwargs)
+        made: list[Any] = []
+        try:
+            for job_ini in job_inis:
+                made += upstream_create([job_ini], *args, **kwargs)
+        except BaseException as error:
+            end_others(dbcmd, made, "aborted", f"Not computed: of another job file of the command: {error}")
+            raise
+        return made
 
     def del_calculation(job_id: int, confirmed: bool = False) -> None:
         """Abort and delete a calculation and all associated outputs."""
@@ -320,7 +357,8 @@ def extend_reset(module: Any) -> None:
 
 def extend_views(views: Any) -> None:
     """Change the WebUI's views: an abort that they call done is done, what is removed does not run on, an export lies
-    where uploads do and goes with the answer, what is uploaded is not taken for results, and an upload has a name.
+    where uploads do and goes with the answer, what is uploaded is not taken for results, and an upload has a name. What
+    a job wants to be exported at its end nobody could fetch: it is exported when somebody asks for it, and not before.
     """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
     upstream_parallel = views.parallel
@@ -416,6 +454,15 @@ def extend_views(views: Any) -> None:
         directory.mkdir(exist_ok=True)
         return str(directory)
 
+    upstream_oqparam = views.readinput.get_oqparam
+
+    @functools.wraps(upstream_oqparam)
+    def get_oqparam(job_ini: Any, *args: Any, kw: Any = None, **kwargs: Any) -> Any:
+        if kw and "export_dir" in kw:  # upstream's, on the master's root disk
+            kw = {**kw, "exports": ""}
+        return upstream_oqparam(job_ini, *args, kw=kw, **kwargs)
+
+    views.readinput = SimpleNamespace(**vars(views.readinput) | {"get_oqparam": get_oqparam})
     views.calc_run, views.engine.create_jobs = calc_run, create_jobs
     views.calc_abort, views.calc_remove = calc_abort, calc_remove
     views.parallel = SimpleNamespace(calc_dir=calc_dir)
@@ -458,9 +505,20 @@ def _delete(
 ) -> None:
     """Delete a calculation of a user; one that runs is aborted before.
 
+    Args:
+        dbcmd: of openquake.commonlib.logs.
+        number: of the calculation.
+        user: whose it is.
+        running: whether to delete it also if it runs.
+        force: whether to delete it also if others start from it: with these, where all of them are the user's.
+
     Raises:
         Refused: if it is another user's, others depend on it, or it runs on.
     """
+    dependents = dbcmd(_DEPENDENTS, number, number) if force else []
+    if all(one.user_name == user and (running or not _runs(one)) for one in dependents):
+        for one in dependents:
+            _delete(dbcmd, one.id, user, running=running)
     job = dbcmd("get_job", number)
     if running and job is not None and job.user_name == user and job.status in UNFINISHED:
         try:

@@ -30,6 +30,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -70,8 +71,14 @@ def visible(path: str | os.PathLike[str], settings: Settings) -> bool:
 
 def _readable(path: Path, settings: Settings) -> bool:
     """Whether the workers' account may read a visible file, as far as its mode and those of its folders say."""
+    return _closed(path, settings) is None
+
+
+def _closed(path: Path, settings: Settings) -> Path | None:
+    """What the workers' account may not read of a visible file and its folders, the outermost; None if it may."""
     workers, shared = make_root(settings).stat(), settings.shared_dir.resolve()
     found = path.resolve()
+    closed = None
     for part in (found, *found.parents):
         if part == shared:
             break
@@ -84,23 +91,44 @@ def _readable(path: Path, settings: Settings) -> bool:
         else:
             granted = status.st_mode
         if granted & needed != needed:
-            return False
-    return True
+            closed = part
+    return closed
 
 
 def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
     """Why calculations cannot have their data in a directory, for people; None if they can."""
-    if Path(data_directory).is_absolute() and visible(data_directory, settings):
-        return None
-    why = (
-        "workers cannot see this directory"
-        if Path(data_directory).is_absolute()
-        else "this is not an absolute path"
-    )
+    path = Path(data_directory)
+    if not path.is_absolute():
+        why = "this is not an absolute path"
+    elif not visible(path, settings):
+        why = "workers cannot see this directory"
+    else:
+        there = next(
+            one for one in (path, *path.parents) if one.exists()
+        )  # upstream makes it, for the group to read
+        if _readable(there, settings):
+            return None
+        why = f"workers may not read {there}, which `chmod g+rx` allows them"
     return (
         f"OQ_DATADIR={data_directory}: {why}; "
         f"unset it, or set it to one below {settings.shared_dir}, such as {settings.shared_dir / user / 'oqdata'}"
     )
+
+
+def unpacked(params: Mapping[str, Any], temporary: str) -> Path | None:
+    """The directory into which upstream has unpacked a calculation's archive; None for one without.
+
+    Args:
+        params: of the calculation, as upstream has read them.
+        temporary: the directory in which upstream makes such directories.
+    """
+    inputs = params.get("inputs", {})
+    if "input_zip" not in inputs:
+        return None
+    place, job_ini = Path(temporary).resolve(), Path(inputs["job_ini"]).resolve()
+    if not job_ini.is_relative_to(place) or job_ini.parent == place:
+        return None
+    return place / job_ini.relative_to(place).parts[0]
 
 
 def extend(logs: Any) -> None:
@@ -133,6 +161,8 @@ def extend(logs: Any) -> None:
             staged = _calculations.pop(self.calc_id, None)
             if staged is not None:
                 staged.remove()
+            if directory := unpacked(self.params, config.directory.custom_tmp or tempfile.gettempdir()):
+                shutil.rmtree(directory, ignore_errors=True)
 
     context.__init__ = new
     context.get_oqparam = get_oqparam

@@ -63,6 +63,12 @@ def extend_logs(logs: Any) -> None:
         # WebUI is not the account.
         if given.arguments.get("user_name") in (None, "", socket.gethostname()):
             given.arguments["user_name"] = _entered[-1].user_name if _entered else getpass.getuser()
+        hazard = given.arguments.get("hc_id")
+        if isinstance(hazard, int) and hazard < 0:  # `oq run --hc -2`, of which upstream knows -1
+            job = upstream_dbcmd("get_job", hazard, given.arguments["user_name"])
+            if job is None:
+                sys.exit(f"There is no calculation {hazard} of yours")
+            given.arguments["hc_id"] = job.id
         upstream_init(*given.args, **given.kwargs)
 
     upstream_dbcmd = logs.dbcmd

@@ -367,6 +367,73 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served, 
     assert served.statuses() == {6: "executing"}
 
 
+def test_with_a_calculation_go_those_that_start_from_it_if_they_are_ones_own_and_no_others(
+    served: Served, users: Users
+) -> None:
+    """The database would delete all of them, whatever they do, and leave their files."""
+    starts_from = {2: 1, 3: 2, 5: 4, 6: 5, 8: 7}
+    owners = {1: "ann", 2: "ann", 3: "bob", 4: "ann", 5: "ann", 6: "ann", 7: "ann", 8: "ann"}
+    for number, user in owners.items():
+        users.add(number, user, "complete", served.data / f"calc_{number}")
+        (served.data / f"calc_{number}.hdf5").touch()
+    for number, hazard in starts_from.items():
+        served.query("UPDATE job SET hazard_calculation_id=? WHERE id=?", hazard, number)
+    refused = (
+        "Cannot delete calculation 1: calculation 3 (bob, complete), calculation 2 (ann, complete) started"
+    )
+    for user, uid in (("ann", 1000), ("root", 0)):
+        status, _, errors = users.run(user, "purge", "'1', True", uid)
+        assert status == 1
+        assert errors.startswith(refused)
+        assert users.files() == set("12345678")
+    assert users.run("ann", "purge", "'4', True") == (0, "Removed 4\n", "")
+    assert users.files() == set("12378")
+    assert served.statuses().keys() == {1, 2, 3, 7, 8}
+    served.query("UPDATE job SET status='executing', pid=? WHERE id=8", os.getpid())
+    served.query(
+        "UPDATE job SET start_time=datetime('now', '+1 hour') WHERE id=8"
+    )  # as of a process that has begun
+    status, _, errors = users.run("ann", "purge", "'7', True")
+    assert status == 1
+    assert errors.startswith("Cannot delete calculation 7: calculation 8 (ann, executing) started from it")
+    served.query("UPDATE job SET status='failed' WHERE id=8")
+    status, removed, errors = users.run("ann", "reset", "True")
+    assert (status, removed) == (1, "Removed 8\nRemoved 7\n")
+    assert "Cannot delete calculation 2: calculation 3 (bob, complete) started from it" in errors
+    assert served.statuses().keys() == {1, 2, 3}
+    assert users.files() == set("123")
+
+
+def test_a_negative_number_beyond_ones_first_calculation_is_none(served: Served, users: Users) -> None:
+    for number, user in enumerate(("bob", "ann", "ann", "ann"), 1):
+        users.add(number, user, "deleted" if number == 2 else "complete", served.data / f"calc_{number}")
+    none = (1, "There is no calculation -3 of yours")
+    assert oq(served, "engine", "--delete-calculation", "-3", "--yes", LOGNAME="ann") == none
+    assert oq(served, "abort", "-3", LOGNAME="ann") == none
+    assert oq(served, "run", "job.ini", "--hc", "-3", LOGNAME="ann")[0] != 0
+    assert served.statuses().keys() == {1, 2, 3, 4}
+    status, printed = oq(served, "engine", "--list-outputs", "-3", LOGNAME="ann")
+    assert (status, printed) == (1, "Job -3 not found")
+    assert oq(served, "engine", "--delete-calculation", "-2", "--yes", LOGNAME="ann") == (0, "Removed 3")
+    code = """
+        from openquake.commonlib import logs
+        for hazard in (-1, -2):
+            print(logs.init({"calculation_mode": "classical_risk", "inputs": {}}, hc_id=hazard).params)
+        """
+    assert "'hazard_calculation_id': 4" in served.python(code, LOGNAME="ann")
+    with pytest.raises(AssertionError, match="There is no calculation -2 of yours"):
+        served.python(code.replace("(-1, -2)", "(-2,)"), LOGNAME="bob")
+
+
+def test_job_files_before_one_that_cannot_be_read_do_not_stay_created(tmp_path: Path, served: Served) -> None:
+    status, _ = oq(
+        served, "engine", "--run", str(tmp_path / "job/job.ini"), str(tmp_path / "job/missing.ini")
+    )
+    assert status == 1
+    assert served.statuses() == {1: "aborted"}
+    assert "missing.ini" in served.said(1)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
 def test_purge_orphan_removes_only_what_no_calculation_has(served: Served, users: Users) -> None:
     """Whoever's it is, whatever its status is; and what lies there besides is nobody's business."""

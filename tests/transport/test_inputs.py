@@ -109,6 +109,7 @@ def runs(blind: Cluster, home: Path, alone: Alone) -> Runs:
     }
     on_cluster = blind.run(*inis.values())
     assert on_cluster.status == 0, on_cluster.output
+    assert list((home / "tmp").iterdir()) == []
     return Runs(on_cluster, alone.run(*inis.values()), inis)
 
 
@@ -225,6 +226,12 @@ def test_a_data_directory_that_workers_cannot_see_is_refused(blind: Cluster, hom
         1,
         True,
     )
+    private = blind.shared / "private"
+    private.mkdir(mode=0o700)
+    os.chown(private, 4321, 4321)  # another account than the workers'
+    unreadable = processes.run(command, blind.env | {"OQ_DATADIR": str(private / "data")})
+    said = f"OQ_DATADIR={private / 'data'}: workers may not read {private}, which `chmod g+rx` allows them; unset it"
+    assert (unreadable.returncode, unreadable.stderr.startswith(said)) == (1, True), unreadable.stderr
     listed = processes.run([*command[:2], "--lhc"], blind.env | {"OQ_DATADIR": str(elsewhere)})
     assert listed.returncode == 0, listed.stderr
     alone = {"OQ_DATADIR": str(elsewhere), "OQ_DISTRIBUTE": "no"}
