@@ -407,19 +407,34 @@ def users(context: Context, given: argparse.Namespace) -> Shown:
     return Shown({"user": given.name, "password": found[0]}, f"{given.name}: {found[0]}")
 
 
-def _done(context: Context, words: Sequence[str]) -> str:
-    """What a command on the master prints."""
-    answer = context.master.run(shlex.join(words), 120)
+def _done(context: Context, words: Sequence[str], instead: str = "") -> str:
+    """All that a command on the master prints.
+
+    Args:
+        words: of the command.
+        instead: what to do when that is too much, apart from asking on the master.
+    """
+    answer = _answer(context, words)
+    if answer.cut:
+        raise ClientError(
+            f"AWS hands over only the beginning of such an output: {instead}oq-cluster shell, then sudo "
+            f"{shlex.join(words)}"
+        )
+    return answer.output
+
+
+def _answer(context: Context, words: Sequence[str]) -> Answer:
+    """What a command on the master prints, as much as AWS hands over.
+
+    Raises:
+        ClientError: it has failed; with its words.
+    """
+    answer = context.master.run_packed(shlex.join(words), 120)
     if answer.status:
         raise ClientError(
             answer.errors.strip() or answer.output.strip() or f"{words[0]}: exit status {answer.status}"
         )
-    if answer.cut:
-        command = shlex.join(words)
-        raise ClientError(
-            f"AWS hands over only the beginning of such an output: oq-cluster shell, then sudo {command}"
-        )
-    return answer.output
+    return answer
 
 
 def workers(context: Context, given: argparse.Namespace) -> Shown:
@@ -466,10 +481,17 @@ def logs(context: Context, given: argparse.Namespace) -> Shown:
     """The workers that have left a journal, or the end of one's, dead or alive."""
     words = ["oq-node", "logs"]
     if given.worker is None:
-        if context.json:
-            return Shown(json.loads(_done(context, [*words, "--json"])), "")
-        return Shown(None, _done(context, words).rstrip())
-    printed = _done(context, [*words, given.worker, "--lines", str(given.lines)])
+        answer = _answer(context, [*words, "--json"] if context.json else words)
+        text = answer.output.rstrip()
+        if answer.cut:  # the last heard come first, and the last one of these has no end
+            text = text[: text.rindex("}") + 1] + "]" if context.json else text.rpartition("\n")[0]
+            context.terminal.say(
+                "oq-cluster: AWS hands over only the beginning of such a list; for older ones: oq-cluster shell, then "
+                f"sudo {shlex.join(words)}"
+            )
+        return Shown(json.loads(text), "") if context.json else Shown(None, text)
+    words += [given.worker, "--lines", str(given.lines)]
+    printed = _done(context, words, "ask for fewer lines (--lines N), or: ")
     return Shown({"worker": given.worker, "lines": printed.splitlines()}, printed.rstrip())
 
 

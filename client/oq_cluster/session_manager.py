@@ -33,9 +33,7 @@ PORT_FORWARDING: Final = "AWS-StartPortForwardingSession"
 INTERACTIVE_COMMAND: Final = "AWS-StartInteractiveCommand"
 
 OUTPUT_BYTES: Final = 24_000
-"""All that Run Command's agent keeps of a command's output, in UTF-8, with the word behind it that says so."""
-# As StringPrefix in agent/plugins/pluginutil of amazon-ssm-agent writes it.
-_CUT: Final = "--output truncated--"
+"""All that Run Command's agent keeps of a command's output (StringPrefix in agent/plugins/pluginutil of its source)."""
 # What the agent puts behind the errors of every command that fails (agent/plugins/runscript).
 _AGENTS_OWN: Final = re.compile(r"^failed to run commands: .*\n?", re.MULTILINE)
 _POLL_SECONDS: Final = 1.0
@@ -70,7 +68,7 @@ class Answer:
     """What a command on the master gave: exit status, standard output, standard error.
 
     Attributes:
-        cut: whether there was more output than AWS hands over.
+        cut: whether there was more output than AWS hands over, as far as it is known (`reach.Master.run_packed`).
     """
 
     status: int
@@ -223,13 +221,8 @@ class SessionManager:
                 if result["Status"] in _FINAL:
                     if result["ResponseCode"] < 0:
                         break
-                    output = result["StandardOutputContent"]
-                    return Answer(
-                        result["ResponseCode"],
-                        output,
-                        _AGENTS_OWN.sub("", result.get("StandardErrorContent", "")),
-                        cut=output.rstrip().endswith(_CUT) or len(output.encode()) >= OUTPUT_BYTES,
-                    )
+                    errors = _AGENTS_OWN.sub("", result.get("StandardErrorContent", ""))
+                    return Answer(result["ResponseCode"], result["StandardOutputContent"], errors)
         raise Unreachable(
             f"the master {self.instance_id} has not run the command in time: it is busy, booting or off; "
             "try again, or look at it with oq-cluster shell"

@@ -864,11 +864,8 @@ def test_share_unshare_and_remove_ask_for_just_that(ann: World) -> None:
 
 def test_diag_has_no_secret_even_if_a_program_printed_one(ann: World) -> None:
     journal = "password=hunter2 amqp://openquake:hunter3@10.20.0.10 SECRET_KEY: 'hunter4' all is well"
-    packed = subprocess.run(
-        ["sh", "-c", f'echo "{journal}" | gzip | base64 -w0'], capture_output=True, text=True, check=True
-    ).stdout
     for name in diag.COMMANDS:
-        ann.aws.answers[diag.COMMANDS[name]] = 0, packed
+        ann.aws.answers[diag.COMMANDS[name]] = 0, journal
     ann.oq("run", ann.job())
     archive = ann.path / "diag.tar.gz"
     members = json.loads(ann.oq("diag", "1", "--out", archive, "--json"))["members"]
