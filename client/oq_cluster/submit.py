@@ -110,12 +110,15 @@ def upload(webui: WebUI, job: Job, hazard: int | None, terminal: Terminal) -> in
         hazard: the calculation to continue.
 
     Raises:
+        UsageError: one of the job's files cannot be read.
         ClientError: the engine refuses the job, or it is not clear whether it has started.
     """
     with tempfile.TemporaryFile() as archive:
         try:
             pack(job, archive)
         except OSError as error:
+            if error.filename is not None:  # the archive has no name
+                raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from None
             raise ClientError(
                 f"the job cannot be packed in {tempfile.gettempdir()}: {error}. TMPDIR may name a directory with more "
                 "room"

@@ -544,6 +544,18 @@ def test_an_archive_for_which_there_is_no_room_says_which_directory(
     assert "an error of oq-cluster itself" not in ann.errors
 
 
+def test_an_input_that_cannot_be_read_any_more_is_named_and_has_nothing_to_do_with_the_archive(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = gather(ann.job())
+    (job.root / "sites.csv").unlink()  # meanwhile
+    monkeypatch.setattr("oq_cluster.inputs.gather", lambda _: job)
+    ann.oq("run", job.ini, status=2)
+    assert f"{job.root / 'sites.csv'} cannot be read: No such file or directory" in ann.errors
+    assert "TMPDIR" not in ann.errors
+    assert ann.webui.calculations == {}
+
+
 def test_files_of_before_1980_are_packed(ann: World) -> None:
     """As reproducible archives and Nix have them."""
     job = ann.job()
