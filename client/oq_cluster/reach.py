@@ -136,7 +136,7 @@ class Forward(Door):
         Raises:
             LostConnection: nothing does, or there is no way any more where one was.
             Unreachable: there is no way from the beginning.
-            ClientError: another program has the wanted port.
+            ClientError: another program has the wanted port, or this user may not have it.
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()  # whatever answers at its port now, it is not the WebUI
@@ -181,13 +181,21 @@ class Forward(Door):
 
 
 def _free_port(wanted: int = 0) -> int:
-    """A port that nobody has; the wanted one, if it is such a one."""
+    """A port that nobody has; the wanted one, if it is such a one.
+
+    Raises:
+        ClientError: this user may not have the wanted one.
+    """
     with socket.socket() as found:
         if os.name != "nt":  # where this would give away a port that somebody has
             # As the plugin does it, whose last connections may not be forgotten yet.
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", wanted))
+        except PermissionError as error:
+            raise ClientError(
+                f"port {wanted} of this computer: {error.strerror}: name one from 1024 on, or none"
+            ) from None
         except OSError:
             found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

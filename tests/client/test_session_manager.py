@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -247,6 +248,32 @@ def test_a_port_that_another_program_has_is_not_shown_for_the_webui(
     with another_program() as port:
         assert opened.oq("webui", "--port", str(port), "--no-browser", status=1) == ""
     assert f"port {port} of this computer is taken: end that program, or name another port" in opened.errors
+    assert opened.aws.requests("StartSession") == []
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "http"])
+def test_a_port_that_there_is_not_is_wrong_usage(
+    world: World, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        world.oq("webui", "--port", port)
+    assert f"argument --port: {port}: a port is a number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_a_port_that_the_user_may_not_have_is_not_called_taken(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = socket.socket.bind
+
+    def forbidden(given: socket.socket, address: tuple[str, int]) -> None:
+        if address[1] == 80:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        bind(given, address)
+
+    monkeypatch.setattr(socket.socket, "bind", forbidden)
+    opened.oq("webui", "--port", "80", "--no-browser", status=1)
+    assert "port 80 of this computer: Permission denied: name one from 1024 on" in opened.errors
+    assert "taken" not in opened.errors
     assert opened.aws.requests("StartSession") == []
 
 
