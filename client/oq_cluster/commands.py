@@ -132,7 +132,7 @@ def login(context: Context, given: argparse.Namespace) -> Shown:
 def password(context: Context, given: argparse.Namespace) -> Shown:
     """Change the password of who has logged in."""
     present, new = _passwords(given, "your present password: ", "a new one: ")
-    if not given.password_stdin and getpass.getpass("the new one again: ") != new:
+    if not given.password_stdin and _typed("the new one again: ") != new:
         raise UsageError("the new password was typed in two ways: try again")
     context.webui.change_password(present, new)
     user = context.webui.user
@@ -142,10 +142,22 @@ def password(context: Context, given: argparse.Namespace) -> Shown:
 def _passwords(given: argparse.Namespace, *prompts: str) -> list[str]:
     """A password for each prompt, from the terminal, or a line for each from standard input."""
     if given.password_stdin:
-        return [sys.stdin.readline().rstrip("\n") for _ in prompts]
+        lines = [line for _ in prompts if (line := sys.stdin.readline())]
+        if len(lines) < len(prompts):
+            raise UsageError(
+                f"standard input has {len(lines)} of {len(prompts)} lines: --password-stdin reads a password from each"
+            )
+        return [line.rstrip("\n") for line in lines]
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask for the password: use --password-stdin")
-    return [getpass.getpass(prompt) for prompt in prompts]
+    return [_typed(prompt) for prompt in prompts]
+
+
+def _typed(prompt: str) -> str:
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:  # Ctrl-D
+        raise UsageError("no password was typed: try again, or use --password-stdin") from None
 
 
 def logout(context: Context, given: argparse.Namespace) -> Shown:

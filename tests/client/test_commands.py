@@ -41,6 +41,13 @@ def forwarded(ann: World) -> World:
     return ann
 
 
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def kept(world: World) -> str:
     return "\n".join(path.read_text() for path in (world.path / "config").rglob("*.json"))
 
@@ -73,6 +80,37 @@ def test_a_wrong_password_is_refused(world: World, monkeypatch: pytest.MonkeyPat
     world.oq("login", "ann", "--password-stdin", status=1)
     assert "wrong name or password" in world.errors
     assert not (world.path / "config/oq-cluster" / config.SESSIONS).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "given"), [(("login", "ann"), ""), (("password",), ""), (("password",), f"{PASSWORD}\n")]
+)
+def test_a_password_that_standard_input_lacks_is_wrong_usage_and_nothing_is_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], given: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    world.oq(*words, "--password-stdin", status=2)
+    needed = len(words) % 2 + 1
+    assert f"standard input has {given.count(chr(10))} of {needed} lines" in world.errors
+    assert world.webui.asked == []
+
+
+@pytest.mark.parametrize(("words", "typed"), [(("login", "ann"), 0), (("password",), 0), (("password",), 2)])
+def test_ctrl_d_in_place_of_a_password_is_wrong_usage(
+    world: World, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], typed: int
+) -> None:
+    left = [PASSWORD] * typed
+
+    def prompt(_: str) -> str:
+        if not left:
+            raise EOFError
+        return left.pop()
+
+    monkeypatch.setattr("getpass.getpass", prompt)
+    monkeypatch.setattr("sys.stdin", Screen())
+    world.oq(*words, status=2)
+    assert "no password was typed: try again, or use --password-stdin" in world.errors
+    assert world.webui.asked == []
 
 
 def change(world: World, monkeypatch: pytest.MonkeyPatch, present: str, new: str, status: int = 0) -> None:
@@ -979,10 +1017,6 @@ def test_bash_completes_commands_and_their_options() -> None:
 
 
 def test_the_status_line_is_only_on_a_terminal_and_goes_before_a_line() -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     screen, file = Screen(), io.StringIO()
     for stream in (screen, file):
         terminal = Terminal(stream)
