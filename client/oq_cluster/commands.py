@@ -13,6 +13,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,7 @@ _POLL_SECONDS: Final = 2.0  # between two looks at a master that stops or starts
 # AWS stops a machine within a minute or two, and by force after some more. A boot takes as long.
 _STOP_SECONDS: Final = 600.0
 _WAKE_SECONDS: Final = 900.0
+_RECENT: Final = timedelta(hours=1)  # what else has failed says nothing of now (engine/oq_fleet/watch.py)
 IDLE_MINUTES: Final = 5
 """After how long without tasks the workers leave, as components/scaling.py has it; a test compares."""
 
@@ -479,7 +481,12 @@ def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) 
         )
         if now.get("alarm"):
             lines.append(f"RabbitMQ takes no messages: {now['alarm']}")
-    failed = [activity for activity in fleet["activities"] if activity["status"] in ("Failed", "Cancelled")]
+    since = datetime.now(UTC) - _RECENT
+    failed = [
+        activity
+        for activity in fleet["activities"]
+        if activity["status"] in ("Failed", "Cancelled") and datetime.fromisoformat(activity["time"]) > since
+    ]
     if len(instances) < fleet["desired"]:
         lines += [f"no worker started at {activity['time']}: {activity['text']}" for activity in failed[:1]]
         if not failed:

@@ -499,6 +499,21 @@ def fleet(*activities: tuple[timedelta, str, str], desired: int = 2) -> dict[str
     }  # fmt: skip
 
 
+def test_why_no_worker_starts_is_a_failure_of_the_last_hour(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.aws.answers["oq-celery status --json"] = 0, json.dumps({"waiting": 0, "workers": []})
+    old, new = timedelta(days=3), timedelta(minutes=5)
+    for activities, reason in (
+        ([(new, "Failed", "no capacity now"), (old, "Failed", "a quota once")], "no capacity now"),
+        ([(new, "PreInService", "Launching"), (old, "Failed", "a quota once")], ""),
+    ):
+        monkeypatch.setattr("oq_cluster.reach.AwsMaster.fleet", lambda _, given=activities: fleet(*given))
+        shown = world.oq("workers")
+        assert "a quota once" not in shown
+        assert (f": {reason}" in shown) if reason else ("workers are starting" in shown)
+
+
 def test_what_a_command_says_is_not_hidden_by_the_agents_own_words(world: World) -> None:
     world.aws.answers["oq-node rotate"] = 1, "rotate failed: /opt/openquake is not mounted"
     world.oq("rotate", status=1)
