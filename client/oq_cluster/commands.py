@@ -176,6 +176,11 @@ def run(context: Context, given: argparse.Namespace) -> Shown:
     """Compute one job, or several of which each continues the first."""
     if given.no_wait and len(given.job_ini) > 1:
         raise UsageError("--no-wait takes one job: the next one needs the first one's results")
+    if given.no_wait and given.out is not None:
+        raise UsageError(
+            f"--no-wait downloads nothing: leave --out out, and when the calculation is complete: oq-cluster get ID "
+            f"--out {shlex.quote(str(given.out))}"
+        )
     jobs = [inputs.gather(path) for path in given.job_ini]
     hazard = _hazard(jobs, given.hazard)
     if given.dry_run:

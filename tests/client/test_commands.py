@@ -239,6 +239,14 @@ def test_a_missing_file_is_wrong_usage_and_nothing_is_sent(ann: World) -> None:
     assert ann.webui.asked == before
 
 
+def test_where_outputs_go_is_no_option_of_who_does_not_wait_for_them(ann: World) -> None:
+    before, out = list(ann.webui.asked), ann.path / "out"
+    ann.oq("run", ann.job(), "--no-wait", "--out", out, status=2)
+    assert f"oq-cluster get ID --out {out}" in ann.errors
+    assert ann.webui.asked == before
+    assert not out.exists()
+
+
 def test_a_dry_run_lists_the_files_and_needs_no_cluster(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
