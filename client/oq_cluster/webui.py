@@ -185,11 +185,6 @@ class WebUI:
         found: list[list[str]] = self.get(f"/v1/calc/{number}/log/{start}:").json()
         return found
 
-    def traceback(self, number: int) -> list[str]:
-        """Of a calculation that failed; often none."""
-        found: list[str] = self.get(f"/v1/calc/{number}/traceback").json()
-        return found
-
     def outputs(self, number: int) -> list[dict[str, Any]]:
         """What a calculation has to export; none before its end."""
         answer = self._patiently(f"/v1/calc/{number}/results")
