@@ -130,6 +130,10 @@ class Forward(Door):
         del port, printed
         return True
 
+    def remedy(self) -> str:
+        """What to do when the process has ended by itself."""
+        return "try again"
+
     def url(self) -> str:
         """The forwarded address; waits until something answers there.
 
@@ -161,7 +165,7 @@ class Forward(Door):
         try:
             self._process = process = self.start(port, log.file)
             url = f"{self.scheme}://127.0.0.1:{port}"
-            _wait_for(url, process, log, lambda: self.listens(port, log.text()))
+            _wait_for(url, process, log, lambda: self.listens(port, log.text()), self.remedy)
         except Unreachable as error:
             self.close()
             if self._opened:
@@ -201,11 +205,18 @@ def _free_port(wanted: int = 0) -> int:
         return int(found.getsockname()[1])
 
 
-def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Callable[[], bool]) -> None:
+def _wait_for(
+    url: str,
+    process: subprocess.Popen[Any],
+    log: _Log,
+    listens: Callable[[], bool],
+    remedy: Callable[[], str],
+) -> None:
     """Wait until the WebUI answers.
 
     Args:
         listens: whether what answers may be the process; before, it is another program.
+        remedy: what to do when the process has ended.
 
     Raises:
         LostConnection: the process has ended, or it does not answer in time.
@@ -226,7 +237,7 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Call
         else:
             if process.poll() is None:  # or it was another program at this port
                 return
-    raise _EndedError(f"the port forward ended unexpectedly: try again{log.tail()}")
+    raise _EndedError(f"the port forward ended unexpectedly: {remedy()}{log.tail()}")
 
 
 def _knock(url: str) -> None:
@@ -269,6 +280,10 @@ class SessionForward(Forward):
     def listens(self, port: int, printed: str) -> bool:
         """Whether the plugin says so, a second or two after its start (startLocalListener in its source)."""
         return f"Port {port} opened" in printed
+
+    def remedy(self) -> str:
+        """Install a newer plugin, if that may be it."""
+        return session_manager.outdated() or super().remedy()
 
     def end(self) -> None:
         """End both."""
@@ -394,15 +409,23 @@ class AwsMaster(Master):
         finally:
             os.close(nothing)
             os.close(end)
-        return revealed(printed)
+        try:
+            return revealed(printed)
+        except ClientError as error:
+            if _STATUS not in printed and (reason := session_manager.outdated()):
+                raise ClientError(f"{error}: {reason}") from None
+            raise
 
     def shell(self) -> int:
         """By a session of Session Manager. Ctrl-C is the shell's."""
         session = self.manager.start()
         try:
-            return _on_this_terminal(session.process)
+            status = _on_this_terminal(session.process)
         finally:
             session.end()
+        if status and (reason := session_manager.outdated()):
+            raise ClientError(f"the session has ended: {reason}")
+        return status
 
     def state(self) -> str:
         """As EC2 has it; for an hour or so it knows those, too, that are gone."""

@@ -28,6 +28,8 @@ from oq_cluster.errors import ClientError, Offline, Unreachable
 PLUGIN: Final = "session-manager-plugin"
 # Plugins after this version take the session's token by an environment variable, so that no list of processes shows it.
 _LAST_WITHOUT_VARIABLE: Final = (1, 2, 497, 0)
+# https://docs.aws.amazon.com/systems-manager/latest/userguide/plugin-version-history.html
+_OLDEST_SUPPORTED: Final = (1, 2, 764, 0)
 _VARIABLE: Final = "AWS_SSM_START_SESSION_RESPONSE"
 PORT_FORWARDING: Final = "AWS-StartPortForwardingSession"
 INTERACTIVE_COMMAND: Final = "AWS-StartInteractiveCommand"
@@ -255,6 +257,32 @@ def plugin_environment() -> dict[str, str] | None:
     Raises:
         ClientError: there is no plugin.
     """
+    version = _version()
+    return dict(os.environ) if version is not None and version > _LAST_WITHOUT_VARIABLE else None
+
+
+def outdated() -> str:
+    """That the plugin is too old for AWS, which may be why a session has failed, with the remedy; empty if it is not.
+
+    Raises:
+        ClientError: there is no plugin.
+    """
+    version = _version()
+    if version is None or version >= _OLDEST_SUPPORTED:
+        return ""
+    here, oldest = (".".join(map(str, numbers)) for numbers in (version, _OLDEST_SUPPORTED))
+    return (
+        f"the Session Manager plugin on this computer has version {here}, and AWS supports {oldest} and newer only: "
+        f"install it again: {_INSTALL}"
+    )
+
+
+def _version() -> tuple[int, ...] | None:
+    """The plugin's version; None for one that shows none.
+
+    Raises:
+        ClientError: there is no plugin.
+    """
     try:
         shown = subprocess.run([PLUGIN, "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:
@@ -263,7 +291,6 @@ def plugin_environment() -> dict[str, str] | None:
             "(or use --direct, where a VPN reaches the master's address)"
         ) from None
     try:
-        version = tuple(int(part) for part in shown.strip().split("."))
+        return tuple(int(part) for part in shown.strip().split("."))
     except ValueError:
         return None
-    return dict(os.environ) if version > _LAST_WITHOUT_VARIABLE else None

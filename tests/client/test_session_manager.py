@@ -201,6 +201,22 @@ def test_a_plugin_that_ends_by_itself_is_shown_with_its_words(
     assert opened.aws.requests("TerminateSession")
 
 
+@pytest.mark.parametrize(
+    ("version", "old"), [("1.2.763.9", True), ("1.2.764.0", False), ("1.10.0.0", False), ("none", False)]
+)
+@pytest.mark.parametrize("words", [("list",), ("users", "add", "bob"), ("shell",)])
+def test_a_plugin_that_is_too_old_for_aws_is_named_when_its_session_fails(
+    opened: World, monkeypatch: pytest.MonkeyPatch, version: str, old: bool, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAILS", "Cannot perform start session: EOF")
+    monkeypatch.setenv("STAND_IN_VERSION", version)
+    monkeypatch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0)
+    opened.oq(*words, status=1)
+    message = f"has version {version}, and AWS supports 1.2.764.0 and newer only: install it again: https://docs.aws"
+    assert (message in opened.errors) == old
+    assert "an error of oq-cluster itself" not in opened.errors
+
+
 def test_a_port_that_somebody_has_taken_meanwhile_is_given_up_for_another(
     opened: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
