@@ -226,7 +226,7 @@ def _wait_for(
         try:
             if not listens():
                 raise ConnectionError
-            _knock(url)
+            _probe(url)
         except OSError:  # requests' errors are
             if time.monotonic() > deadline:
                 raise LostConnection(
@@ -240,7 +240,7 @@ def _wait_for(
     raise _EndedError(f"the port forward ended unexpectedly: {remedy()}{log.tail()}")
 
 
-def _knock(url: str) -> None:
+def _probe(url: str) -> None:
     """Let something answer at a URL; whose certificate it has is looked at before anything is sent that matters.
 
     Raises:

@@ -134,7 +134,9 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
     sent = _Sent(webui)
     unanswered = False  # a complete one
     try:
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             progress = _Progress(terminal)
             form = Form(archive, fields, progress, sent.nearly)
             try:
@@ -165,7 +167,6 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
         if unanswered:
             terminal.say(sent.words())
         raise
-    raise AssertionError("unreachable")
 
 
 class _UnclearError(ClientError):

@@ -616,7 +616,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_computer(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    reach._knock(f"http://127.0.0.1:{os.environ['STAND_IN_PORT']}")
+    reach._probe(f"http://127.0.0.1:{os.environ['STAND_IN_PORT']}")
     assert world.webui.asked[-1] == f"GET {reach.PROBE}"
 
 
