@@ -77,7 +77,7 @@ class Certificate:
         return True
 
 
-class TrustsIt(HTTPAdapter):
+class PinnedCertificateAdapter(HTTPAdapter):
     """Connections that trust the certificate in the file that the session's `verify` names, while it is valid."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
@@ -88,7 +88,7 @@ class TrustsIt(HTTPAdapter):
         super().init_poolmanager(*arguments, ssl_context=context, assert_hostname=False, **options)
 
 
-def refused(error: requests.RequestException) -> str:
+def verification_error(error: requests.RequestException) -> str:
     """Why a connection was refused for its certificate; empty when the error is about something else."""
     found: object = error
     while found is not None and not isinstance(found, ssl.SSLCertVerificationError):

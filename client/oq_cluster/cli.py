@@ -136,7 +136,7 @@ def _add_calculations(add: Add) -> None:
 def _add_cluster(add: Add) -> None:
     """What one does with the cluster itself."""
     sub = add("webui", commands.webui, "open the WebUI in the browser, until Ctrl-C")
-    sub.add_argument("--port", type=int, default=0, help="the local port (default: any free one)")
+    sub.add_argument("--port", type=_port, default=0, help="the local port (default: any free one)")
     sub.add_argument("--no-browser", action="store_true", help="only print the address")
     add(
         "certificate",
@@ -207,6 +207,12 @@ def common_options() -> argparse.ArgumentParser:
 def _calculation(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     sub.add_argument("id", type=int, metavar="ID", help="the calculation's number")
     return sub
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and int(text) < 2**16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text}: a port is a number from 0 to 65535")
 
 
 def _downloads(sub: argparse.ArgumentParser, default: Path | None) -> None:

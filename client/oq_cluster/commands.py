@@ -13,6 +13,7 @@ import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,7 @@ _POLL_SECONDS: Final = 2.0  # between two looks at a master that stops or starts
 # AWS stops a machine within a minute or two, and by force after some more. A boot takes as long.
 _STOP_SECONDS: Final = 600.0
 _WAKE_SECONDS: Final = 900.0
+_RECENT: Final = timedelta(hours=1)  # what else has failed says nothing of now (engine/oq_fleet/watch.py)
 IDLE_MINUTES: Final = 5
 """After how long without tasks the workers leave, as components/scaling.py has it; a test compares."""
 
@@ -132,7 +134,7 @@ def login(context: Context, given: argparse.Namespace) -> Shown:
 def password(context: Context, given: argparse.Namespace) -> Shown:
     """Change the password of who has logged in."""
     present, new = _passwords(given, "your present password: ", "a new one: ")
-    if not given.password_stdin and getpass.getpass("the new one again: ") != new:
+    if not given.password_stdin and _typed("the new one again: ") != new:
         raise UsageError("the new password was typed in two ways: try again")
     context.webui.change_password(present, new)
     user = context.webui.user
@@ -142,10 +144,22 @@ def password(context: Context, given: argparse.Namespace) -> Shown:
 def _passwords(given: argparse.Namespace, *prompts: str) -> list[str]:
     """A password for each prompt, from the terminal, or a line for each from standard input."""
     if given.password_stdin:
-        return [sys.stdin.readline().rstrip("\n") for _ in prompts]
+        lines = [line for _ in prompts if (line := sys.stdin.readline())]
+        if len(lines) < len(prompts):
+            raise UsageError(
+                f"standard input has {len(lines)} of {len(prompts)} lines: --password-stdin reads a password from each"
+            )
+        return [line.rstrip("\n") for line in lines]
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask for the password: use --password-stdin")
-    return [getpass.getpass(prompt) for prompt in prompts]
+    return [_typed(prompt) for prompt in prompts]
+
+
+def _typed(prompt: str) -> str:
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:  # Ctrl-D
+        raise UsageError("no password was typed: try again, or use --password-stdin") from None
 
 
 def logout(context: Context, given: argparse.Namespace) -> Shown:
@@ -162,6 +176,11 @@ def run(context: Context, given: argparse.Namespace) -> Shown:
     """Compute one job, or several of which each continues the first."""
     if given.no_wait and len(given.job_ini) > 1:
         raise UsageError("--no-wait takes one job: the next one needs the first one's results")
+    if given.no_wait and given.out is not None:
+        raise UsageError(
+            f"--no-wait downloads nothing: leave --out out, and when the calculation is complete: oq-cluster get ID "
+            f"--out {shlex.quote(str(given.out))}"
+        )
     jobs = [inputs.gather(path) for path in given.job_ini]
     hazard = _hazard(jobs, given.hazard)
     if given.dry_run:
@@ -407,19 +426,34 @@ def users(context: Context, given: argparse.Namespace) -> Shown:
     return Shown({"user": given.name, "password": found[0]}, f"{given.name}: {found[0]}")
 
 
-def _done(context: Context, words: Sequence[str]) -> str:
-    """What a command on the master prints."""
-    answer = context.master.run(shlex.join(words), 120)
+def _done(context: Context, words: Sequence[str], instead: str = "") -> str:
+    """All that a command on the master prints.
+
+    Args:
+        words: of the command.
+        instead: what to do when that is too much, apart from asking on the master.
+    """
+    answer = _answer(context, words)
+    if answer.cut:
+        raise ClientError(
+            f"AWS hands over only the beginning of such an output: {instead}oq-cluster shell, then sudo "
+            f"{shlex.join(words)}"
+        )
+    return answer.output
+
+
+def _answer(context: Context, words: Sequence[str]) -> Answer:
+    """What a command on the master prints, as much as AWS hands over.
+
+    Raises:
+        ClientError: it has failed; with its words.
+    """
+    answer = context.master.run_packed(shlex.join(words), 120)
     if answer.status:
         raise ClientError(
             answer.errors.strip() or answer.output.strip() or f"{words[0]}: exit status {answer.status}"
         )
-    if answer.cut:
-        command = shlex.join(words)
-        raise ClientError(
-            f"AWS hands over only the beginning of such an output: oq-cluster shell, then sudo {command}"
-        )
-    return answer.output
+    return answer
 
 
 def workers(context: Context, given: argparse.Namespace) -> Shown:
@@ -452,7 +486,12 @@ def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) 
         )
         if now.get("alarm"):
             lines.append(f"RabbitMQ takes no messages: {now['alarm']}")
-    failed = [activity for activity in fleet["activities"] if activity["status"] in ("Failed", "Cancelled")]
+    since = datetime.now(UTC) - _RECENT
+    failed = [
+        activity
+        for activity in fleet["activities"]
+        if activity["status"] in ("Failed", "Cancelled") and datetime.fromisoformat(activity["time"]) > since
+    ]
     if len(instances) < fleet["desired"]:
         lines += [f"no worker started at {activity['time']}: {activity['text']}" for activity in failed[:1]]
         if not failed:
@@ -466,10 +505,17 @@ def logs(context: Context, given: argparse.Namespace) -> Shown:
     """The workers that have left a journal, or the end of one's, dead or alive."""
     words = ["oq-node", "logs"]
     if given.worker is None:
-        if context.json:
-            return Shown(json.loads(_done(context, [*words, "--json"])), "")
-        return Shown(None, _done(context, words).rstrip())
-    printed = _done(context, [*words, given.worker, "--lines", str(given.lines)])
+        answer = _answer(context, [*words, "--json"] if context.json else words)
+        text = answer.output.rstrip()
+        if answer.cut:  # the last heard come first, and the last one of these has no end
+            text = text[: text.rindex("}") + 1] + "]" if context.json else text.rpartition("\n")[0]
+            context.terminal.say(
+                "oq-cluster: AWS hands over only the beginning of such a list; for older ones: oq-cluster shell, then "
+                f"sudo {shlex.join(words)}"
+            )
+        return Shown(json.loads(text), "") if context.json else Shown(None, text)
+    words += [given.worker, "--lines", str(given.lines)]
+    printed = _done(context, words, "ask for fewer lines (--lines N), or: ")
     return Shown({"worker": given.worker, "lines": printed.splitlines()}, printed.rstrip())
 
 

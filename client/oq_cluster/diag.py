@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
 import json
 import platform
 import re
 import tarfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -21,8 +19,9 @@ from oq_cluster.stack import Outputs
 from oq_cluster.terminal import Terminal
 from oq_cluster.webui import WebUI
 
-# What is asked of the master, each in one command. Files with secrets in them are not read at all, since AWS keeps the
-# output of commands: openquake.cfg, RabbitMQ's definitions, the WebUI's secrets.
+# What is asked of the master, each in one command; of journals the newest first, since AWS may cut the end off. Files
+# with secrets in them are not read at all, since AWS keeps the output of commands: openquake.cfg, RabbitMQ's
+# definitions, the WebUI's secrets.
 COMMANDS: Final[Mapping[str, str]] = {
     "node.json": "oq-node status",
     "queue.json": "oq-celery status --json",
@@ -31,8 +30,6 @@ COMMANDS: Final[Mapping[str, str]] = {
     "journal.txt": "journalctl --no-pager --reverse --lines=3000 --priority=info",
     "kernel.txt": "journalctl --no-pager --reverse --lines=300 --dmesg --priority=warning",
 }
-# GetCommandInvocation cuts after 24,000 characters; journals are newest first, so that what is cut off is old.
-_PACKED: Final = "({line}) 2>&1 | gzip -9 | base64 -w0 | head -c 23000"
 # The safety net, should a program print a secret: whatever follows such a word.
 _SECRET: Final = re.compile(
     r"""(?i)((?:pass(?:word|wd)?|secret(?:_?key)?|token|authkey|sessionid|cookie)\w*["']?\s*[=:]\s*["']?)[^\s"',]+"""
@@ -77,14 +74,7 @@ def collect(
 
 
 def _run(master: Master, line: str) -> str:
-    answer = master.run(_PACKED.format(line=line))
-    packed = answer.output.strip()
-    try:
-        data = base64.b64decode(packed[: len(packed) // 4 * 4])
-        text = zlib.decompressobj(wbits=31).decompress(data)  # a cut off end is no error
-    except (ValueError, zlib.error) as error:
-        raise ClientError(f"{line}: {answer.errors or error}") from None
-    return text.decode(errors="replace")
+    return master.run_packed(f"({line}) 2>&1").output
 
 
 def redacted(text: str) -> str:

@@ -83,7 +83,7 @@ def gather(job_ini: Path) -> Job:
     """The files of a job.
 
     Raises:
-        UsageError: it is no job file, or names files that are not there; all of them in one message.
+        UsageError: it is no job file, or names files that are not there or cannot be read; all in one message.
     """
     ini = Path(os.path.abspath(job_ini))  # noqa: PTH100  a link's neighbours count, not its target's
     values = _values(ini)
@@ -127,12 +127,21 @@ class _Gathering:
         self.files: set[Path] = set()
         self.archives: set[Path] = set()
         self.missing: list[tuple[Path, str, str]] = []  # by which file, what, and how it says so
+        self.unreadable: list[str] = []
 
     def take(self, file: Path) -> None:
         """Take a file, what it names, and what the engine looks for beside it."""
         if file in self.files:
             return
         self.files.add(file)
+        try:
+            with file.open("rb") as opened:
+                opened.read(1)
+            self._follow(file)
+        except OSError as error:
+            self.unreadable.append(f"{error.filename or file} cannot be read: {error.strerror}")
+
+    def _follow(self, file: Path) -> None:
         for beside in _beside(file):
             self.take(beside)
         if file.suffix.lower() == ".ini":  # a calculation that begins with another one names its job file
@@ -160,8 +169,8 @@ class _Gathering:
             self.missing.append((file, name, context))
 
     def problems(self) -> list[str]:
-        """What the engine would look for and not find, a line for each; when all is taken."""
-        return [
+        """What cannot be read, and what the engine would look for and not find, a line for each; when all is taken."""
+        return self.unreadable + [
             f"{file.name}: {context}: {self._trouble(name, file.parent)}"
             for file, name, context in self.missing
             if Path(name).is_absolute() or Path(os.path.normpath(file.parent / name)) not in self._packed
@@ -248,5 +257,5 @@ def _xml_names(file: Path) -> Iterator[tuple[str, bool]]:
                 else:
                     yield from ((name, False) for name in _words(text))
                 element.clear()
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, ValueError, LookupError):  # the others: an unknown encoding
         return

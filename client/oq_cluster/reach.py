@@ -6,6 +6,7 @@ lab that do what Session Manager does.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +36,11 @@ PROBE: Final = "/v1/engine_version"
 OPEN_SECONDS: Final = 60.0
 _PORTS: Final = 3  # that are tried for a forward, of which any one will do
 _STATUS: Final = "oq-cluster-status="
+# The command ends before its output is compressed and cut: one whose reader has gone would fail.
+_PACKED: Final = (
+    'output=$({line}); status=$?; printf "%s\\n" "$output" | gzip -9 | base64 -w0 | '
+    f"head -c {session_manager.OUTPUT_BYTES - 1000}; exit $status"
+)
 # What a master is, in EC2's words; OFF are those in which somebody can start it, now or in a moment.
 RUNNING: Final = "running"
 STOPPING: Final = "stopping"
@@ -123,13 +130,17 @@ class Forward(Door):
         del port, printed
         return True
 
+    def remedy(self) -> str:
+        """What to do when the process has ended by itself."""
+        return "try again"
+
     def url(self) -> str:
         """The forwarded address; waits until something answers there.
 
         Raises:
             LostConnection: nothing does, or there is no way any more where one was.
             Unreachable: there is no way from the beginning.
-            ClientError: another program has the wanted port.
+            ClientError: another program has the wanted port, or this user may not have it.
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()  # whatever answers at its port now, it is not the WebUI
@@ -154,7 +165,7 @@ class Forward(Door):
         try:
             self._process = process = self.start(port, log.file)
             url = f"{self.scheme}://127.0.0.1:{port}"
-            _wait_for(url, process, log, lambda: self.listens(port, log.text()))
+            _wait_for(url, process, log, lambda: self.listens(port, log.text()), self.remedy)
         except Unreachable as error:
             self.close()
             if self._opened:
@@ -174,23 +185,38 @@ class Forward(Door):
 
 
 def _free_port(wanted: int = 0) -> int:
-    """A port that nobody has; the wanted one, if it is such a one."""
+    """A port that nobody has; the wanted one, if it is such a one.
+
+    Raises:
+        ClientError: this user may not have the wanted one.
+    """
     with socket.socket() as found:
         if os.name != "nt":  # where this would give away a port that somebody has
             # As the plugin does it, whose last connections may not be forgotten yet.
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", wanted))
+        except PermissionError as error:
+            raise ClientError(
+                f"port {wanted} of this computer: {error.strerror}: name one from 1024 on, or none"
+            ) from None
         except OSError:
             found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
-def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Callable[[], bool]) -> None:
+def _wait_for(
+    url: str,
+    process: subprocess.Popen[Any],
+    log: _Log,
+    listens: Callable[[], bool],
+    remedy: Callable[[], str],
+) -> None:
     """Wait until the WebUI answers.
 
     Args:
         listens: whether what answers may be the process; before, it is another program.
+        remedy: what to do when the process has ended.
 
     Raises:
         LostConnection: the process has ended, or it does not answer in time.
@@ -200,7 +226,7 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Call
         try:
             if not listens():
                 raise ConnectionError
-            _knock(url)
+            _probe(url)
         except OSError:  # requests' errors are
             if time.monotonic() > deadline:
                 raise LostConnection(
@@ -211,10 +237,10 @@ def _wait_for(url: str, process: subprocess.Popen[Any], log: _Log, listens: Call
         else:
             if process.poll() is None:  # or it was another program at this port
                 return
-    raise _EndedError(f"the port forward ended unexpectedly: try again{log.tail()}")
+    raise _EndedError(f"the port forward ended unexpectedly: {remedy()}{log.tail()}")
 
 
-def _knock(url: str) -> None:
+def _probe(url: str) -> None:
     """Let something answer at a URL; whose certificate it has is looked at before anything is sent that matters.
 
     Raises:
@@ -254,6 +280,10 @@ class SessionForward(Forward):
     def listens(self, port: int, printed: str) -> bool:
         """Whether the plugin says so, a second or two after its start (startLocalListener in its source)."""
         return f"Port {port} opened" in printed
+
+    def remedy(self) -> str:
+        """Install a newer plugin, if that may be it."""
+        return session_manager.outdated() or super().remedy()
 
     def end(self) -> None:
         """End both."""
@@ -298,6 +328,24 @@ class Master(ABC):
     @abstractmethod
     def run(self, line: str, timeout: float = 60) -> Answer:
         """Run a line of shell. On AWS line and output are kept for 30 days, so neither may hold a secret."""
+
+    def run_packed(self, line: str, timeout: float = 60) -> Answer:
+        """The same, with the output compressed on its way; `cut` says whether even so its end is lost.
+
+        Raises:
+            ClientError: the output does not come compressed.
+        """
+        answer = self.run(_PACKED.format(line=line), timeout)
+        packed = answer.output.strip()
+        try:
+            data = base64.b64decode(packed[: len(packed) // 4 * 4])
+            unpacking = zlib.decompressobj(wbits=31)
+            output = unpacking.decompress(data).decode(errors="replace")
+        except (ValueError, zlib.error) as error:
+            raise ClientError(
+                f"the output of {line} cannot be read: {answer.errors.strip() or error}"
+            ) from None
+        return Answer(answer.status, output, answer.errors, cut=not unpacking.eof)
 
     @abstractmethod
     def reveal(self, words: Sequence[str]) -> str:
@@ -361,15 +409,23 @@ class AwsMaster(Master):
         finally:
             os.close(nothing)
             os.close(end)
-        return revealed(printed)
+        try:
+            return revealed(printed)
+        except ClientError as error:
+            if _STATUS not in printed and (reason := session_manager.outdated()):
+                raise ClientError(f"{error}: {reason}") from None
+            raise
 
     def shell(self) -> int:
         """By a session of Session Manager. Ctrl-C is the shell's."""
         session = self.manager.start()
         try:
-            return _on_this_terminal(session.process)
+            status = _on_this_terminal(session.process)
         finally:
             session.end()
+        if status and (reason := session_manager.outdated()):
+            raise ClientError(f"the session has ended: {reason}")
+        return status
 
     def state(self) -> str:
         """As EC2 has it; for an hour or so it knows those, too, that are gone."""

@@ -28,14 +28,14 @@ from oq_cluster.errors import ClientError, Offline, Unreachable
 PLUGIN: Final = "session-manager-plugin"
 # Plugins after this version take the session's token by an environment variable, so that no list of processes shows it.
 _LAST_WITHOUT_VARIABLE: Final = (1, 2, 497, 0)
+# https://docs.aws.amazon.com/systems-manager/latest/userguide/plugin-version-history.html
+_OLDEST_SUPPORTED: Final = (1, 2, 764, 0)
 _VARIABLE: Final = "AWS_SSM_START_SESSION_RESPONSE"
 PORT_FORWARDING: Final = "AWS-StartPortForwardingSession"
 INTERACTIVE_COMMAND: Final = "AWS-StartInteractiveCommand"
 
 OUTPUT_BYTES: Final = 24_000
-"""All that Run Command's agent keeps of a command's output, in UTF-8, with the word behind it that says so."""
-# As StringPrefix in agent/plugins/pluginutil of amazon-ssm-agent writes it.
-_CUT: Final = "--output truncated--"
+"""All that Run Command's agent keeps of a command's output (StringPrefix in agent/plugins/pluginutil of its source)."""
 # What the agent puts behind the errors of every command that fails (agent/plugins/runscript).
 _AGENTS_OWN: Final = re.compile(r"^failed to run commands: .*\n?", re.MULTILINE)
 _POLL_SECONDS: Final = 1.0
@@ -70,7 +70,7 @@ class Answer:
     """What a command on the master gave: exit status, standard output, standard error.
 
     Attributes:
-        cut: whether there was more output than AWS hands over.
+        cut: whether there was more output than AWS hands over, as far as it is known (`reach.Master.run_packed`).
     """
 
     status: int
@@ -223,13 +223,8 @@ class SessionManager:
                 if result["Status"] in _FINAL:
                     if result["ResponseCode"] < 0:
                         break
-                    output = result["StandardOutputContent"]
-                    return Answer(
-                        result["ResponseCode"],
-                        output,
-                        _AGENTS_OWN.sub("", result.get("StandardErrorContent", "")),
-                        cut=output.rstrip().endswith(_CUT) or len(output.encode()) >= OUTPUT_BYTES,
-                    )
+                    errors = _AGENTS_OWN.sub("", result.get("StandardErrorContent", ""))
+                    return Answer(result["ResponseCode"], result["StandardOutputContent"], errors)
         raise Unreachable(
             f"the master {self.instance_id} has not run the command in time: it is busy, booting or off; "
             "try again, or look at it with oq-cluster shell"
@@ -262,6 +257,32 @@ def plugin_environment() -> dict[str, str] | None:
     Raises:
         ClientError: there is no plugin.
     """
+    version = _version()
+    return dict(os.environ) if version is not None and version > _LAST_WITHOUT_VARIABLE else None
+
+
+def outdated() -> str:
+    """That the plugin is too old for AWS, which may be why a session has failed, with the remedy; empty if it is not.
+
+    Raises:
+        ClientError: there is no plugin.
+    """
+    version = _version()
+    if version is None or version >= _OLDEST_SUPPORTED:
+        return ""
+    here, oldest = (".".join(map(str, numbers)) for numbers in (version, _OLDEST_SUPPORTED))
+    return (
+        f"the Session Manager plugin on this computer has version {here}, and AWS supports {oldest} and newer only: "
+        f"install it again: {_INSTALL}"
+    )
+
+
+def _version() -> tuple[int, ...] | None:
+    """The plugin's version; None for one that shows none.
+
+    Raises:
+        ClientError: there is no plugin.
+    """
     try:
         shown = subprocess.run([PLUGIN, "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:
@@ -270,7 +291,6 @@ def plugin_environment() -> dict[str, str] | None:
             "(or use --direct, where a VPN reaches the master's address)"
         ) from None
     try:
-        version = tuple(int(part) for part in shown.strip().split("."))
+        return tuple(int(part) for part in shown.strip().split("."))
     except ValueError:
         return None
-    return dict(os.environ) if version > _LAST_WITHOUT_VARIABLE else None

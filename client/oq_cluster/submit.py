@@ -110,12 +110,15 @@ def upload(webui: WebUI, job: Job, hazard: int | None, terminal: Terminal) -> in
         hazard: the calculation to continue.
 
     Raises:
+        UsageError: one of the job's files cannot be read.
         ClientError: the engine refuses the job, or it is not clear whether it has started.
     """
     with tempfile.TemporaryFile() as archive:
         try:
             pack(job, archive)
         except OSError as error:
+            if error.filename is not None:  # the archive has no name
+                raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from None
             raise ClientError(
                 f"the job cannot be packed in {tempfile.gettempdir()}: {error}. TMPDIR may name a directory with more "
                 "room"
@@ -131,7 +134,9 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
     sent = _Sent(webui)
     unanswered = False  # a complete one
     try:
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             progress = _Progress(terminal)
             form = Form(archive, fields, progress, sent.nearly)
             try:
@@ -162,7 +167,6 @@ def _upload(webui: WebUI, job: Job, hazard: int | None, archive: IO[bytes], term
         if unanswered:
             terminal.say(sent.words())
         raise
-    raise AssertionError("unreachable")
 
 
 class _UnclearError(ClientError):

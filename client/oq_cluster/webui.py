@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 from oq_cluster import config, reach
-from oq_cluster.certificate import Certificate, TrustsIt, refused
+from oq_cluster.certificate import Certificate, PinnedCertificateAdapter, verification_error
 from oq_cluster.errors import ClientError, LostConnection, Missing, NotLoggedIn, Unreachable
 from oq_cluster.reach import Door
 
@@ -185,11 +185,6 @@ class WebUI:
         found: list[list[str]] = self.get(f"/v1/calc/{number}/log/{start}:").json()
         return found
 
-    def traceback(self, number: int) -> list[str]:
-        """Of a calculation that failed; often none."""
-        found: list[str] = self.get(f"/v1/calc/{number}/traceback").json()
-        return found
-
     def outputs(self, number: int) -> list[dict[str, Any]]:
         """What a calculation has to export; none before its end."""
         answer = self._patiently(f"/v1/calc/{number}/results")
@@ -296,7 +291,7 @@ class WebUI:
         try:
             with self._kept_alive(base) if seconds > _KEEP_SECONDS else nullcontext():
                 answer = self._trusting(ask) if base.startswith("https:") else ask()
-            _hurry(answer)
+            _limit_body_wait(answer)
             if not stream:
                 _ = answer.content  # which reads it
         except requests.RequestException as error:
@@ -316,7 +311,7 @@ class WebUI:
                 while not done.wait(_KEEP_SECONDS):
                     if base.startswith("https:"):
                         other.verify = self.session.verify
-                        other.mount("https://", TrustsIt())
+                        other.mount("https://", PinnedCertificateAdapter())
                     with suppress(Exception):  # the request itself notices what is wrong
                         other.get(base + reach.PROBE, timeout=_CONNECT_SECONDS, allow_redirects=False)
 
@@ -338,7 +333,7 @@ class WebUI:
             try:
                 return ask()
             except requests.RequestException as error:
-                if not (reason := refused(error)):
+                if not (reason := verification_error(error)):
                     raise
                 if not self.certificate.renew():  # unless the master has got another one
                     raise ClientError(
@@ -350,7 +345,7 @@ class WebUI:
     def _trust(self) -> None:
         """Take the certificate that is known here for the WebUI's."""
         self.session.verify = str(self.certificate.file())
-        self.session.mount("https://", TrustsIt())
+        self.session.mount("https://", PinnedCertificateAdapter())
         self._trusts = True
 
     def _repeated(self, ask: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
@@ -419,7 +414,7 @@ def _cookie(where: requests.Session | requests.Response, name: str) -> Cookie | 
     return next((cookie for cookie in where.cookies if re.fullmatch(f"{name}(_.*)?", cookie.name)), None)
 
 
-def _hurry(answer: requests.Response) -> None:
+def _limit_body_wait(answer: requests.Response) -> None:
     """Wait for the rest of an answer that has begun no longer than _BODY_SECONDS at a time."""
     connection = answer.raw.connection  # none has the rest when all of it was read
     if (

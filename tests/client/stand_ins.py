@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import email
 import email.policy
+import gzip
 import io
 import json
 import re
@@ -207,6 +209,11 @@ class FakeWebUI:
         return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
 
+def packed(output: str) -> str:
+    """An output as `gzip -9 | base64 -w0` writes it."""
+    return base64.b64encode(gzip.compress(output.encode())).decode()
+
+
 def kept(output: str) -> str:
     """What amazon-ssm-agent keeps of a command's output (StringPrefix in agent/plugins/pluginutil): bytes count."""
     mark = b"--output truncated--"
@@ -255,9 +262,12 @@ class FakeAws:
         elif operation == "GetCommandInvocation":
             (line,) = self.requests("SendCommand")[-1]["Parameters"]["commands"]
             status, text = next((found for part, found in self.answers.items() if part in line), (0, ""))
+            output = "" if status else text
+            if found := re.search(r"gzip .* head -c (\d+)", line):
+                output = packed(output)[: int(found[1])]
             answer = {
                 "Status": "Failed" if status else "Success", "ResponseCode": status,
-                "StandardOutputContent": kept("" if status else text),
+                "StandardOutputContent": kept(output),
                 "StandardErrorContent": f"{text}\nfailed to run commands: exit status {status}" if status else "",
             }  # fmt: skip
             if "oq-node sleep" in line and not status:

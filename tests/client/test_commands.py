@@ -41,6 +41,13 @@ def forwarded(ann: World) -> World:
     return ann
 
 
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def kept(world: World) -> str:
     return "\n".join(path.read_text() for path in (world.path / "config").rglob("*.json"))
 
@@ -73,6 +80,37 @@ def test_a_wrong_password_is_refused(world: World, monkeypatch: pytest.MonkeyPat
     world.oq("login", "ann", "--password-stdin", status=1)
     assert "wrong name or password" in world.errors
     assert not (world.path / "config/oq-cluster" / config.SESSIONS).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "given"), [(("login", "ann"), ""), (("password",), ""), (("password",), f"{PASSWORD}\n")]
+)
+def test_a_password_that_standard_input_lacks_is_wrong_usage_and_nothing_is_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], given: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    world.oq(*words, "--password-stdin", status=2)
+    needed = len(words) % 2 + 1
+    assert f"standard input has {given.count(chr(10))} of {needed} lines" in world.errors
+    assert world.webui.asked == []
+
+
+@pytest.mark.parametrize(("words", "typed"), [(("login", "ann"), 0), (("password",), 0), (("password",), 2)])
+def test_ctrl_d_in_place_of_a_password_is_wrong_usage(
+    world: World, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], typed: int
+) -> None:
+    left = [PASSWORD] * typed
+
+    def prompt(_: str) -> str:
+        if not left:
+            raise EOFError
+        return left.pop()
+
+    monkeypatch.setattr("getpass.getpass", prompt)
+    monkeypatch.setattr("sys.stdin", Screen())
+    world.oq(*words, status=2)
+    assert "no password was typed: try again, or use --password-stdin" in world.errors
+    assert world.webui.asked == []
 
 
 def change(world: World, monkeypatch: pytest.MonkeyPatch, present: str, new: str, status: int = 0) -> None:
@@ -199,6 +237,14 @@ def test_a_missing_file_is_wrong_usage_and_nothing_is_sent(ann: World) -> None:
     assert ann.webui.asked == before
     ann.oq("run", job, job.with_name("other.ini"), "--no-wait", status=2)
     assert ann.webui.asked == before
+
+
+def test_where_outputs_go_is_no_option_of_who_does_not_wait_for_them(ann: World) -> None:
+    before, out = list(ann.webui.asked), ann.path / "out"
+    ann.oq("run", ann.job(), "--no-wait", "--out", out, status=2)
+    assert f"oq-cluster get ID --out {out}" in ann.errors
+    assert ann.webui.asked == before
+    assert not out.exists()
 
 
 def test_a_dry_run_lists_the_files_and_needs_no_cluster(
@@ -544,6 +590,18 @@ def test_an_archive_for_which_there_is_no_room_says_which_directory(
     assert "an error of oq-cluster itself" not in ann.errors
 
 
+def test_an_input_that_cannot_be_read_any_more_is_named_and_has_nothing_to_do_with_the_archive(
+    ann: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = gather(ann.job())
+    (job.root / "sites.csv").unlink()  # meanwhile
+    monkeypatch.setattr("oq_cluster.inputs.gather", lambda _: job)
+    ann.oq("run", job.ini, status=2)
+    assert f"{job.root / 'sites.csv'} cannot be read: No such file or directory" in ann.errors
+    assert "TMPDIR" not in ann.errors
+    assert ann.webui.calculations == {}
+
+
 def test_files_of_before_1980_are_packed(ann: World) -> None:
     """As reproducible archives and Nix have them."""
     job = ann.job()
@@ -558,7 +616,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_computer(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    reach._knock(f"http://127.0.0.1:{os.environ['STAND_IN_PORT']}")
+    reach._probe(f"http://127.0.0.1:{os.environ['STAND_IN_PORT']}")
     assert world.webui.asked[-1] == f"GET {reach.PROBE}"
 
 
@@ -864,11 +922,8 @@ def test_share_unshare_and_remove_ask_for_just_that(ann: World) -> None:
 
 def test_diag_has_no_secret_even_if_a_program_printed_one(ann: World) -> None:
     journal = "password=hunter2 amqp://openquake:hunter3@10.20.0.10 SECRET_KEY: 'hunter4' all is well"
-    packed = subprocess.run(
-        ["sh", "-c", f'echo "{journal}" | gzip | base64 -w0'], capture_output=True, text=True, check=True
-    ).stdout
     for name in diag.COMMANDS:
-        ann.aws.answers[diag.COMMANDS[name]] = 0, packed
+        ann.aws.answers[diag.COMMANDS[name]] = 0, journal
     ann.oq("run", ann.job())
     archive = ann.path / "diag.tar.gz"
     members = json.loads(ann.oq("diag", "1", "--out", archive, "--json"))["members"]
@@ -970,10 +1025,6 @@ def test_bash_completes_commands_and_their_options() -> None:
 
 
 def test_the_status_line_is_only_on_a_terminal_and_goes_before_a_line() -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     screen, file = Screen(), io.StringIO()
     for stream in (screen, file):
         terminal = Terminal(stream)

@@ -46,6 +46,34 @@ def test_what_values_and_xml_inputs_name_comes_along_and_nothing_else(tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<?xml version="1.0" encoding="Shift_JIS"?><nrml/>',  # which the parser has not
+        '<?xml version="1.0" encoding="nonsense"?><nrml/>',
+        "no XML",
+    ],
+)
+def test_an_xml_file_that_cannot_be_parsed_comes_along_for_the_engine_to_say_so(
+    tmp_path: Path, text: str
+) -> None:
+    ini = write(tmp_path, job_ini="[a]\nexposure_file = e.xml\n", e_xml=text)
+    assert names(ini) == {"job.ini", "e.xml"}
+
+
+def test_files_that_cannot_be_read_are_all_in_one_message_with_those_that_are_missing(tmp_path: Path) -> None:
+    ini = write(
+        tmp_path,
+        job_ini="[a]\nexposure_file = e.xml\nsites_csv = s.csv\nsite_model_file = m.csv\n",
+    )
+    for name in ("e.xml", "s.csv"):
+        (tmp_path / name).symlink_to("/proc/self/mem")  # a file of which nobody can read the beginning
+    with pytest.raises(UsageError, match=r"site_model_file = m\.csv") as error:
+        gather(ini)
+    for name in ("e.xml", "s.csv"):
+        assert f"{tmp_path / name} cannot be read: Input/output error" in str(error.value)
+
+
 def test_files_outside_the_jobs_folder_keep_their_relative_paths(tmp_path: Path) -> None:
     ini = write(tmp_path / "study", job_ini="[a]\nsites_csv = ../shared/sites.csv\n")
     write(tmp_path, shared__sites_csv="")

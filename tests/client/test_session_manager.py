@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from oq_cluster.certificate import Certificate
 from oq_cluster.errors import ClientError
 from oq_cluster.reach import revealed
 from oq_cluster.session_manager import SessionManager
+from oq_logs import cli as logs
 
 from components import facts
 from tests.client.conftest import OUTPUTS, World
@@ -196,6 +201,22 @@ def test_a_plugin_that_ends_by_itself_is_shown_with_its_words(
     assert opened.aws.requests("TerminateSession")
 
 
+@pytest.mark.parametrize(
+    ("version", "old"), [("1.2.763.9", True), ("1.2.764.0", False), ("1.10.0.0", False), ("none", False)]
+)
+@pytest.mark.parametrize("words", [("list",), ("users", "add", "bob"), ("shell",)])
+def test_a_plugin_that_is_too_old_for_aws_is_named_when_its_session_fails(
+    opened: World, monkeypatch: pytest.MonkeyPatch, version: str, old: bool, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAILS", "Cannot perform start session: EOF")
+    monkeypatch.setenv("STAND_IN_VERSION", version)
+    monkeypatch.setattr("oq_cluster.webui.PATIENCE_SECONDS", 0)
+    opened.oq(*words, status=1)
+    message = f"has version {version}, and AWS supports 1.2.764.0 and newer only: install it again: https://docs.aws"
+    assert (message in opened.errors) == old
+    assert "an error of oq-cluster itself" not in opened.errors
+
+
 def test_a_port_that_somebody_has_taken_meanwhile_is_given_up_for_another(
     opened: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +264,32 @@ def test_a_port_that_another_program_has_is_not_shown_for_the_webui(
     with another_program() as port:
         assert opened.oq("webui", "--port", str(port), "--no-browser", status=1) == ""
     assert f"port {port} of this computer is taken: end that program, or name another port" in opened.errors
+    assert opened.aws.requests("StartSession") == []
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "http"])
+def test_a_port_that_there_is_not_is_wrong_usage(
+    world: World, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        world.oq("webui", "--port", port)
+    assert f"argument --port: {port}: a port is a number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_a_port_that_the_user_may_not_have_is_not_called_taken(
+    opened: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = socket.socket.bind
+
+    def forbidden(given: socket.socket, address: tuple[str, int]) -> None:
+        if address[1] == 80:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        bind(given, address)
+
+    monkeypatch.setattr(socket.socket, "bind", forbidden)
+    opened.oq("webui", "--port", "80", "--no-browser", status=1)
+    assert "port 80 of this computer: Permission denied: name one from 1024 on" in opened.errors
+    assert "taken" not in opened.errors
     assert opened.aws.requests("StartSession") == []
 
 
@@ -357,13 +404,130 @@ def test_workers_logs_and_costs_are_the_masters_own_words(world: World) -> None:
     assert json.loads(world.oq("cost", "7", "--json")) == [{"id": 7, "usd": 0.5}]
 
 
-def test_an_output_that_aws_has_cut_is_no_answer(world: World) -> None:
-    world.aws.answers["oq-node logs i-1"] = 0, "x" * 23_999
-    assert len(world.oq("logs", "i-1").strip()) == 23_999
-    for much in ("x" * 24_000, "…" * 8_000, "…" * 30_000):  # three bytes each
+def test_an_output_of_more_bytes_than_aws_hands_over_comes_whole(world: World) -> None:
+    for much in ("x" * 24_000, "…" * 30_000):  # three bytes each
         world.aws.answers["oq-node logs i-1"] = 0, much
-        assert world.oq("logs", "i-1", status=1) == ""
-        assert "oq-cluster shell, then sudo oq-node logs i-1 --lines 100" in world.errors
+        assert world.oq("logs", "i-1").strip() == much
+
+
+def noise(number: int, seed: int = 1) -> str:
+    """Hexadecimal digits, which a compression makes half of at best."""
+    return random.Random(seed).randbytes(number // 2).hex()  # noqa: S311  no secret, the same in each run
+
+
+def test_a_log_that_is_too_long_for_aws_is_no_answer_and_fewer_lines_are_suggested(world: World) -> None:
+    world.aws.answers["oq-node logs i-1"] = 0, noise(80_000)
+    assert world.oq("logs", "i-1", status=1) == ""
+    assert "ask for fewer lines (--lines N), or: oq-cluster shell, then sudo oq-node logs i-1" in world.errors
+    world.aws.answers["oq-webui list"] = 0, noise(80_000)
+    world.oq("users", "list", status=1)
+    assert "oq-cluster shell, then sudo oq-webui list" in world.errors
+    assert "--lines" not in world.errors
+
+
+def left_logs(number: int) -> list[logs.Worker]:
+    """Workers as a fleet of spot capacity leaves them in weeks, the last heard first."""
+    found = []
+    for one in range(number):
+        instance, address = f"i-0{noise(16, one)}", f"10.20.{one // 250}.{one % 250}"
+        host = f"ip-{address.replace('.', '-')}"
+        found.append(
+            logs.Worker(
+                instance, host, address, 1.7e9 - 97.3 * one, one < 5, f"/opt/openquake/logs/{instance}.log"
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("number", [400, 4000])
+def test_the_workers_that_have_left_a_log_are_listed_the_newest_of_very_many(
+    world: World, number: int
+) -> None:
+    found = left_logs(number)
+    world.aws.answers = {
+        "oq-node logs --json": (0, json.dumps([asdict(one) for one in found])),
+        "oq-node logs": (0, logs.table(found)),
+    }
+    listed = json.loads(world.oq("logs", "--json"))
+    assert listed == [asdict(one) for one in found[: len(listed)]]
+    assert ("older ones: oq-cluster shell, then sudo oq-node logs" in world.errors) == (number > 400)
+    lines = world.oq("logs").splitlines()
+    assert lines == logs.table(found).splitlines()[: len(lines)]
+    assert ("older ones: oq-cluster shell, then sudo oq-node logs" in world.errors) == (number > 400)
+    for count in (len(listed), len(lines) - 1):
+        assert count == 400 if number == 400 else count > 400
+
+
+def test_what_the_workers_of_a_large_fleet_do_comes_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [
+        {"name": f"openquake@ip-10-20-{one // 250}-{one % 250}", "processes": 8, "busy": one % 9}
+        for one in range(1000)
+    ]
+    status = {
+        "host": "master",
+        "waiting": 3,
+        "consumers": 1000,
+        "workers": workers,
+        "tasks": [],
+        "alarm": None,
+    }
+    world.aws.answers["oq-celery status --json"] = 0, json.dumps(status, indent=2)
+    monkeypatch.setattr("oq_cluster.reach.AwsMaster.fleet", lambda _: fleet())
+    assert json.loads(world.oq("workers", "--json"))["queue"] == status
+
+
+def test_a_packed_command_keeps_its_status_its_errors_and_its_output(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the shell itself."""
+
+    def run(_: Any, line: str, timeout: float) -> session_manager.Answer:
+        done = subprocess.run(
+            ["sh", "-c", line], capture_output=True, text=True, check=False, timeout=timeout
+        )
+        assert len(done.stdout) < session_manager.OUTPUT_BYTES
+        return session_manager.Answer(done.returncode, done.stdout, done.stderr)
+
+    monkeypatch.setattr("oq_cluster.reach.AwsMaster.run", run)
+    source = stack.Source(outputs=str(world.path / "cluster.json"))
+    master = reach.master(source, stack.read(source))
+    answer = master.run_packed("printf 'one\n…%%s\n'; echo why >&2; (exit 3)", PATIENCE_SECONDS)
+    assert answer == session_manager.Answer(3, "one\n…%s\n", "why\n", cut=False)
+    assert master.run_packed("yes a line | head -n 9999", PATIENCE_SECONDS).output == "a line\n" * 9999
+    answer = master.run_packed("head -c 60000 /dev/urandom | base64", PATIENCE_SECONDS)
+    assert (answer.status, answer.cut) == (0, True)
+    assert len(answer.output) > 15_000
+    with pytest.raises(ClientError, match="cannot be read"):
+        monkeypatch.setattr("oq_cluster.reach.AwsMaster.run", lambda *_: session_manager.Answer(0, "oops"))
+        master.run_packed("true")
+
+
+def fleet(*activities: tuple[timedelta, str, str], desired: int = 2) -> dict[str, Any]:
+    """A group without workers; its activities by their age, status and text."""
+    return {
+        "minimum": 0, "desired": desired, "maximum": 4, "instances": [],
+        "activities": [
+            {"time": (datetime.now(UTC) - age).isoformat(timespec="seconds"), "status": status, "text": text}
+            for age, status, text in activities
+        ],
+    }  # fmt: skip
+
+
+def test_why_no_worker_starts_is_a_failure_of_the_last_hour(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.aws.answers["oq-celery status --json"] = 0, json.dumps({"waiting": 0, "workers": []})
+    old, new = timedelta(days=3), timedelta(minutes=5)
+    for activities, reason in (
+        ([(new, "Failed", "no capacity now"), (old, "Failed", "a quota once")], "no capacity now"),
+        ([(new, "PreInService", "Launching"), (old, "Failed", "a quota once")], ""),
+    ):
+        monkeypatch.setattr("oq_cluster.reach.AwsMaster.fleet", lambda _, given=activities: fleet(*given))
+        shown = world.oq("workers")
+        assert "a quota once" not in shown
+        assert (f": {reason}" in shown) if reason else ("workers are starting" in shown)
 
 
 def test_what_a_command_says_is_not_hidden_by_the_agents_own_words(world: World) -> None:
