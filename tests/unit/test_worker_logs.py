@@ -162,6 +162,16 @@ def test_a_worker_that_says_nothing_still_shows_that_it_lives(
     assert cli.last_lines(log.path, 10)[0].endswith("one\n")
 
 
+def test_a_worker_that_falls_silent_with_a_full_file_is_listed_and_shows_that_it_lives(
+    journal: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FILE_BYTES", 1)
+    write(journal, log, "the last word")
+    log.beat()
+    assert [worker.instance for worker in cli.workers(log.path.parent, 0)] == [INSTANCE]
+    assert cli.last_lines(log.path, 10)[0].endswith(": the last word\n")
+
+
 def test_a_worker_is_alive_for_three_signs_of_life(journal: Any, log: Any) -> None:
     write(journal, log, "one")
     heard = log.path.stat().st_mtime
@@ -222,11 +232,8 @@ def test_what_comes_later_is_followed_into_the_next_file(
     assert next(new) == ""
     write(journal, log, "later")
     assert next(new).endswith(": later\n")
-    monkeypatch.setattr(journal, "FILE_BYTES", 1)
     write(journal, log, "end of the file")
-    assert not log.path.exists()
-    assert next(new) == ""
-    monkeypatch.setattr(journal, "FILE_BYTES", 10**6)
+    monkeypatch.setattr(journal, "FILE_BYTES", 1)
     write(journal, log, "next")
     said = [text.rpartition(": ")[2] for text in next(new).splitlines()]
     assert said == ["end of the file", f"-- {INSTANCE} {HOST} {ADDRESS}", "next"]
