@@ -190,11 +190,12 @@ def test_a_worker_is_found_by_each_of_its_names(journal: Any, log: Any, name: st
     assert cli.matching(found, "0" + name) == []
 
 
-def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as oq-node starts it."""
     command = [sys.executable, "-c", "from oq_logs.cli import main; main()", str(directory), "eu-central-1"]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
-    return subprocess.run([*command, *words], capture_output=True, text=True, env=environment)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run([*command, *words], text=True, env=environment, **streams)
 
 
 def test_of_two_workers_with_one_address_the_last_heard_is_shown_and_the_other_named(
@@ -221,6 +222,18 @@ def test_the_list_and_a_worker_without_a_log_say_what_to_do(journal: Any, log: A
     assert "get-console-output --region eu-central-1 --instance-id i-0fff" in unknown.stderr
     away = run(tmp_path / "nothing")
     assert (away.returncode, "sudo oq-node status" in away.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("words", [[], [INSTANCE], [INSTANCE, "--follow"]])
+def test_a_reader_that_has_ended_is_no_fault_of_the_file_system(
+    journal: Any, log: Any, words: list[str]
+) -> None:
+    write(journal, log, "one", "two")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(log.path.parent, *words, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_what_comes_later_is_followed_into_the_next_file(
