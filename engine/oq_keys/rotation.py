@@ -166,16 +166,21 @@ def _waiting(state: State, old: list[str]) -> list[str]:
 
 def _begin_anew(hosts: set[str], old: list[str]) -> None:
     """Let workers end when their running tasks have, no more than half of all at once."""
-    celery = _celery()
-    users = {
-        name: said["broker"]["userid"]
-        for name, said in (celery.control.inspect(timeout=REPLY_SECONDS).stats() or {}).items()
-    }
-    staying = sorted(name for name, user in users.items() if user in old)
-    going = max(0, len(hosts) - len(staying))  # those that end answer no more
-    room = max(1, (len(users) + going) // 2) - going
-    if staying and room > 0:
-        celery.control.shutdown(destination=staying[:room])
+    from kombu.exceptions import OperationalError
+
+    control = _celery().control
+    try:
+        users = {
+            name: said["broker"]["userid"]
+            for name, said in (control.inspect(timeout=REPLY_SECONDS).stats() or {}).items()
+        }
+        staying = sorted(name for name, user in users.items() if user in old)
+        going = max(0, len(hosts) - len(staying))  # those that end answer no more
+        room = max(1, (len(users) + going) // 2) - going
+        if staying and room > 0:
+            control.shutdown(destination=staying[:room])
+    except OperationalError as error:
+        raise common.NodeError(f"RabbitMQ does not answer: {error}") from error
 
 
 def _celery() -> Any:
