@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import gzip
 import re
 from ipaddress import IPv4Network, ip_network
@@ -126,7 +125,7 @@ def secretless(machine: Resource, _stack: Stack) -> str:
         return ""
     try:
         data = base64.b64decode(encoded, validate=True)
-    except binascii.Error:  # an instance takes plain text, too
+    except ValueError:  # an instance takes plain text, too
         data = encoded.encode()
     text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode(errors="replace")
     found = [what for what, pattern in _SECRETS.items() if pattern.search(text)]
