@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import configparser
 import dataclasses
-import gzip
 import io
 import json
 import re
@@ -273,15 +272,6 @@ def compress(text: str) -> bytes:
     Python's own gzip writes another header in some versions, and zlib's variants compress differently.
     """
     return bytes(deflate.gzip_compress(text.encode(), _COMPRESSION))
-
-
-def decode(encoded: str) -> dict[str, Any]:
-    """The cloud-config inside user data: the inverse of user_data(), for tests and the lab."""
-    text = gzip.decompress(base64.b64decode(encoded)).decode()
-    config = yaml.safe_load(text)
-    if not text.startswith("#cloud-config\n") or not isinstance(config, dict):
-        raise ValueError("not a cloud-config")
-    return config
 
 
 def dump(config: Mapping[str, Any]) -> str:

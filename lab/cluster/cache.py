@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from components import facts, userdata
+from lab.aws import user_data
 from lab.aws.cloud import Plan, S3Object
 from lab.linux import images
 from lab.linux.host import Paths
@@ -31,7 +32,7 @@ def baked_packages(plan: Plan) -> Sequence[str]:
     """The Debian packages that the user data would install: what an image with everything baked in has."""
     packages: set[str] = set()
     for template in plan.templates:
-        config = userdata.decode(base64.b64encode(template.user_data).decode())
+        config = user_data.decode(base64.b64encode(template.user_data).decode())
         for file in config["write_files"]:
             if file["path"] == NODE_FACTS:
                 packages.update(json.loads(file["content"]).get("packages", ()))
