@@ -33,7 +33,7 @@ from policy.resources import (
     Resource,
     Stack,
 )
-from policy.rules import ON_ALL, Allows, Rule, both, has, refuses, wants
+from policy.rules import ON_ALL, Allows, Rule, all_of, has, refuses, wants
 
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 # 100.64.0.0/10 is no private network to ipaddress; it is what carriers and VPNs use inside: RFC 6598.
@@ -195,7 +195,7 @@ RULES: Final = (
         "no-public-address",
         "No machine has a public address, and no subnet gives one",
         (INSTANCE, TEMPLATE, SUBNET),
-        both(
+        all_of(
             wants("associatePublicIpAddress", None, False),
             lambda resource, stack: (
                 wants("networkInterfaces.associatePublicIpAddress", False)(resource, stack)
@@ -241,7 +241,7 @@ RULES: Final = (
         "imdsv2",
         "Instance metadata want a token and are one hop away",
         (INSTANCE, TEMPLATE),
-        both(
+        all_of(
             wants("metadataOptions.httpTokens", "required"),
             wants("metadataOptions.httpPutResponseHopLimit", 1),
         ),
@@ -265,7 +265,7 @@ RULES: Final = (
         "mails-of-alarms",
         "The topic that sends mails takes messages of this account's alarms only, and has a key that they may use",
         (TOPIC, TOPIC_POLICY),
-        both(
+        all_of(
             _published_by_alarms,
             lambda resource, stack: (
                 refuses("kmsMasterKeyId", "alias/aws/sns")(resource, stack) if resource.type == TOPIC else ""

@@ -33,9 +33,8 @@ from oq_celery.replacing import replaced
 from oq_celery.runs import skip_taken
 
 INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstream takes capitals for a mosaic's model
-UPLOAD_FIELD = (
-    "upload"  # of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent
-)
+# Of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent.
+UPLOAD_FIELD = "upload"
 DATASTORES = (".hdf5", "_tmp.hdf5")  # what the names of a calculation's files have after its directory's
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.

@@ -179,9 +179,8 @@ class Ledger:
 
     def _overtaken(self, now: float) -> set[int]:
         """Tasks that one sent much later, and no more urgent, has overtaken: a queue keeps the order of a priority."""
-        latest = [0.0] * (
-            MAX_PRIORITY + 1
-        )  # when the last one that runs was sent, of this priority or a lower one
+        # When the last one that runs was sent, of this priority or a lower one.
+        latest = [0.0] * (MAX_PRIORITY + 1)
         for entry in self._entries.values():
             if entry.sent is not None and entry.attempts and entry.sent <= now:
                 for priority in range(entry.priority, MAX_PRIORITY + 1):

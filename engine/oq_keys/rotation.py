@@ -29,9 +29,8 @@ from oq_keys import holders
 FACTS: Final = common.FACTS
 STATE: Final = Path(FACTS["rotation"])
 LOCK: Final = Path("/run/openquake/rotation.lock")
-NEW_USER: Final = Path(
-    "/run/openquake/definitions.json"
-)  # a file: rabbitmqctl 4.0.5 waits for ever for its input
+# A file, since rabbitmqctl 4.0.5 waits for ever for its input.
+NEW_USER: Final = Path("/run/openquake/definitions.json")
 BROKER_SECONDS: Final = 120  # that RabbitMQ may take for a command
 GENERATION: Final = "generation"
 REPLY_SECONDS: Final = 2.0  # that workers may take to say with which user they came
