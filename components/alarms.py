@@ -1,4 +1,4 @@
-"""Mails to people: what the cluster's master, disks, broker, workers and calculations have to be told about."""
+"""E-mail alarms on the master, its disks, the broker, workers and calculations."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from components.asking import Unanswered, asked
 from components.instance_types import Architecture, InstanceType
 from components.settings import DEBIAN_IMAGE, KEYS, Problem, Settings, SettingsError
 
-# Ways for the provider to be somebody, or to get to AWS, that boto3 does not learn of.
-_STRANGE_TO_BOTO3: Final = frozenset(
+# Settings of the provider, for its credentials and its way to AWS, that boto3 does not read.
+_NOT_READ_BY_BOTO3: Final = frozenset(
     f"aws:{name}"
     for name in (
         *("accessKey", "secretKey", "token", "assumeRoles", "assumeRoleWithWebIdentity"),
@@ -33,8 +33,8 @@ _STRANGE_TO_BOTO3: Final = frozenset(
 # https://github.com/sysdiglabs/terraform-aws-secure-for-cloud/pull/52
 _LIMITED_ZONE_IDS: Final = frozenset({"use1-az3", "usw1-az2", "cac1-az3", "apne1-az3"})
 
-
-_AWSS_KEY: Final = "alias/aws/secretsmanager"
+# The alias of the key for secrets that AWS manages in each account.
+_AWS_MANAGED_KEY: Final = "alias/aws/secretsmanager"
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def read_settings() -> Settings:
 
 def _misled_wait(wait: str | None, keys: Set[str]) -> list[Problem]:
     """What the wait for the master would not learn of among the stack's keys; `wait` is its setting as written."""
-    strange = sorted(_STRANGE_TO_BOTO3 & keys)
-    if wait not in (None, "true") or not strange:
+    unread = sorted(_NOT_READ_BY_BOTO3 & keys)
+    if wait not in (None, "true") or not unread:
         return []
     remedy = (
-        f"set it to false, or give {', '.join(strange)} by the environment or a profile (aws:profile): the wait "
+        f"set it to false, or give {', '.join(unread)} by the environment or a profile (aws:profile): the wait "
         "asks AWS by boto3, which does not learn of them and would look in another account or find no way"
     )
     return [Problem("waitForReady", True, remedy)]
@@ -140,9 +140,11 @@ def look_up(settings: Settings) -> Region:
     }
     problems = [
         Problem(
-            "masterInstanceType, workerInstanceTypes", name, f"AWS says it is not {settings.architecture}"
+            "masterInstanceType, workerInstanceTypes",
+            instance_type,
+            f"AWS says it is not {settings.architecture}",
         )
-        for name, answer in types.items()
+        for instance_type, answer in types.items()
         if settings.architecture not in answer.supported_architectures
     ]
     try:
@@ -265,7 +267,7 @@ def _unreadable(arn: str, key: str | None) -> list[Problem]:
         return []
     remedy = (
         f"it is encrypted with {secret.kms_key_id}, which the master may not use: encrypt it with kmsKeyId or "
-        f"{_AWSS_KEY}: aws secretsmanager update-secret --secret-id {arn} --kms-key-id {key or _AWSS_KEY}"
+        f"{_AWS_MANAGED_KEY}: aws secretsmanager update-secret --secret-id {arn} --kms-key-id {key or _AWS_MANAGED_KEY}"
     )
     return [Problem("webuiCertificate", arn, remedy)]
 
@@ -274,7 +276,7 @@ def _reads_with(secrets_key: str, key: str | None) -> bool:
     """Whether the master may use a secret's key: AWS's own for secrets, by its alias or by what KMS says of it, or the
     cluster's.
     """
-    if not secrets_key or secrets_key.rpartition(":")[2] == _AWSS_KEY or secrets_key == key:
+    if not secrets_key or secrets_key.rpartition(":")[2] == _AWS_MANAGED_KEY or secrets_key == key:
         return True
     try:
         described = asked("the secret's key", aws.kms.get_key, key_id=secrets_key)

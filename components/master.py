@@ -25,8 +25,8 @@ _GROUP_ACTIONS: Final = (
     "autoscaling:DescribeScalingActivities",
 )
 # What the Session Manager agent calls. Not the managed policy AmazonSSMManagedInstanceCore, by which everybody on the
-# machine could read all of the account's parameters. Those of ssm could
-# be narrowed to the machine, which does not exist yet when its role is made; the others know no resources.
+# machine could read all of the account's parameters. Those of ssm could be narrowed to the machine, which does not
+# exist yet when its role is made; the others know no resources.
 # https://docs.aws.amazon.com/systems-manager/latest/userguide/systems-manager-setting-up-messageAPIs.html
 _AGENT_ACTIONS: Final = (
     "ssm:UpdateInstanceInformation",

@@ -36,6 +36,16 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
     found = []
     clusters = []
     for vpc_id in adoption.networks(stack):
+        # Others may have subnets of theirs in it, in any zone: a transit gateway's, for one.
+        inside = asked(
+            f"the subnets of {vpc_id}",
+            aws.ec2.get_subnets,
+            filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
+            tags=tags.of_stack(stack),
+        )
+        if not inside.ids:  # left of an interrupted `up` or `destroy`: there is no cluster in it
+            continue
+        clusters.append(vpc_id)
         vpc = asked(f"the VPC {vpc_id}", aws.ec2.get_vpc, id=vpc_id)
         present, wanted = vpc.cidr_block, str(settings.vpc_cidr)
         if present != wanted:
@@ -44,16 +54,6 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
         if key is not None and its_key != key:
             shown = its_key or "empty, for AWS's keys"
             found.append(Problem("kmsKeyId", key, f"it is {shown}; {_REMEDY}"))
-        # Others may have subnets of theirs in it, in any zone: a transit gateway's, for one.
-        inside = asked(
-            f"the subnets of {vpc_id}",
-            aws.ec2.get_subnets,
-            filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
-            tags=tags.of_stack(stack),
-        )
-        # A network without any may be left of an interrupted `up`: Pulumi does not know it.
-        if inside.ids:
-            clusters.append(vpc_id)
         subnets = [asked(f"the subnet {one}", aws.ec2.get_subnet, id=one) for one in inside.ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.
         masters = {one.availability_zone for one in subnets if one.tags.get("Name") == master_subnet(stack)}
@@ -61,6 +61,7 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
         if masters - {zones[0]} or others - set(zones):
             present = ", ".join([*sorted(masters), *sorted(others)])
             found.append(Problem("zones", list(zones), f"it is {present}; {_REMEDY}"))
+    if clusters:
         found += _shrunk(settings, stack)
     if len(clusters) > 1:
         found.append(Problem("stack", stack, f"{_NAMESAKES}: {', '.join(sorted(clusters))}"))

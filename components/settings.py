@@ -63,11 +63,14 @@ _RFC1918: Final = tuple(IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0
 _CLIENT_SPACE: Final = (*_RFC1918, IPv4Network("100.64.0.0/10"))
 
 
+_NETWORK_REMEDY: Final = "write an IPv4 network such as 10.20.0.0/16"
+
+
 def _network(value: object) -> IPv4Network:
     try:
         network = IPv4Network(str(value), strict=False)
     except ValueError:
-        raise ValueError("write an IPv4 network such as 10.20.0.0/16") from None
+        raise ValueError(_NETWORK_REMEDY) from None
     if str(network) != value:
         bits = IPv4Interface(str(value)).ip != network.network_address
         raise ValueError(f"{'the address has host bits set: ' if bits else ''}write {network}")
@@ -75,6 +78,8 @@ def _network(value: object) -> IPv4Network:
 
 
 def _vpc_cidr(value: object) -> IPv4Network:
+    if "/" not in str(value):  # a network of one address, which is right for a client alone
+        raise ValueError(_NETWORK_REMEDY)
     network = _network(value)
     if not any(network.subnet_of(private) for private in _RFC1918):
         raise ValueError("choose a private network (10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16)")

@@ -77,9 +77,8 @@ class Snapshots(Component):
                     "Effect": "Allow",
                     "Action": ["ec2:DeleteSnapshot"],
                     "Resource": made,
-                    "Condition": {
-                        "StringEquals": {f"ec2:ResourceTag/{facts.SNAPSHOTS_TAG}": role.name}
-                    },  # copied from the volume
+                    # The tag is copied from the volume.
+                    "Condition": {"StringEquals": {f"ec2:ResourceTag/{facts.SNAPSHOTS_TAG}": role.name}},
                 },
                 *keys.snapshot_rights(args.key),
             ),

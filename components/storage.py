@@ -61,7 +61,6 @@ class Storage(Component):
 
     volume_ids: Mapping[str, pulumi.Output[str]]
     file_system_id: pulumi.Output[str]
-    mount_targets: list[aws.efs.MountTarget]
 
     def __init__(self, name: str, args: StorageArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(name, opts)
@@ -75,7 +74,7 @@ class Storage(Component):
                 # Deleting it turns the backups off; whoever owns the file system may have wanted them before.
                 opts=self.child(retain_on_delete=bool(args.file_system_id)),
             )
-        self.mount_targets = [
+        for zone, address in args.nfs_addresses.items():
             aws.efs.MountTarget(
                 self.named(f"shared-{zone}"),
                 file_system_id=self.file_system_id,
@@ -85,8 +84,6 @@ class Storage(Component):
                 # A zone has room for one mount target, and a file system for mount targets in one VPC.
                 opts=self.child(delete_before_replace=True),
             )
-            for zone, address in args.nfs_addresses.items()
-        ]
         self.register_outputs({"volumeIds": dict(self.volume_ids), "fileSystemId": self.file_system_id})
 
     def _file_system_id(self, args: StorageArgs) -> pulumi.Output[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import configparser
 import dataclasses
-import gzip
 import io
 import json
 import re
@@ -37,9 +36,8 @@ _COMMON: Final = ("common", "secret")  # modules of both kinds of node
 FIRST_VOLUMES_SECONDS: Final = 120
 LATER_VOLUMES_SECONDS: Final = 20
 _COMPRESSION: Final = 12  # the best of libdeflate's levels
-_COMMENT: Final = re.compile(
-    r"^ *#(?!!).*\n", re.MULTILINE
-)  # a line of its own, and not the first of a script
+# A line of its own, and not the first of a script.
+_COMMENT: Final = re.compile(r"^ *#(?!!).*\n", re.MULTILINE)
 # Not where it is all that there is of a block.
 _DOCSTRING: Final = re.compile(r'^( *)"""(?:(?!""").)*"""\n(?=\n*\1\S)', re.MULTILINE | re.DOTALL)
 _FACT: Final = re.compile(r"""FACTS\[["'](\w+)["']\]""")
@@ -259,7 +257,7 @@ def openquake_cfg(node: Node) -> str:
 def user_data(node: Node) -> str:
     """The node's user data as EC2 wants it: base64 of the gzipped cloud-config.
 
-    Raises ValueError when it comes near EC2's limit of 16 KB (before base64).
+    Raises ValueError if it exceeds EC2's limit of 16 KB (before base64).
     """
     packed = compress("#cloud-config\n" + dump(cloud_config(node)))
     if len(packed) > facts.USER_DATA_LIMIT:
@@ -273,15 +271,6 @@ def compress(text: str) -> bytes:
     Python's own gzip writes another header in some versions, and zlib's variants compress differently.
     """
     return bytes(deflate.gzip_compress(text.encode(), _COMPRESSION))
-
-
-def decode(encoded: str) -> dict[str, Any]:
-    """The cloud-config inside user data: the inverse of user_data(), for tests and the lab."""
-    text = gzip.decompress(base64.b64decode(encoded)).decode()
-    config = yaml.safe_load(text)
-    if not text.startswith("#cloud-config\n") or not isinstance(config, dict):
-        raise ValueError("not a cloud-config")
-    return config
 
 
 def dump(config: Mapping[str, Any]) -> str:

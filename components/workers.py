@@ -72,8 +72,7 @@ class Workers(Component):
 
     A change of the template replaces the machines by and by, half of them at a time (of a single one AWS starts the new
     one first, for minutes one more than the maximum); AWS counts a new one as serving two minutes after its start,
-    whatever it does. Spot capacity that AWS thinks it will take
-    back is replaced before it goes.
+    whatever it does. Spot capacity that AWS thinks it will take back is replaced before it goes.
     """
 
     group_name: pulumi.Output[str]

@@ -56,7 +56,7 @@ from policy.resources import (
     actions,
     targets,
 )
-from policy.rules import ON_ALL, Allows, Check, Rule, both, has, needs, refuses, wants
+from policy.rules import ON_ALL, Allows, Check, Rule, all_of, has, needs, refuses, wants
 
 _SECRET_DATA: Final = frozenset(
     {
@@ -378,7 +378,7 @@ RULES: Final = (
         "CKV_AWS_88",
         "Machines have no public address",
         (INSTANCE, TEMPLATE),
-        both(
+        all_of(
             refuses("associatePublicIpAddress", True),
             refuses("networkInterfaces.associatePublicIpAddress", True),
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import gzip
 import re
 from ipaddress import IPv4Network, ip_network
@@ -34,7 +33,7 @@ from policy.resources import (
     Resource,
     Stack,
 )
-from policy.rules import ON_ALL, Allows, Rule, both, has, refuses, wants
+from policy.rules import ON_ALL, Allows, Rule, all_of, has, refuses, wants
 
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 # 100.64.0.0/10 is no private network to ipaddress; it is what carriers and VPNs use inside: RFC 6598.
@@ -126,7 +125,7 @@ def secretless(machine: Resource, _stack: Stack) -> str:
         return ""
     try:
         data = base64.b64decode(encoded, validate=True)
-    except binascii.Error:  # an instance takes plain text, too
+    except ValueError:  # an instance takes plain text, too
         data = encoded.encode()
     text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode(errors="replace")
     found = [what for what, pattern in _SECRETS.items() if pattern.search(text)]
@@ -196,7 +195,7 @@ RULES: Final = (
         "no-public-address",
         "No machine has a public address, and no subnet gives one",
         (INSTANCE, TEMPLATE, SUBNET),
-        both(
+        all_of(
             wants("associatePublicIpAddress", None, False),
             lambda resource, stack: (
                 wants("networkInterfaces.associatePublicIpAddress", False)(resource, stack)
@@ -242,7 +241,7 @@ RULES: Final = (
         "imdsv2",
         "Instance metadata want a token and are one hop away",
         (INSTANCE, TEMPLATE),
-        both(
+        all_of(
             wants("metadataOptions.httpTokens", "required"),
             wants("metadataOptions.httpPutResponseHopLimit", 1),
         ),
@@ -266,7 +265,7 @@ RULES: Final = (
         "mails-of-alarms",
         "The topic that sends mails takes messages of this account's alarms only, and has a key that they may use",
         (TOPIC, TOPIC_POLICY),
-        both(
+        all_of(
             _published_by_alarms,
             lambda resource, stack: (
                 refuses("kmsMasterKeyId", "alias/aws/sns")(resource, stack) if resource.type == TOPIC else ""

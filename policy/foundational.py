@@ -44,7 +44,7 @@ from policy.resources import (
     actions,
     targets,
 )
-from policy.rules import Check, Rule, both, has, refuses, wants
+from policy.rules import Check, Rule, all_of, has, refuses, wants
 
 # Ports that EC2.19 calls of high risk:
 # https://docs.aws.amazon.com/securityhub/latest/userguide/ec2-controls.html#ec2-19
@@ -174,7 +174,7 @@ RULES: Final = (
         "EC2.19",
         "Ports of high risk are not open to everybody",
         (INGRESS,),
-        both(*(checkov.open_to(port) for port in _RISKY_PORTS)),
+        all_of(*(checkov.open_to(port) for port in _RISKY_PORTS)),
     ),
     Rule(
         "EC2.25",

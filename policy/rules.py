@@ -88,6 +88,6 @@ def has(argument: str, *types: str) -> Check:
     return check
 
 
-def both(*checks: Check) -> Check:
+def all_of(*checks: Check) -> Check:
     """All checks hold; the first problem is told."""
     return lambda resource, stack: next(filter(None, (check(resource, stack) for check in checks)), "")

@@ -52,7 +52,9 @@ def run(*command: str, **kwargs: Any) -> str:
 def record(**state: Any) -> None:
     """Write down how far the bootstrap is, for `oq-node status`, beside what is written there already."""
     STATE.parent.mkdir(parents=True, exist_ok=True)
-    STATE.write_text(json.dumps(recorded() | state))
+    new = STATE.with_name(STATE.name + ".new")
+    new.write_text(json.dumps(recorded() | state))
+    new.replace(STATE)  # at once, for `oq-node status` reads it at any moment
 
 
 def recorded() -> dict[str, Any]:

@@ -60,7 +60,7 @@ def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seco
 
 
 def read(path: str) -> str | None:
-    """A metadata value; None where there is none, or no answer just now."""
+    """A metadata value; None on 404. Raises OSError if the metadata service does not answer."""
     try:
         return metadata(path)
     except urllib.error.HTTPError as error:

@@ -51,15 +51,15 @@ class Log:
         """Write lines, and the cursor of the last one when they are on the file server."""
         if not os.path.ismount(FACTS["nfs_dir"]):
             raise OSError(f"{FACTS['nfs_dir']} is not mounted")
+        # Before a line and not after one: a worker that says nothing more has its file all the same.
+        if self.path.exists() and self.path.stat().st_size > FILE_BYTES:
+            self.path.replace(self.path.with_suffix(".log.1"))
         with self.path.open("a", encoding="utf-8") as file:
             if not file.tell():
                 file.write(self._head)
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
-            size = file.tell()
-        if size > FILE_BYTES:
-            self.path.replace(self.path.with_suffix(".log.1"))
         if cursor:
             new = self._cursor.with_suffix(".new")
             new.write_text(cursor)

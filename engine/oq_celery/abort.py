@@ -4,11 +4,14 @@ Upstream's `oq abort` looks for a process by its title, which a calculation that
 it calls failed what begins a minute later; its WebUI sends a signal and calls that success, also where it may not; its
 deletion of a calculation leaves the process at work. Here an abort ends the process, or says why not.
 
-A calculation's process is the one whose number the database has. It computes when its title is upstream's `oq-job-N`.
-With the title of a higher number it computes what is inside of another one, which has got its number later and has no
-host: of those of one command, which are computed in the order of their numbers, inside of the first that has not ended.
-Of several at once each is computed by a child of the command's process. Before it computes, a calculation is aborted by
-its status alone, which `runs.py` looks at when its turn comes.
+A calculation's process is the one whose number the database has. Upstream's title of a process says what it computes:
+
+- `oq-job-N` computes calculation N.
+- `oq-job-M`, with M > N, computes a calculation that is nested in N. It got its number later and has no host. A command
+  computes its calculations in the order of their numbers, so N is the first of them that has not ended.
+- With `--multi` several are computed at once, each in a child of the command's process, with a title of its own.
+
+Before it computes, a calculation is aborted by its status alone, which `runs.py` looks at when its turn comes.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ import getpass
 import json
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from oq_celery import __version__
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from oq_celery.settings import Settings
 
 LISTED = 20  # calculations, where none is named
+CONNECT_SECONDS = 3  # for the DbServer to take a connection
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -87,7 +91,12 @@ def main() -> None:
     reaper.set_defaults(run=reap_jobs)
     arguments = parser.parse_args()
     os.environ["OQ_DISTRIBUTE"] = "no"  # this command distributes nothing
-    arguments.run(arguments, _settings())
+    try:
+        arguments.run(arguments, _settings())
+        sys.stdout.flush()
+    except BrokenPipeError:  # `oq-celery follow ID | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INTERRUPTED)
 
 
 def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -134,37 +143,35 @@ def show_status(arguments: argparse.Namespace, settings: Settings) -> None:
 def follow(arguments: argparse.Namespace, settings: Settings) -> None:
     """Print the log of a calculation until it ends."""
     del settings
-    from openquake.commonlib.logs import dbcmd
-
     from oq_celery import jobs
 
     number = arguments.calculation
-    job = dbcmd("get_job", number, getpass.getuser() if number < 0 else None)
-    if job is None:
-        _fail(f"there is no calculation {number}" + (" of yours" if number < 0 else ""))
-    try:
-        for line in jobs.follow(dbcmd, job.id):
-            print(line, flush=True)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    status = dbcmd("get_job", job.id).status
-    print(f"Calculation {job.id} is {status}")
+    with _database() as dbcmd:
+        job = dbcmd("get_job", number, getpass.getuser() if number < 0 else None)
+        if job is None:
+            _fail(f"there is no calculation {number}" + (" of yours" if number < 0 else ""))
+        try:
+            for line in jobs.follow(dbcmd, job.id):
+                print(line, flush=True)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        status = dbcmd("get_job", job.id).status
+    print(f"Calculation {job.id} is {status}", flush=True)
     sys.exit(status != "complete")
 
 
 def show_cost(arguments: argparse.Namespace, settings: Settings) -> None:
     """Print what calculations have cost."""
     del settings
-    from openquake.commonlib.logs import dbcmd
-
     from oq_celery import cost
 
-    if arguments.calculation is None:
-        found = cost.last(dbcmd, getpass.getuser(), os.geteuid(), LISTED)
-    elif one := cost.of_number(dbcmd, arguments.calculation):
-        found = [one]
-    else:
-        _fail(f"there is no calculation {arguments.calculation}")
+    with _database() as dbcmd:
+        if arguments.calculation is None:
+            found = cost.last(dbcmd, getpass.getuser(), os.geteuid(), LISTED)
+        elif one := cost.of_number(dbcmd, arguments.calculation):
+            found = [one]
+        else:
+            _fail(f"there is no calculation {arguments.calculation}")
     if arguments.json:
         print(json.dumps([calculation.plain() for calculation in found]))
     else:
@@ -209,6 +216,26 @@ def default_concurrency(memory_per_process_mb: int, reserved_mb: int = 0) -> int
     half_mb = cores * 512
     sold_mb = min(-(-shown_mb // half_mb) * half_mb, shown_mb * 100 // 92)
     return max(1, min(cores, (sold_mb - reserved_mb) // memory_per_process_mb))
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[Callable[..., Any]]:
+    """Upstream's `dbcmd`, for as long as the DbServer answers; the end of this command when it does not."""
+    from openquake.baselib import config, zeromq
+    from openquake.commonlib.logs import dbcmd
+
+    host, port = config.dbserver.host, config.dbserver.port
+    silent = f"the DbServer at {host}:{port} does not answer: sudo systemctl status openquake-dbserver"
+    if host != "127.0.0.1":  # where upstream needs no DbServer
+        # A request would wait ten minutes, as is right for one that comes while the DbServer is restarted.
+        try:
+            socket.create_connection((host, port), CONNECT_SECONDS).close()
+        except OSError as error:
+            _fail(f"{silent} ({error})")
+    try:
+        yield dbcmd
+    except zeromq.TimeoutError:
+        _fail(silent)
 
 
 def _settings() -> Settings:

@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from openquake.baselib import config
 from openquake.baselib.general import humansize
@@ -30,12 +29,12 @@ from openquake.baselib.general import humansize
 from oq_celery import settings, turn
 from oq_celery.abort import Refused, abort, remove_leftovers
 from oq_celery.jobs import UNFINISHED, lives
+from oq_celery.replacing import replaced
 from oq_celery.runs import end_others, skip_taken
 
 INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstream takes capitals for a mosaic's model
-UPLOAD_FIELD = (
-    "upload"  # of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent
-)
+# Of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent.
+UPLOAD_FIELD = "upload"
 DATASTORES = (".hdf5", "_tmp.hdf5")  # what the names of a calculation's files have after its directory's
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
@@ -231,7 +230,7 @@ def extend_importcalc(module: Any) -> None:
 
         dbcmd, status = logs.dbcmd, "failed"
         try:
-            with mock.patch.object(logs, "dbcmd", noting):
+            with replaced(logs, "dbcmd", noting):
                 upstream_main(calc_id)
             for file in rates:
                 directory = Path(logs.get_datadir(), f"calc_{made[0]}")

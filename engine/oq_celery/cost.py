@@ -185,11 +185,11 @@ def meter(job: int) -> Meter:
     return made
 
 
-def of_calculation(job: int, environment: Mapping[str, str] = os.environ) -> Cost | None:
+def of_calculation(job: int) -> Cost | None:
     """What a calculation of this process has cost until now; None if no worker had a task of it."""
     costs = [made.cost() for made in _meters.get(job, ())]
     seconds = sum(seconds for seconds, _ in costs)
-    return Cost(seconds, sum(again for _, again in costs), price(environment)) if seconds else None
+    return Cost(seconds, sum(again for _, again in costs), price(os.environ)) if seconds else None
 
 
 def price(environment: Mapping[str, str]) -> float | None:

@@ -26,9 +26,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 from oq_celery import inputs, modules
+from oq_celery.replacing import replaced
 from oq_celery.settings import Settings
 
 CELERY = "celery"
@@ -167,10 +167,10 @@ def extend_calculators(base: Any) -> None:
     base.HazardCalculator.read_inputs = read_inputs
 
 
-def _own_cores(parallel: Any) -> AbstractContextManager[Any]:
+def _own_cores(parallel: Any) -> AbstractContextManager[None]:
     """In it, `num_cores` is the number of processes of a processpool of this machine."""
     own = int(os.environ.get("OQ_NUM_CORES") or min(parallel.num_cores, parallel.tot_cores))
-    return mock.patch.object(parallel, "num_cores", own)
+    return replaced(parallel, "num_cores", own)
 
 
 def _flush(h5: Any) -> None:

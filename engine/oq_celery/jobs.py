@@ -4,10 +4,11 @@ The engine's database says that a calculation runs until its process says otherw
 of memory or that went down with its machine never does. It would be shown as running for ever, and every calculation
 whose number is higher by `[distribution] serialize_jobs` or more would wait for it.
 
-Upstream clears such calculations when the WebUI starts, and with them all that run: `reap` takes the place of that,
-too (`hook.py`). It judges those of its own machine, of which those without a host are (`runs.py`), and where the
-DbServer is also those of a machine that was there before: a cluster has one master, and the next one may have another
-name and the database of before. It leaves those that have not begun: they hold up nobody.
+When the WebUI starts, upstream declares all calculations failed that are executing, also those whose process lives;
+`hook.py` puts `reap` in the place of that. `reap` judges the calculations of its own machine, to which those without a
+host belong (`runs.py`). On the machine of the DbServer it also judges those of former hosts: a cluster has one master,
+and the next one may have another name and the former one's database. It leaves alone what has not begun: that holds up
+nobody.
 """
 
 from __future__ import annotations

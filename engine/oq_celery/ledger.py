@@ -30,12 +30,6 @@ LOST_SECONDS: Final = 30.0
 
 
 @dataclass
-class _Attempt:
-    worker: str
-    heard: float
-
-
-@dataclass
 class _Entry:
     """A task without a result.
 
@@ -45,6 +39,8 @@ class _Entry:
         idle_since: since when nobody runs it.
         adopted: copies of its message have been dropped, so the broker may have none: it is this master's to see to.
         ended: a result is here, which is to be read.
+        attempts: when each was last heard of, by the worker's process and the message.
+        asked: since when a process waits to hear what to do with a message, in the same way.
     """
 
     losses: Losses
@@ -53,7 +49,7 @@ class _Entry:
     idle_since: float = 0.0
     adopted: bool = False
     ended: bool = False
-    attempts: dict[tuple[str, str], _Attempt] = field(default_factory=dict)
+    attempts: dict[tuple[str, str], float] = field(default_factory=dict)
     asked: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
@@ -87,10 +83,10 @@ class Ledger:
                 entry.priority = priority
                 entry.adopted = entry.ended = False
 
-    def remove(self, task_no: int) -> bool:
-        """A task has its result; False if it had one already."""
+    def remove(self, task_no: int) -> None:
+        """A task has its result; it may have had one already."""
         with self._lock:
-            return self._entries.pop(task_no, None) is not None
+            self._entries.pop(task_no, None)
 
     def losses(self, task_no: int) -> Losses | None:
         """What has become of the attempts at a task; None if it has its result."""
@@ -118,7 +114,7 @@ class Ledger:
                 for row in reply.running():
                     self._meter.runs(row.worker, row.message, now)
                     if entry := self._entries.get(row.task_no):
-                        _note(entry, (row.worker, row.message), now)
+                        entry.attempts[row.worker, row.message] = now
                 return
             if reply.kind == "started":
                 self._meter.runs(reply.worker, reply.message, now)
@@ -126,7 +122,7 @@ class Ledger:
                 self._meter.ended(reply, now)
             if entry := self._entries.get(reply.task_no):
                 if reply.kind == "started":
-                    _note(entry, (reply.worker, reply.message), now)
+                    entry.attempts[reply.worker, reply.message] = now
                 else:
                     _end(entry, (reply.worker, reply.message), now)
                     entry.ended = entry.ended or reply.kind in ("ended", "failed")
@@ -139,22 +135,22 @@ class Ledger:
                 return "drop"
             asker = (reply.worker, reply.message)
             since = entry.asked.setdefault(asker, now)
-            others = {key: attempt for key, attempt in entry.attempts.items() if key != asker}
-            if any(attempt.heard > since for attempt in others.values()):
+            others = {key: heard for key, heard in entry.attempts.items() if key != asker}
+            if any(heard > since for heard in others.values()):
                 # It lives, and has said so after this copy was there.
                 entry.adopted = True
                 del entry.asked[asker]
                 return "drop"
             dead_before = now - DEAD_SECONDS
             if others and (
-                self._connected > dead_before or any(a.heard > dead_before for a in others.values())
+                self._connected > dead_before or any(heard > dead_before for heard in others.values())
             ):
                 return "wait"
             for key in others:
                 self._silence(entry, key, now)
             entry.asked.clear()
             self._meter.runs(*asker, now)
-            _note(entry, asker, now)
+            entry.attempts[asker] = now
             return "do"
 
     def audit(self, now: float) -> list[int]:
@@ -167,8 +163,8 @@ class Ledger:
             for task_no, entry in self._entries.items():
                 if entry.sent is None or entry.ended:
                     continue
-                for key, attempt in list(entry.attempts.items()):
-                    if now - attempt.heard >= SILENT_SECONDS:
+                for key, heard in list(entry.attempts.items()):
+                    if now - heard >= SILENT_SECONDS:
                         self._silence(entry, key, now)
                 if entry.attempts:
                     continue
@@ -183,9 +179,8 @@ class Ledger:
 
     def _overtaken(self, now: float) -> set[int]:
         """Tasks that one sent much later, and no more urgent, has overtaken: a queue keeps the order of a priority."""
-        latest = [0.0] * (
-            MAX_PRIORITY + 1
-        )  # when the last one that runs was sent, of this priority or a lower one
+        # When the last one that runs was sent, of this priority or a lower one.
+        latest = [0.0] * (MAX_PRIORITY + 1)
         for entry in self._entries.values():
             if entry.sent is not None and entry.attempts and entry.sent <= now:
                 for priority in range(entry.priority, MAX_PRIORITY + 1):
@@ -214,11 +209,6 @@ class Ledger:
         for task_no, entry in entries:
             if verdict := entry.losses.verdict(workers):
                 yield task_no, verdict
-
-
-def _note(entry: _Entry, key: tuple[str, str], now: float) -> None:
-    attempt = entry.attempts.setdefault(key, _Attempt(key[0], now))
-    attempt.heard = now
 
 
 def _end(entry: _Entry, key: tuple[str, str], now: float) -> None:

@@ -21,9 +21,8 @@ class Order(Generic[T]):
     def __init__(self) -> None:
         self._initial = 0
         self._subtasks: dict[Path, int] = {}  # how many a task has asked for
-        self._announced: dict[
-            int, tuple[object, Path]
-        ] = {}  # by the identity of the arguments, which is kept alive
+        # By the identity of the arguments, which is kept alive.
+        self._announced: dict[int, tuple[object, Path]] = {}
         self._waiting: list[tuple[int, Path]] = []  # heap of what has not been handed on: generation, path
         self._complete: dict[Path, T] = {}
 

@@ -126,9 +126,8 @@ class TaskHeader:
     user: str
     size: int  # of the arguments, in bytes
     versions: Versions
-    inputs: str = (
-        ""  # the directory of the calculation's input files, if workers need one; see `oq_celery.inputs`
-    )
+    # the directory of the calculation's input files, if workers need one; see `oq_celery.inputs`
+    inputs: str = ""
     environment: dict[str, str] = field(default_factory=dict)  # of the engine's variables, see `environment`
     memory: dict[str, str] = field(default_factory=dict)  # of the engine's configuration, see `memory`
 

@@ -73,7 +73,7 @@ class ResultQueue(threading.Thread):
         self._ready = threading.Event()
         self._ended = False
         self._task_queue: tuple[int, int] | None = None  # tasks waiting, and workers
-        self._most_workers: tuple[float, int] = (0.0, 0)  # of the last minute, and when they were seen
+        self._most_workers: tuple[float, int] = (0.0, 0)  # of the last minute: when they were seen, how many
         self._say_waiting: float | None = None  # monotonic time of the next message that there is no worker
 
     @property

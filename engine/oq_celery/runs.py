@@ -354,7 +354,7 @@ def _join(processes: Sequence[Any], seconds: float) -> None:
 
 
 def end_others(dbcmd: Callable[..., Any], contexts: Sequence[Any], status: str, line: str = "") -> bool:
-    """Write down the end of calculations that nobody computes any more; True if one had none."""
+    """Write down the end of calculations that nobody computes any more; True if one had not ended yet."""
     found = False
     for context in contexts:
         job = dbcmd("get_job", context.calc_id)

@@ -33,9 +33,8 @@ class Settings:
     memory_per_process_mb: int  # a worker starts no more processes than its memory divided by this
     max_message_kb: int  # a larger task or result travels through shared_dir, not through RabbitMQ
     max_attempts: int  # so many workers may die of one task before the job fails
-    worker_modules: frozenset[str] = (
-        frozenset()
-    )  # packages that workers can import, besides those of the engine's environment
+    # packages that workers can import, besides those of the engine's environment
+    worker_modules: frozenset[str] = frozenset()
 
     @property
     def url(self) -> str:

@@ -18,9 +18,8 @@ from oq_celery.jobs import printable
 from oq_celery.protocol import CHANNEL_PREFIX, PROGRESS_FILE, Progress, TaskHeader
 from oq_celery.settings import Settings
 
-REPLY_SECONDS = (
-    1.0  # how long workers may take to answer; one that is busy answers too, its main process does
-)
+# How long workers may take to answer; one that is busy answers too, its main process does.
+REPLY_SECONDS = 1.0
 PROGRESS_BYTES = 4096  # of a master's file with its progress at most
 EXCHANGE_SECONDS = 5.0  # how long the broker may take to answer
 REMEDIES = {

@@ -29,9 +29,8 @@ from oq_keys import holders
 FACTS: Final = common.FACTS
 STATE: Final = Path(FACTS["rotation"])
 LOCK: Final = Path("/run/openquake/rotation.lock")
-NEW_USER: Final = Path(
-    "/run/openquake/definitions.json"
-)  # a file: rabbitmqctl 4.0.5 waits for ever for its input
+# A file, since rabbitmqctl 4.0.5 waits for ever for its input.
+NEW_USER: Final = Path("/run/openquake/definitions.json")
 BROKER_SECONDS: Final = 120  # that RabbitMQ may take for a command
 GENERATION: Final = "generation"
 REPLY_SECONDS: Final = 2.0  # that workers may take to say with which user they came
@@ -166,16 +165,21 @@ def _waiting(state: State, old: list[str]) -> list[str]:
 
 def _begin_anew(hosts: set[str], old: list[str]) -> None:
     """Let workers end when their running tasks have, no more than half of all at once."""
-    celery = _celery()
-    users = {
-        name: said["broker"]["userid"]
-        for name, said in (celery.control.inspect(timeout=REPLY_SECONDS).stats() or {}).items()
-    }
-    staying = sorted(name for name, user in users.items() if user in old)
-    going = max(0, len(hosts) - len(staying))  # those that end answer no more
-    room = max(1, (len(users) + going) // 2) - going
-    if staying and room > 0:
-        celery.control.shutdown(destination=staying[:room])
+    from kombu.exceptions import OperationalError
+
+    control = _celery().control
+    try:
+        users = {
+            name: said["broker"]["userid"]
+            for name, said in (control.inspect(timeout=REPLY_SECONDS).stats() or {}).items()
+        }
+        staying = sorted(name for name, user in users.items() if user in old)
+        going = max(0, len(hosts) - len(staying))  # those that end answer no more
+        room = max(1, (len(users) + going) // 2) - going
+        if staying and room > 0:
+            control.shutdown(destination=staying[:room])
+    except OperationalError as error:
+        raise common.NodeError(f"RabbitMQ does not answer: {error}") from error
 
 
 def _celery() -> Any:

@@ -135,7 +135,9 @@ def main() -> None:
     try:
         found = workers(directory, time.time())
         if given.worker is None:
-            print(json.dumps([asdict(worker) for worker in found]) if given.json else table(found))
+            print(
+                json.dumps([asdict(worker) for worker in found]) if given.json else table(found), flush=True
+            )
             return
         named = matching(found, given.worker)
         if not named:
@@ -150,6 +152,9 @@ def main() -> None:
         print("".join(last_lines(path, max(0, given.lines))), end="", flush=True)
         while given.follow:
             print(next(new), end="", flush=True)
+    except BrokenPipeError:  # `oq-node logs WORKER --follow | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(130)
     except OSError as error:
         _fail(f"{error}. Is the shared file system mounted? sudo oq-node status")
     except KeyboardInterrupt:

@@ -43,6 +43,7 @@ def add(name: str, *, administrator: bool = False) -> str:
     """Make an account; its password."""
     if not _NAME.fullmatch(name):
         raise AccountError(f"{name}: write a name as of Linux users, up to 32 of a-z, 0-9, _ . and -")
+    _not_the_clusters(name)
     users = get_user_model().objects
     if users.filter(username=name).exists():
         raise AccountError(f"{name} has an account; `password {name}` gives it a new password")
@@ -75,12 +76,19 @@ def listed() -> list[str]:
 
 
 def _existing(name: str) -> Any:
+    _not_the_clusters(name)
     user = get_user_model().objects.filter(username=name).first()
     if user is None:
         raise AccountError(f"{name} has no account; `list` shows those that there are")
-    if name == ADMINISTRATOR:
-        raise AccountError(f"{name} is the cluster's own: its password is the one in the cluster's secret")
     return user
+
+
+def _not_the_clusters(name: str) -> None:
+    if name == ADMINISTRATOR:
+        raise AccountError(
+            f"{name} is the cluster's own: its password is the one in the cluster's secret, which the output "
+            "webUiPasswordCommand shows; `oq-cluster rotate`, or `sudo oq-node rotate`, gives it a new one"
+        )
 
 
 def _new_password() -> str:

@@ -29,11 +29,11 @@ def nodes_image(paths: Paths, plan: Plan, say: Callable[[str], None]) -> Path:
 
 def baked_packages(plan: Plan) -> Sequence[str]:
     """The Debian packages that the user data would install: what an image with everything baked in has."""
-    from components import userdata  # with YAML, which most of the lab's commands need not load
+    from lab.aws import user_data  # with YAML, which most of the lab's commands need not load
 
     packages: set[str] = set()
     for template in plan.templates:
-        config = userdata.decode(base64.b64encode(template.user_data).decode())
+        config = user_data.decode(base64.b64encode(template.user_data).decode())
         for file in config["write_files"]:
             if file["path"] == NODE_FACTS:
                 packages.update(json.loads(file["content"]).get("packages", ()))

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from components import userdata
+from lab.aws import user_data
 from lab.aws.recording import Recording
 
 FACTS_FILE = Path("/etc/openquake/node.json")
@@ -30,7 +31,7 @@ def node_facts(recording: Recording, role: str) -> dict[str, Any]:
 def node_files(recording: Recording, role: str) -> dict[str, str]:
     """The files that cloud-init writes on a recorded node (master or worker), by their paths."""
     type_, argument = _USER_DATA[role]
-    written = userdata.decode(recording.one(type_).inputs[argument])["write_files"]
+    written = user_data.decode(recording.one(type_).inputs[argument])["write_files"]
     return {one["path"]: one["content"] for one in written}
 
 

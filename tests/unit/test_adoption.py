@@ -11,6 +11,7 @@ import pytest
 
 from components import userdata
 from components.tags import of_stack
+from lab.aws import user_data
 from lab.aws.answers import (
     Invokes,
     Refused,
@@ -83,7 +84,7 @@ def test_a_volume_that_exists_is_attached_in_place_of_a_new_one_and_not_managed(
     assert [one.name for one in recording.of_type(VOLUME)] == ["storage-rabbitmq", "storage-var"]
     assert recording.one(ATTACHMENT, "master-home").inputs["volumeId"] == VOLUME_ID
     assert recording.exports["volumeIds"]["/home"] == VOLUME_ID
-    boot = userdata.decode(recording.one(INSTANCE).inputs["userDataBase64"])["bootcmd"]
+    boot = user_data.decode(recording.one(INSTANCE).inputs["userDataBase64"])["bootcmd"]
     assert f"/home={userdata.ebs_device(VOLUME_ID)}" in "".join(boot)
     assert not [one.name for one in recording.resources if one.id == VOLUME_ID]
 
@@ -114,14 +115,14 @@ def test_a_file_system_that_exists_is_mounted_in_place_of_a_new_one_and_not_mana
 def test_another_file_system_makes_other_nodes(record: Record) -> None:
     """They would go on with what they have mounted, and a new file system has no engine."""
 
-    def user_data(recording: Recording) -> list[bytes]:
+    def sent(recording: Recording) -> list[bytes]:
         inputs = (
             recording.one(INSTANCE).inputs["userDataBase64"],
             recording.one(TEMPLATE).inputs["userData"],
         )
         return [base64.b64decode(one) for one in inputs]
 
-    before, after = user_data(record()), user_data(record(fileSystemId=FILE_SYSTEM))
+    before, after = sent(record()), sent(record(fileSystemId=FILE_SYSTEM))
     assert before[0] != after[0]
     assert before[1] != after[1]
 

@@ -146,8 +146,10 @@ def test_the_key_of_a_cluster_that_exists_cannot_change(
     record: Record, present: str, wanted: str, shown: str
 ) -> None:
     """AWS would make other disks, and blank ones: the provider replaces volumes and file system for another key."""
-    vpc = record(kmsKeyId=present).one(VPC)
-    answers = network_answers(vpc.id, vpc.inputs["cidrBlock"], {}, vpc.inputs["tags"])
+    recording = record(kmsKeyId=present)
+    vpc = recording.one(VPC)
+    subnets = {one.id: one.inputs for one in recording.of_type("aws:ec2/subnet:Subnet")}
+    answers = network_answers(vpc.id, vpc.inputs["cidrBlock"], subnets, vpc.inputs["tags"])
     assert run_program({"kmsKeyId": present}, invokes=answers).of_type(VOLUME)
     with pytest.raises(pulumi.RunError) as error:
         run_program({"kmsKeyId": wanted}, invokes=answers)

@@ -49,6 +49,14 @@ def test_a_node_is_ready_when_its_bootstrap_has_succeeded_once(
     assert status(common, monkeypatch, capsys) == []
 
 
+def test_who_looks_while_the_state_is_written_sees_all_of_the_former_one(common: Any) -> None:
+    common.record(step="engine")
+    with common.STATE.open() as looking:
+        common.record(step="mounts")
+        assert json.load(looking) == {"step": "engine"}
+    assert common.recorded() == {"step": "mounts"}
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

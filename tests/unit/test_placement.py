@@ -13,6 +13,7 @@ from lab.aws.recorder import run_program
 from lab.aws.recording import Recording
 from lab.aws.resources import REGION
 from tests.unit.conftest import Record
+from tests.unit.test_keys import KEY
 
 VPC = "aws:ec2/vpc:Vpc"
 SUBNET = "aws:ec2/subnet:Subnet"
@@ -100,14 +101,25 @@ def test_two_clusters_of_one_name_are_refused_with_their_networks(answers: Invok
 def test_a_network_that_an_interrupted_up_has_left_is_no_second_cluster(answers: Invokes) -> None:
     """Pulumi does not know it, so nothing is in it."""
 
+    both = with_remains(answers, "vpc-1", "vpc-left")
+    assert run_program({}, invokes=both).of_type(VPC)
+
+
+def with_remains(answers: Invokes, *vpcs: str) -> Invokes:
+    """These answers where there are these VPCs, and no subnet in vpc-left."""
     its = answers[GET_SUBNETS]
     assert callable(its)
 
     def subnets(args: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"id": REGION, "ids": []} if asked(args, "vpc-id") == "vpc-left" else its(args)
 
-    both = {**answers, GET_VPCS: {"id": REGION, "ids": ["vpc-1", "vpc-left"]}, GET_SUBNETS: subnets}
-    assert run_program({}, invokes=both).of_type(VPC)
+    return {**answers, GET_VPCS: {"id": REGION, "ids": vpcs}, GET_SUBNETS: subnets}
+
+
+def test_a_network_that_is_left_alone_fixes_no_setting(answers: Invokes) -> None:
+    config = {"vpcCidr": "10.21.0.0/16", "kmsKeyId": KEY}  # the present ones: 10.20.0.0/16, and no key
+    assert run_program(config, invokes=with_remains(answers, "vpc-left")).of_type(VPC)
+    assert len(refused(config, with_remains(answers, "vpc-1", "vpc-left"))) == 2
 
 
 # --- volumes ------------------------------------------------------------------------------------------------
@@ -133,6 +145,15 @@ def test_a_volume_that_would_shrink_is_refused_and_one_that_stays_or_grows_is_no
         "  varVolumeGb = 49: the volume has 50 GiB and EBS cannot shrink it: write 50 or more",
     ]
     assert run_program({"homeVolumeGb": "101"}, invokes=with_disks).of_type(VOLUME)
+
+
+def test_a_volume_that_would_shrink_is_named_once_however_many_networks_there_are(
+    with_disks: Invokes,
+) -> None:
+    lines = refused(
+        {"homeVolumeGb": "99"}, {**with_disks, GET_VPCS: {"id": REGION, "ids": ["vpc-1", "vpc-2"]}}
+    )
+    assert [line.split()[0] for line in lines] == ["homeVolumeGb", "stack"]
 
 
 def test_a_volume_that_no_machine_of_the_stack_has_says_nothing_of_a_size(with_disks: Invokes) -> None:

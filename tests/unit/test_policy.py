@@ -293,6 +293,7 @@ SECRETS = [
     "-----BEGIN RSA PRIVATE KEY-----",
     "broker: amqp://openquake:hunter2@10.0.0.1",
     "amqp_password: 0123456789abcdef0123",
+    "# für RabbitMQ\namqp_password: 0123456789abcdef0123",
 ]
 COPY_RULE = "policyDetails.schedules.0.crossRegionCopyRules"
 EVENT = "policyDetails.action"

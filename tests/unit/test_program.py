@@ -17,11 +17,12 @@ import pulumi
 import pulumi_aws
 import pytest
 
-from components import facts, userdata
+from components import facts
 from components.capacity import steps_out
 from components.prices import HOURS, estimate
 from components.settings import Settings
 from components.tags import shown_in_metadata
+from lab.aws import user_data
 from lab.aws.recorder import UNKNOWN, run_program
 from lab.aws.recording import Recorded, Recording
 from lab.aws.resources import ACCOUNT, REGION
@@ -889,7 +890,7 @@ def test_a_master_that_publishes_nothing_neither_adds_nor_removes_workers(each_m
 
 
 def test_the_alarms_watch_what_this_clusters_master_publishes(each_mode: Recording) -> None:
-    master = userdata.decode(each_mode.one(INSTANCE).inputs["userDataBase64"])
+    master = user_data.decode(each_mode.one(INSTANCE).inputs["userDataBase64"])
     (unit,) = [one["content"] for one in master["write_files"] if one["path"].endswith(facts.METRICS_UNIT)]
     for one in each_mode.of_type(ALARM):
         ((dimension, cluster),) = one.inputs["dimensions"].items()

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,10 @@ class Killed(BaseException):
     """The program ends here, as by kill -9."""
 
 
+class OperationalError(Exception):
+    """Kombu's: the broker does not answer."""
+
+
 class World:
     """What a rotation changes, and what it looks at.
 
@@ -44,6 +49,7 @@ class World:
         services: what was done with units, and ("now",) where the time was taken.
         processes: those of the master that began before it had the new values.
         workers: by host, the user with which each has come; those that end have None as the user of their commands.
+        silent: the workers' commands find no broker.
     """
 
     def __init__(self, cfg: Path, webui: Path) -> None:
@@ -56,6 +62,7 @@ class World:
         self.processes: list[str] = []
         self.workers: dict[str, str] = {}
         self.ending: list[str] = []
+        self.silent = False
 
     def change(self, effect: Callable[[], Any]) -> None:
         """Do something that lasts; at each moment everybody who reads secret or file gets in."""
@@ -111,6 +118,12 @@ class World:
 
     def celery(self) -> Any:
         """The workers that answer, and the command that ends them in order."""
+
+        def stats() -> dict[str, Any] | None:
+            if self.silent:
+                raise OperationalError("timed out")
+            return answers or None
+
         answers = {
             host: {"broker": {"userid": user}}
             for host, user in self.workers.items()
@@ -118,7 +131,7 @@ class World:
         }
         return SimpleNamespace(
             control=SimpleNamespace(
-                inspect=lambda timeout: SimpleNamespace(stats=lambda: answers or None),  # noqa: ARG005
+                inspect=lambda timeout: SimpleNamespace(stats=stats),  # noqa: ARG005
                 shutdown=lambda destination: self.ending.extend(destination),
             )
         )
@@ -162,6 +175,8 @@ def rotation(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
         def put(secret_id: str, values: dict[str, str]) -> None:
             world.change(lambda: world.secrets.update({secret_id: values}))
 
+        kombu = SimpleNamespace(OperationalError=OperationalError)
+        monkeypatch.setitem(sys.modules, "kombu.exceptions", kombu)
         monkeypatch.setattr(common.shutil, "chown", lambda *_: None)
         monkeypatch.setattr(common, "write", written)
         monkeypatch.setattr(common, "run", world.run)
@@ -271,6 +286,19 @@ def test_workers_begin_anew_half_of_them_at_once(rotation: Any, world: World) ->
             world.come_back()
     assert set(world.workers.values()) == {f"{facts.AMQP_USER}-2"}
     assert not world.accepts(FIRST)
+
+
+def test_a_broker_that_is_silent_when_workers_are_to_end_is_asked_at_the_next_look(
+    rotation: Any, world: World
+) -> None:
+    world.workers = {"10.20.2.5": facts.AMQP_USER}
+    rotation.rotate()
+    world.silent = True
+    with pytest.raises(rotation.common.NodeError, match="RabbitMQ does not answer: timed out"):
+        rotation.settle()
+    world.silent = False
+    rotation.settle()
+    assert world.ending == ["10.20.2.5"]
 
 
 def test_a_worker_that_still_finishes_its_tasks_keeps_the_old_user(rotation: Any, world: World) -> None:

@@ -119,13 +119,18 @@ def test_a_master_that_stops_itself_does_so_after_ten_minutes_at_least_and_leave
         ("100.64.0.0/16", "private network"),
         ("10.0.1.0/16", "the address has host bits set: write 10.0.0.0/16"),
         ("10.0.0.0/255.255.0.0", "write 10.0.0.0/16"),
-        ("10.0.0.0", "write 10.0.0.0/32"),
+        ("10.20.0.1", "write an IPv4 network such as 10.20.0.0/16"),
         ("fd00::/48", "IPv4 network"),
         ("", "IPv4 network"),
     ],
 )
 def test_a_vpc_network_that_cannot_be_is_refused(cidr: str, remedy: str) -> None:
     assert remedy in problems({"vpcCidr": cidr})["vpcCidr"].remedy
+
+
+def test_a_client_network_may_be_one_address_with_its_prefix() -> None:
+    assert problems({"clientCidrs": ["10.1.2.3"]})["clientCidrs"].remedy == "10.1.2.3: write 10.1.2.3/32"
+    assert Settings.parse({"clientCidrs": ["10.1.2.3/32"]}).client_cidrs == (IPv4Network("10.1.2.3/32"),)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import yaml
 from oq_celery import settings
 
 from components import facts, userdata
+from lab.aws import user_data
 from lab.aws.recording import Recording
 from tests.unit.conftest import ENDPOINTS, ENDPOINTS_DISKLESS, MODES, NAT, NAT_DISKLESS, Record
 from tests.unit.test_program import INSTANCE, MOUNT_TARGET, SECRET, SIZES, TEMPLATE, VOLUME
@@ -42,7 +43,7 @@ def encoded(recording: Recording) -> dict[str, str]:
 
 def configs(recording: Recording) -> dict[str, dict[str, Any]]:
     """The cloud-config of master and worker."""
-    return {role: userdata.decode(data) for role, data in encoded(recording).items()}
+    return {role: user_data.decode(data) for role, data in encoded(recording).items()}
 
 
 def files(config: dict[str, Any]) -> dict[str, str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -105,3 +108,27 @@ def test_nginx_writes_only_where_its_unit_lets_it(conf: str) -> None:
     written = re.findall(r"^ *(?:pid|\w+_temp_path) +(.*);", conf, re.MULTILINE)
     assert len(written) == 6
     assert all(path.startswith("%t/openquake-nginx/") for path in written)
+
+
+@pytest.fixture
+def accounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the accounts, of which none is there; Django is on the nodes alone."""
+    users = SimpleNamespace(filter=lambda **_: SimpleNamespace(exists=lambda: False, first=lambda: None))
+    made = {
+        "django.contrib.auth": SimpleNamespace(get_user_model=lambda: SimpleNamespace(objects=users)),
+        "django.core.management": SimpleNamespace(call_command=None),
+        "oq_webui.settings": SimpleNamespace(DATABASE=None),
+    }
+    for name, module in made.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "oq_webui.accounts", raising=False)
+    yield importlib.import_module("oq_webui.accounts")
+    sys.modules.pop("oq_webui.accounts")
+
+
+@pytest.mark.parametrize("action", ["add", "renew_password", "remove"])
+def test_the_administrators_account_is_the_clusters_and_a_rotation_gives_it_a_password(
+    accounts: Any, action: str
+) -> None:
+    with pytest.raises(accounts.AccountError, match="webUiPasswordCommand shows; `oq-cluster rotate`"):
+        getattr(accounts, action)("admin")

@@ -162,6 +162,16 @@ def test_a_worker_that_says_nothing_still_shows_that_it_lives(
     assert cli.last_lines(log.path, 10)[0].endswith("one\n")
 
 
+def test_a_worker_that_falls_silent_with_a_full_file_is_listed_and_shows_that_it_lives(
+    journal: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "FILE_BYTES", 1)
+    write(journal, log, "the last word")
+    log.beat()
+    assert [worker.instance for worker in cli.workers(log.path.parent, 0)] == [INSTANCE]
+    assert cli.last_lines(log.path, 10)[0].endswith(": the last word\n")
+
+
 def test_a_worker_is_alive_for_three_signs_of_life(journal: Any, log: Any) -> None:
     write(journal, log, "one")
     heard = log.path.stat().st_mtime
@@ -180,11 +190,12 @@ def test_a_worker_is_found_by_each_of_its_names(journal: Any, log: Any, name: st
     assert cli.matching(found, "0" + name) == []
 
 
-def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command as oq-node starts it."""
     command = [sys.executable, "-c", "from oq_logs.cli import main; main()", str(directory), "eu-central-1"]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
-    return subprocess.run([*command, *words], capture_output=True, text=True, env=environment)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run([*command, *words], text=True, env=environment, **streams)
 
 
 def test_of_two_workers_with_one_address_the_last_heard_is_shown_and_the_other_named(
@@ -213,6 +224,18 @@ def test_the_list_and_a_worker_without_a_log_say_what_to_do(journal: Any, log: A
     assert (away.returncode, "sudo oq-node status" in away.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("words", [[], [INSTANCE], [INSTANCE, "--follow"]])
+def test_a_reader_that_has_ended_is_no_fault_of_the_file_system(
+    journal: Any, log: Any, words: list[str]
+) -> None:
+    write(journal, log, "one", "two")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(log.path.parent, *words, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_what_comes_later_is_followed_into_the_next_file(
     journal: Any, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,11 +245,8 @@ def test_what_comes_later_is_followed_into_the_next_file(
     assert next(new) == ""
     write(journal, log, "later")
     assert next(new).endswith(": later\n")
-    monkeypatch.setattr(journal, "FILE_BYTES", 1)
     write(journal, log, "end of the file")
-    assert not log.path.exists()
-    assert next(new) == ""
-    monkeypatch.setattr(journal, "FILE_BYTES", 10**6)
+    monkeypatch.setattr(journal, "FILE_BYTES", 1)
     write(journal, log, "next")
     said = [text.rpartition(": ")[2] for text in next(new).splitlines()]
     assert said == ["end of the file", f"-- {INSTANCE} {HOST} {ADDRESS}", "next"]

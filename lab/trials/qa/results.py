@@ -37,15 +37,11 @@ class Result:
     tasks: list[str] = field(default_factory=list)
 
     @property
-    def largest(self) -> tuple[float, float] | None:
-        """The largest absolute and relative difference; None where a dataset has none."""
+    def largest(self) -> float | None:
+        """The largest relative difference; None where a dataset has none."""
         if any("why" in one for one in self.different.values()):
             return None
-        values = self.different.values()
-        return (
-            max((one["absolute"] for one in values), default=0.0),
-            max((one["relative"] for one in values), default=0.0),
-        )
+        return max((one["relative"] for one in self.different.values()), default=0.0)
 
 
 class Results:

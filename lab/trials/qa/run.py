@@ -187,7 +187,9 @@ def describe(result: Result) -> str:
         line += f" ({result.equal} datasets)"
     elif result.different:
         far = result.largest
-        line += f" ({', '.join(result.different)}: " + (f"{far[1]:.1e} relative)" if far else "not the same)")
+        line += f" ({', '.join(result.different)}: " + (
+            "not the same)" if far is None else f"{far:.1e} relative)"
+        )
     elif result.why:
         line += f": {result.why}"
     return line + " {:.1f} s, {:.1f} s with one process".format(*result.seconds)
