@@ -103,12 +103,11 @@ def refusal(data_directory: str, settings: Settings, user: str) -> str | None:
     elif not visible(path, settings):
         why = "workers cannot see this directory"
     else:
-        there = next(
-            one for one in (path, *path.parents) if one.exists()
-        )  # upstream makes it, for the group to read
-        if _readable(there, settings):
+        # What is not there yet upstream makes, for the group to read.
+        closed = _closed(next(one for one in (path, *path.parents) if one.exists()), settings)
+        if closed is None:
             return None
-        why = f"workers may not read {there}, which `chmod g+rx` allows them"
+        why = f"workers may not read {closed}, which `chmod g+rx` allows them"
     return (
         f"OQ_DATADIR={data_directory}: {why}; "
         f"unset it, or set it to one below {settings.shared_dir}, such as {settings.shared_dir / user / 'oqdata'}"
