@@ -87,7 +87,7 @@ def gather(job_ini: Path) -> Job:
     """
     ini = Path(os.path.abspath(job_ini))  # noqa: PTH100  a link's neighbours count, not its target's
     values = _values(ini)
-    gathering = _Gathering()
+    gathering = _Gathering(ini)
     gathering.take(ini)
     if problems := gathering.problems():
         lines = "\n".join(f"  {problem}" for problem in problems)
@@ -121,9 +121,10 @@ def _values(ini: Path) -> dict[str, str]:
 
 
 class _Gathering:
-    """The files found so far, and what is missing."""
+    """The files of the job file `ini` found so far, and what is missing."""
 
-    def __init__(self) -> None:
+    def __init__(self, ini: Path) -> None:
+        self.ini = ini
         self.files: set[Path] = set()
         self.archives: set[Path] = set()
         self.missing: list[tuple[Path, str, str]] = []  # by which file, what, and how it says so
@@ -144,7 +145,8 @@ class _Gathering:
     def _follow(self, file: Path) -> None:
         for beside in _beside(file):
             self.take(beside)
-        if file.suffix.lower() == ".ini":  # a calculation that begins with another one names its job file
+        # The job file, whatever its name's ending, and that of a calculation with which this one begins.
+        if file == self.ini or file.suffix.lower() == ".ini":
             for key, value in _values(file).items():
                 self._ini_value(file, key, value)
         elif file.suffix.lower() in _XML:

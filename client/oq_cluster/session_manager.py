@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-import boto3
 from botocore import exceptions
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.exceptions import ClientError as ApiError
 
@@ -141,6 +139,8 @@ class SessionManager:
     @cached_property
     def _session(self) -> Any:
         """boto3's, which keeps the credentials that it has found."""
+        import boto3  # more than half of what the client would load for commands that ask AWS nothing
+
         return boto3.Session(profile_name=self.profile or None)
 
     def start(
@@ -180,6 +180,8 @@ class SessionManager:
 
     def terminate(self, session_id: str) -> None:
         """End a session on AWS's side; one that has ended already, or cannot be ended, ends by itself."""
+        from botocore.config import Config
+
         limits = Config(
             connect_timeout=_END_CONNECT_SECONDS,
             read_timeout=_END_READ_SECONDS,

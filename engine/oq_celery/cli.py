@@ -155,9 +155,11 @@ def follow(arguments: argparse.Namespace, settings: Settings) -> None:
                 print(line, flush=True)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        status = dbcmd("get_job", job.id).status
-    print(f"Calculation {job.id} is {status}", flush=True)
-    sys.exit(status != "complete")
+        ended = dbcmd("get_job", job.id)
+    if ended is None:
+        _fail(f"calculation {job.id} was deleted")
+    print(f"Calculation {job.id} is {ended.status}", flush=True)
+    sys.exit(ended.status != "complete")
 
 
 def show_cost(arguments: argparse.Namespace, settings: Settings) -> None:

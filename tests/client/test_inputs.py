@@ -46,6 +46,12 @@ def test_what_values_and_xml_inputs_name_comes_along_and_nothing_else(tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["job.ini.txt", "job.cfg", "job"])
+def test_the_job_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    ini = write(tmp_path, job_ini="[a]\nsite_model_file = sites.csv\n", sites_csv="").rename(tmp_path / name)
+    assert names(ini) == {name, "sites.csv"}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -646,3 +646,12 @@ def test_without_a_way_to_aws_a_certificate_can_be_had_as_a_file_and_nothing_is_
     with pytest.raises(ClientError, match=r"oq-cluster use … --certificate"):
         Certificate("x", lambda: SessionManager("r", "i-1").run("cat x").output).renew()
     assert asked == []
+
+
+def test_a_command_that_asks_aws_nothing_does_not_load_boto3() -> None:
+    program = "import oq_cluster.cli, sys; print(*{'boto3', 'botocore.client'} & {*sys.modules})"
+    path = {"PYTHONPATH": str(Path(session_manager.__file__).parent.parent)}
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | path, capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.split() == []

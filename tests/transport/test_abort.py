@@ -404,6 +404,16 @@ def test_with_a_calculation_go_those_that_start_from_it_if_they_are_ones_own_and
     assert users.files() == set("123")
 
 
+def test_who_follows_a_calculation_that_is_deleted_is_told(served: Served, users: Users) -> None:
+    users.add(1, "ann", "executing", served.data / "calc_1")
+    served.query("INSERT INTO log VALUES (1, 1, datetime('now'), 'INFO', 'oq', 'it has begun')")
+    follower = served.start("oq-celery", "follow", "1")
+    wait_until(lambda: "it has begun" in follower.output(), "the log")
+    served.query("DELETE FROM job")
+    assert follower.wait() == 1
+    assert follower.output().splitlines()[-1] == "oq-celery: calculation 1 was deleted"
+
+
 def test_a_negative_number_beyond_ones_first_calculation_is_none(served: Served, users: Users) -> None:
     for number, user in enumerate(("bob", "ann", "ann", "ann"), 1):
         users.add(number, user, "deleted" if number == 2 else "complete", served.data / f"calc_{number}")
