@@ -152,7 +152,7 @@ def kill(pids: Iterable[int], timeout: float = 60) -> None:
         time.sleep(0.05)
 
 
-def signal_quietly(pid: int, number: signal.Signals) -> None:
+def signal_quietly(pid: int, number: int) -> None:
     """Send a signal to a process that may be gone."""
     try:
         os.kill(pid, number)

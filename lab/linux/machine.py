@@ -15,7 +15,17 @@ from pathlib import Path
 
 from lab.base import LabError
 from lab.linux import volumes
-from lab.linux.host import Paths, every_process, is_alive, join_control_group, kill, run, start, wait_until
+from lab.linux.host import (
+    Paths,
+    every_process,
+    is_alive,
+    join_control_group,
+    kill,
+    run,
+    signal_quietly,
+    start,
+    wait_until,
+)
 
 REBOOT = 133
 """systemd-nspawn's exit code when the system in it asks for a reboot (with --keep-unit)."""
@@ -153,7 +163,7 @@ class Machine:
         """Shut it down as the console's power button does, and cut the power if it takes too long."""
         pid = self.init()
         if pid is not None:
-            os.kill(pid, signal.SIGRTMIN + 4)  # systemd(1): start poweroff.target
+            signal_quietly(pid, signal.SIGRTMIN + 4)  # systemd(1): start poweroff.target
             try:
                 wait_until("power-off", lambda: not is_alive(pid), timeout)
             except LabError:

@@ -15,6 +15,7 @@ sockets.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -296,8 +297,12 @@ def _names(plan: Plan) -> list[tuple[str, IPv4Address]]:
 
 def _resolver(paths: Paths) -> list[int]:
     """The process of the VPC's resolver, if it runs."""
-    pids = run(["ip", "netns", "pids", paths.netns("vpc")]).split()
-    return [int(pid) for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == "dnsmasq"]
+    found = []
+    for pid in run(["ip", "netns", "pids", paths.netns("vpc")]).split():
+        with contextlib.suppress(OSError):  # it has ended just now
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "dnsmasq":
+                found.append(int(pid))
+    return found
 
 
 def _start_resolver(paths: Paths, plan: Plan, logs: Path) -> None:

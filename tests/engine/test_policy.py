@@ -32,7 +32,8 @@ class PolicyHost(LanguageHost):
         surroundings = os.environ | dict(pair.split("=", 1) for pair in request.env)
         command = [PYTHON, "-u", request.info.program_directory, *request.args]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings)
-        context.add_callback(process.kill)
+        if not context.add_callback(process.kill):  # the engine has gone already
+            process.kill()
         assert process.stdout is not None
         for line in process.stdout:
             yield language_pb2.RunPluginResponse(stdout=line)

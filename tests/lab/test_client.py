@@ -32,7 +32,7 @@ from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user
 from tests.certificates import certificate, key, private
 from tests.lab.computer import Computer, person
 from tests.lab.conftest import booted
-from tests.lab.support import listening, on
+from tests.lab.support import DEADLINE, listening, on
 from tests.lab.web import Client
 
 pytestmark = pytest.mark.lab
@@ -145,7 +145,7 @@ def test_a_job_with_models_in_folders_gives_what_the_command_line_gives(
     }
     make_user(ann.lab)
     export = f"oq engine --export-outputs {number} ~/client >&2; cd ~/client; sha256sum *.csv"
-    printed = on(ann.lab, "master", f"runuser --login {USER} --command '{export}'", 120)
+    printed = on(ann.lab, "master", f"runuser --login {USER} --command '{export}'")
     exported = {name: digest for digest, name in map(str.split, printed.splitlines())}
     assert len(downloaded) > 3
     assert downloaded == exported
@@ -161,7 +161,7 @@ def test_the_datastore_comes_as_the_master_has_it(ann: Computer, tmp_path: Path)
     files = ann.json("get", str(number), "--out", tmp_path, "--datastore")["files"]
     assert str(tmp_path / f"calc_{number}.hdf5") in files
     digest = hashlib.sha256((tmp_path / f"calc_{number}.hdf5").read_bytes()).hexdigest()
-    printed = on(ann.lab, "master", f"sha256sum $(find {facts.SHARED_DIR} -name calc_{number}.hdf5)", 120)
+    printed = on(ann.lab, "master", f"sha256sum $(find {facts.SHARED_DIR} -name calc_{number}.hdf5)")
     assert printed.split()[0] == digest
 
 
@@ -269,7 +269,7 @@ def test_others_see_a_calculation_while_it_is_shared(ann: Computer, bob: Compute
 
 
 def test_a_session_that_has_ended_says_log_in_again(bob: Computer) -> None:
-    on(bob.lab, "master", "oq-webui password bob", 120)
+    on(bob.lab, "master", "oq-webui password bob")
     bob.oq("list", status=1)
     assert "log in again: oq-cluster login bob" in bob.errors
 
@@ -303,26 +303,26 @@ def test_the_workers_are_told_with_what_they_do(ann: Computer, long: Path) -> No
     wait_until(
         "a busy worker",
         lambda: sum(worker["busy"] for worker in ann.json("workers")["queue"]["workers"]),
-        120,
+        DEADLINE,
     )
     ann.oq("abort", str(number))
     on(ann.lab, "master", f"systemctl stop {facts.RABBITMQ_UNIT}")
     try:
         assert "does not answer" in ann.oq("workers", status=1)
     finally:
-        on(ann.lab, "master", f"systemctl start {facts.RABBITMQ_UNIT}", 120)
+        on(ann.lab, "master", f"systemctl start {facts.RABBITMQ_UNIT}")
 
 
 def test_where_amazon_has_no_room_for_a_worker_the_log_of_a_calculation_says_why(
     ann: Computer, long: Path
 ) -> None:
     for worker in ann.lab.staying():  # so that tasks wait for certain
-        on(ann.lab, worker.name, f"systemctl stop {facts.CELERY_UNIT}", 120)
+        on(ann.lab, worker.name, f"systemctl stop {facts.CELERY_UNIT}")
     fleet.limit(ann.lab, 2)
     number = str(ann.json("run", long, "--no-wait")["id"])
     try:
         fleet.set_capacity(ann.lab, 3)
-        wait_until("the reason", lambda: "No further worker starts" in ann.oq("log", number), 180)
+        wait_until("the reason", lambda: "No further worker starts" in ann.oq("log", number), DEADLINE)
         (line,) = [line for line in ann.json("log", number) if "No further worker" in line["message"]]
         assert line["level"] == "WARNING"
         assert "2 of 3 are there: AWS has no spot capacity" in line["message"]
@@ -332,13 +332,13 @@ def test_where_amazon_has_no_room_for_a_worker_the_log_of_a_calculation_says_why
         assert re.search("no worker started at .*UnfulfillableCapacity", shown)
         fleet.limit(ann.lab, None)
         fleet.set_capacity(ann.lab, 2)
-        wait_until("its end", lambda: "Workers start again" in ann.oq("log", number), 120)
+        wait_until("its end", lambda: "Workers start again" in ann.oq("log", number), DEADLINE)
         assert ann.oq("log", number).count("No further worker starts") == 1
     finally:
         fleet.limit(ann.lab, None)
         fleet.set_capacity(ann.lab, 2)
         for worker in ann.lab.staying():
-            on(ann.lab, worker.name, f"systemctl start {facts.CELERY_UNIT}", 120)
+            on(ann.lab, worker.name, f"systemctl start {facts.CELERY_UNIT}")
         ann.oq("abort", number)
 
 
@@ -353,7 +353,7 @@ def test_what_a_worker_has_said_and_what_a_calculation_has_cost_can_be_seen_from
     wait_until(
         "the worker's word",
         lambda: "a word of a worker" in ann.oq("logs", str(worker.address), "--lines", "50"),
-        60,
+        DEADLINE,
     )
     assert str(worker.address) in [one["address"] for one in ann.json("logs")]
     ann.oq("logs", "10.99.99.99", status=1)
@@ -451,22 +451,22 @@ def problems(lab: Lab) -> tuple[str, ...]:
 def renewed(lab: Lab) -> str:
     """What a renewal has left: what is wrong, if anything is, and the certificate that is shown."""
     shown = f"cat {facts.WEBUI_TLS_DIR}/problem {facts.WEBUI_CERTIFICATE} 2>/dev/null || true"
-    return on(lab, "master", f"{RENEW}; {shown}", 120)
+    return on(lab, "master", f"{RENEW}; {shown}")
 
 
 def test_a_bad_certificate_is_said_and_the_former_one_is_shown_until_there_is_a_good_one(
     ann: Computer,
 ) -> None:
     build.give_secret(ann.lab, ARN, pair(begins=-9, days=8))
-    wait_until("the secret to be refused", lambda: "certificate has expired" in renewed(ann.lab), 300)
-    wait_until("the services", lambda: len(problems(ann.lab)) == 1, 120)
+    wait_until("the secret to be refused", lambda: "certificate has expired" in renewed(ann.lab), DEADLINE)
+    wait_until("the services", lambda: len(problems(ann.lab)) == 1, DEADLINE)
     assert f"put-secret-value --secret-id {ARN}" in problems(ann.lab)[0]
     ann.oq("list")
     good = pair()
     build.give_secret(ann.lab, ARN, good)
     shown = good.partition("-----BEGIN PRIVATE KEY")[0]
-    wait_until("the secret to be taken", lambda: shown in renewed(ann.lab), 300)
-    wait_until("the services", lambda: not problems(ann.lab), 120)
+    wait_until("the secret to be taken", lambda: shown in renewed(ann.lab), DEADLINE)
+    wait_until("the services", lambda: not problems(ann.lab), DEADLINE)
     ann.oq("list")  # asks the master for the new one
 
 
@@ -474,9 +474,9 @@ def test_without_any_good_certificate_nothing_is_served_until_there_is_one(ann: 
     former = on(ann.lab, "master", f"mv {facts.WEBUI_TLS_DIR} /root/tls && cat /root/tls/pair.pem")
     build.give_secret(ann.lab, ARN, "no PEM")
     on(ann.lab, "master", f"{RENEW} --no-block")
-    wait_until("the problem", lambda: "holds 0 certificates" in "".join(problems(ann.lab)), 300)
+    wait_until("the problem", lambda: "holds 0 certificates" in "".join(problems(ann.lab)), DEADLINE)
     assert facts.WEBUI_PORT not in listening(ann.lab, "master")
     build.give_secret(ann.lab, ARN, former)
     # Without anybody on the master.
-    wait_until("the WebUI", lambda: not problems(ann.lab), 120)
+    wait_until("the WebUI", lambda: not problems(ann.lab), DEADLINE)
     ann.oq("list")

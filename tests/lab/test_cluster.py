@@ -34,6 +34,7 @@ from lab.trials.job import CLASSICAL, USER, DemoJob, compare, fetch_job, run_job
 from tests.lab.conftest import configuration
 from tests.lab.support import (
     ALL_PORTS,
+    DEADLINE,
     FLOAT32_ROUNDING,
     READY_SECONDS,
     as_user,
@@ -75,7 +76,7 @@ def reboot(lab: Lab, name: str) -> None:
     machine = lab.machine(name)
     before = machine.init()
     machine.execute(["systemctl", "reboot"])
-    wait_until(f"the reboot of {name}", lambda: machine.init() not in (None, before), 180)
+    wait_until(f"the reboot of {name}", lambda: machine.init() not in (None, before), DEADLINE)
     lab.nodes[name].ready_after = None
 
 
@@ -248,7 +249,7 @@ LONG = "--param " + " ".join(f"{key}={value}" for key, value in LONG_JOB.changes
 def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
     directory = people(nfs_cluster, "ann")
     program = shlex.quote(Path(__file__).with_name("session.py").read_text())
-    shown = on(nfs_cluster, "master", f"python3 -c {program} ann {directory}", 180)
+    shown = on(nfs_cluster, "master", f"python3 -c {program} ann {directory}")
     assert " classical tasks" in shown, shown
     status, log = as_user(nfs_cluster, "ann", "oq-celery follow")
     assert status == 0, log
@@ -298,7 +299,7 @@ def test_reset_leaves_the_database_and_the_calculations_of_others(nfs_cluster: L
     owners = {one["owner"].partition("@")[0] for one in calculations(nfs_cluster)}
     assert "bob" in owners
     assert "ann" not in owners
-    assert nfs_cluster.machine("master").execute(["oq", "reset", "--yes"], 60).returncode == 1
+    assert nfs_cluster.machine("master").execute(["oq", "reset", "--yes"], DEADLINE).returncode == 1
     assert "bob" in as_user(nfs_cluster, "bob", "oq purge old --days 0")[1]
 
 
@@ -324,7 +325,7 @@ def test_after_a_reboot_volumes_are_mounted_and_services_up_as_soon_as_the_share
             reboot(nfs_cluster, name)
         for name in waiting:
             tried = f"systemctl show --property=NRestarts --value {facts.MOUNTS_UNIT}"
-            wait_until("two attempts", lambda: int(on(nfs_cluster, name, tried)) >= 2, 180)  # noqa: B023
+            wait_until("two attempts", lambda: int(on(nfs_cluster, name, tried)) >= 2, DEADLINE)  # noqa: B023
             assert says(nfs_cluster, name, f"{facts.NFS_DIR} is not mounted")
         wait_until(
             "what needs no file system", lambda: facts.AMQP_PORT in listening(nfs_cluster, "master"), 180
@@ -375,14 +376,14 @@ def test_a_rotation_ends_no_calculation_and_no_session_and_the_old_password_goes
 
     def look() -> None:
         """What the timer does each minute; it fails while the broker comes up."""
-        on(nfs_cluster, "master", f"systemctl start {facts.REFRESH_SERVICE} || true", 300)
+        on(nfs_cluster, "master", f"systemctl start {facts.REFRESH_SERVICE} || true")
 
     with ThreadPoolExecutor() as pool:
         since = time.time()
         job = pool.submit(run_job, nfs_cluster, job_ini, None, show=False)
         wait_until_a_task_runs(nfs_cluster, since, job)
         with held(nfs_cluster):
-            said = on(nfs_cluster, "master", "oq-node rotate", 300)
+            said = on(nfs_cluster, "master", "oq-node rotate")
             assert "generation 2" in said
             # What runs comes back with the old password.
             faults.restart(nfs_cluster, "rabbitmq")
@@ -392,7 +393,7 @@ def test_a_rotation_ends_no_calculation_and_no_session_and_the_old_password_goes
                 look()
                 return f"RabbitMQ's {user} stays for oq-job-" in on(nfs_cluster, "master", said)
 
-            wait_until("a look", waits_for_the_calculation, 180)
+            wait_until("a look", waits_for_the_calculation, DEADLINE)
             assert not job.done()
         first = job.result()
     master = nfs_cluster.machine("master")
@@ -402,7 +403,7 @@ def test_a_rotation_ends_no_calculation_and_no_session_and_the_old_password_goes
         look()
         return user not in on(nfs_cluster, "master", "rabbitmqctl --silent list_users").split()
 
-    wait_until("the old user to go", gone, 300)
+    wait_until("the old user to go", gone, DEADLINE)
     assert master.execute(["rabbitmqctl", "authenticate_user", user, password]).returncode != 0
     for worker in nfs_cluster.workers():  # whose Celery may be on its way to the new ones
         worker.ready_after = None
@@ -429,7 +430,7 @@ def test_a_killed_worker_and_one_that_cannot_become_one_are_replaced(nfs_cluster
         f"sed --in-place 's/^RestartSec=.*/RestartSec=100ms/' {unit} && "
         f"systemctl daemon-reload && systemctl start --no-block {facts.BOOTSTRAP_UNIT}",
     )
-    wait_until("power-off", lambda: nfs_cluster.machine("worker-2").init() is None, 180)
+    wait_until("power-off", lambda: nfs_cluster.machine("worker-2").init() is None, DEADLINE)
     cluster.kill(nfs_cluster, "worker-1")
     assert cluster.state(nfs_cluster, nfs_cluster.nodes["worker-1"]).problems == (cluster.OFF,)
     fleet.scale(nfs_cluster, 2)
@@ -485,10 +486,10 @@ def test_a_killed_master_comes_back_with_its_data_and_its_calculation_has_failed
     assert device is not None
     run(["debugfs", "-w", "-R", "set_inode_field <2> mode 0100755", device])
     cluster.power_on(nfs_cluster, nfs_cluster.master())
-    wait_until("the boot", lambda: nfs_cluster.machine("master").init() is not None, 180)
+    wait_until("the boot", lambda: nfs_cluster.machine("master").init() is not None, DEADLINE)
     # nginx is among them, and answers that the WebUI is away
     others = {facts.AMQP_PORT, facts.DBSERVER_PORT, facts.WEBUI_PORT}
-    wait_until("the others", lambda: listening(nfs_cluster, "master") == others, 300)
+    wait_until("the others", lambda: listening(nfs_cluster, "master") == others, DEADLINE)
     assert says(nfs_cluster, "master", f"{facts.HOME_MOUNT} is not mounted")
     refused, why = as_user(nfs_cluster, USER, "oq info")
     assert (refused, f"oq: {facts.HOME_MOUNT} is not mounted" in why) == (1, True), why
@@ -514,15 +515,15 @@ def replace_in_bad_hours(lab: Lab) -> None:
         plan, instances=[replace(instance, template=replace(instance.template, user_data=impatient))]
     )
     build.replace_master(lab, print, attach=False)
-    wait_until("the wait for volumes", lambda: says(lab, "master", "bootstrap is at data volumes"), 300)
+    wait_until("the wait for volumes", lambda: says(lab, "master", "bootstrap is at data volumes"), DEADLINE)
     with blocked(lab, facts.HTTP_PORT, facts.HTTPS_PORT, facts.NFS_PORT):
         fleet.set_capacity(lab, matrix.WORKERS + 1)
         cluster.attach_volumes(lab)
-        wait_until("the packages", lambda: says(lab, "master", "bootstrap is at Debian packages"), 240)
+        wait_until("the packages", lambda: says(lab, "master", "bootstrap is at Debian packages"), DEADLINE)
         reboot(lab, "master")
         newest = lab.workers()[-1].name
         failed = "has failed at shared file system"
-        wait_until("a bootstrap that fails", lambda: says(lab, newest, failed), 300)
+        wait_until("a bootstrap that fails", lambda: says(lab, newest, failed), DEADLINE)
     lab.plan = plan
 
 
@@ -569,7 +570,7 @@ def test_a_new_master_goes_on_where_the_old_one_was(nfs_cluster: Lab, tmp_path: 
     assert calculations(nfs_cluster) == calculated
     export = f"oq engine --export-outputs {first.calculation} /home/{USER}/after >&2 && cd /home/{USER}/after"
     line = f"{export} && sha256sum *.csv"
-    exported = on(nfs_cluster, "master", f"runuser --login {USER} --command '{line}'", 120)
+    exported = on(nfs_cluster, "master", f"runuser --login {USER} --command '{line}'")
     before = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in (tmp_path / "before").glob("*.csv")

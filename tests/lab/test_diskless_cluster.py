@@ -118,7 +118,7 @@ def test_a_certificate_of_the_masters_own_is_on_a_data_volume_and_its_key_is_roo
     assert volume == var != image
     # As on the next master, which has the volume and nothing else.
     renew = f"rm -r {facts.WEBUI_TLS_DIR} && systemctl restart {facts.CERTIFICATE_UNIT}"
-    on(diskless_cluster, "master", renew, 120)
+    on(diskless_cluster, "master", renew)
     assert shown(diskless_cluster) == before
 
 
@@ -132,9 +132,9 @@ def test_by_night_another_certificate_reaches_people_and_the_same_one_interrupts
 
     def night() -> str:
         """What the timer starts, and when nginx began."""
-        on(diskless_cluster, "master", f"systemctl start {facts.CERTIFICATE_RENEWAL_SERVICE}", 120)
+        on(diskless_cluster, "master", f"systemctl start {facts.CERTIFICATE_RENEWAL_SERVICE}")
         # The restart of the others has begun then; this waits for its end.
-        on(diskless_cluster, "master", f"systemctl start {facts.NGINX_UNIT} {facts.WEBUI_UNIT}", 120)
+        on(diskless_cluster, "master", f"systemctl start {facts.NGINX_UNIT} {facts.WEBUI_UNIT}")
         began = f"systemctl show --property ExecMainStartTimestampMonotonic {facts.NGINX_UNIT}"
         return on(diskless_cluster, "master", began)
 

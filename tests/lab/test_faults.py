@@ -15,7 +15,7 @@ from lab.linux.host import wait_until
 from lab.services import aws_api
 from lab.trials import faults, matrix
 from lab.trials.job import CLASSICAL, compare, fetch_job, run_job, work_done
-from tests.lab.support import READY_SECONDS, on
+from tests.lab.support import DEADLINE, READY_SECONDS, on
 
 pytestmark = pytest.mark.lab
 
@@ -54,7 +54,7 @@ def test_a_busy_worker_that_is_scaled_in_finishes_its_task_and_says_so_though_aw
             wait_until(
                 "a refusal by AWS", lambda: "Throttling" in on(nfs_cluster, leaving.name, journal), 120
             )
-        wait_until("CompleteLifecycleAction", completed.exists, 120)
+        wait_until("CompleteLifecycleAction", completed.exists, DEADLINE)
         said = on(nfs_cluster, leaving.name, journal)
         fleet.scale(nfs_cluster, 1)
         disturbed = job.result()

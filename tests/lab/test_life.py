@@ -36,7 +36,7 @@ from lab.region.provider import Values
 from lab.region.stack import Stack, served
 from lab.trials.job import CLASSICAL, USER, DemoJob, Run, compare, fetch_job, run_job
 from tests.engine.conftest import pulumi
-from tests.lab.support import READY_SECONDS, as_user, on, people, wait_until_a_task_runs
+from tests.lab.support import DEADLINE, READY_SECONDS, as_user, on, people, wait_until_a_task_runs
 from tests.lab.web import calculations
 
 pytestmark = pytest.mark.lab
@@ -123,7 +123,7 @@ class Life:
         directory = f"/home/{USER}/exported"
         export = f"rm -rf {directory} && oq engine --export-outputs {self.first.calculation} {directory} >&2"
         line = f"{export} && cat {directory}/*.csv"
-        exported = on(self.lab, "master", f"runuser --login {USER} --command '{line}'", 120)
+        exported = on(self.lab, "master", f"runuser --login {USER} --command '{line}'")
         return {
             "exported": hashlib.sha256(exported.encode()).hexdigest(),
             "calculations": calculations(self.lab),
@@ -226,7 +226,7 @@ def test_an_update_of_the_engine_that_is_killed_between_master_and_volumes_is_he
     ) as killed:
         try:
             assert life.region.held.wait(600)
-            host.wait_until("the state to be written", life.stack.is_written, 600)
+            host.wait_until("the state to be written", life.stack.is_written, DEADLINE)
         finally:
             os.killpg(killed.pid, signal.SIGKILL)
     life.region.holds = ""

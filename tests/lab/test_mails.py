@@ -161,7 +161,7 @@ def waiting_job(lab: Lab) -> Iterator[None]:
             )
             yield
         finally:
-            on(lab, "master", "oq abort 1", 120)
+            on(lab, "master", "oq abort 1")
             assert job.exception() is not None
 
 

@@ -25,7 +25,7 @@ from lab.linux.host import wait_until
 from lab.trials import matrix
 from lab.trials.job import CLASSICAL, USER, DemoJob, fetch_job, make_user, run_job
 from tests.lab.browser import Browser, browser, missing
-from tests.lab.support import READY_SECONDS, held, on
+from tests.lab.support import DEADLINE, READY_SECONDS, held, on
 from tests.lab.web import Client, account, administrator, administrators_password
 
 pytestmark = pytest.mark.lab
@@ -74,7 +74,7 @@ class Office:
         wait_until(
             "a task to run",
             lambda: any(matrix.is_busy(self.lab, node.name, since) for node in self.lab.workers()),
-            120,
+            DEADLINE,
         )
 
 
@@ -181,7 +181,7 @@ def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(
     downloaded = {name: hashlib.sha256(packed.read(name)).hexdigest() for name in packed.namelist()}
     make_user(office.lab)
     export = f"oq engine --export-output {curves['id']} ~/webui >&2; cd ~/webui; sha256sum *; rm *"
-    printed = on(office.lab, "master", f"runuser --login {USER} --command '{export}'", 120)
+    printed = on(office.lab, "master", f"runuser --login {USER} --command '{export}'")
     assert {name: digest for digest, name in map(str.split, printed.splitlines())} == downloaded
     assert len(downloaded) > 1
     extracted = numpy.load(io.BytesIO(office.ann.get(f"/v1/calc/{number}/extract/hcurves?kind=mean").content))
@@ -190,7 +190,7 @@ def test_a_job_uploaded_as_by_the_qgis_plugin_gives_what_the_command_line_gives(
     assert datastore.content[:4] == b"\x89HDF"
     # The server removes an export when it has sent it.
     exports = f"find {facts.CUSTOM_TMP} -ignore_readdir_race -mindepth 1"
-    wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), 60)
+    wait_until("the exports to be gone", lambda: not on(office.lab, "master", exports).strip(), DEADLINE)
 
 
 def test_a_calculation_that_has_ended_stays_as_no_zombie(office: Office) -> None:
@@ -200,7 +200,7 @@ def test_a_calculation_that_has_ended_stays_as_no_zombie(office: Office) -> None
     wait_until(
         "its process to be reaped",
         lambda: office.ann.get("/v1/calc/list").ok and not on(office.lab, "master", zombies).strip(),
-        120,
+        DEADLINE,
     )
 
 
@@ -246,7 +246,7 @@ def test_nobody_computes_in_anothers_name_or_on_anothers_calculation(office: Off
 def test_who_has_the_name_of_a_user_of_the_master_sees_what_that_user_computes_there(office: Office) -> None:
     make_user(office.lab)
     run = f"cd {facts.ENGINE_DIR}/{CLASSICAL.folder} && oq engine --run job.ini"
-    on(office.lab, "master", f"runuser --login {USER} --command '{run}'", 120)
+    on(office.lab, "master", f"runuser --login {USER} --command '{run}'")
     same = Client(office.lab, USER, account(office.lab, "add", USER))
     number = max(same.listed())
     assert same.get(f"/v1/calc/{number}/results").status_code == 200
@@ -299,7 +299,7 @@ def upload(office: Office, page: Browser, field: str, archive: str) -> int:
     before = office.ann.listed()
     page.write(field, archive)
     # The page may not have shown the earlier ones yet.
-    wait_until("the calculation", lambda: set(listed(page)) - before, 120)
+    wait_until("the calculation", lambda: set(listed(page)) - before, DEADLINE)
     (number,) = set(listed(page)) - before
     return number
 
@@ -310,7 +310,7 @@ def wait_for(page: Browser, number: int, status: str) -> None:
         assert status in found or "failed" not in found, found
         return status in found
 
-    wait_until(f"calculation {number}: {status}", shown, 300)
+    wait_until(f"calculation {number}: {status}", shown, DEADLINE)
 
 
 def of_calculation(number: int, rest: str) -> str:
@@ -338,9 +338,9 @@ def test_in_a_browser_several_source_models_are_uploaded_and_give_what_the_comma
     number = upload(office, page, "#hazard_archive", packed(job, tmp_path / "job.zip"))
     page.click(of_calculation(number, "//a[.='Console']"))
     first = page.text(LOG)
-    wait_until("the log to move", lambda: len(page.text(LOG)) > len(first), 60)
+    wait_until("the log to move", lambda: len(page.text(LOG)) > len(first), DEADLINE)
     wait_for(page, number, "complete")
-    wait_until("the log's end", lambda: "finished" in page.text("#errorDialog .modal-title"), 120)
+    wait_until("the log's end", lambda: "finished" in page.text("#errorDialog .modal-title"), DEADLINE)
     page.picture("webui-log")
     assert "celery workers" in page.text(LOG)
     page.click("//div[@id='errorDialog']//button[.='Close']")
@@ -417,7 +417,7 @@ def restart_and_kill(office: Office, number: int, status: str) -> None:
     server = f"systemctl show --property=MainPID --value {facts.WEBUI_UNIT}"
     killed = on(office.lab, "master", f"pid=$({server}); kill -KILL $pid; echo $pid").strip()
     up = f"systemctl is-active --quiet {facts.WEBUI_UNIT} && {server} || true"
-    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), 180)
+    wait_until("the restart", lambda: on(office.lab, "master", up).strip() not in ("", "0", killed), DEADLINE)
     assert office.ann.status(number) == status
 
 
@@ -495,7 +495,7 @@ def test_an_upload_streams_to_the_shared_file_system_and_fills_no_disk_of_the_da
         return on(office.lab, "master", f"find {' '.join(directories)} -ignore_readdir_race -xdev {large}")
 
     def seen() -> None:
-        wait_until("the upload", lambda: uploads(facts.SHARED_DIR), 120)
+        wait_until("the upload", lambda: uploads(facts.SHARED_DIR), DEADLINE)
         assert uploads("/tmp", "/var", "/run") == ""
         held = on(office.lab, "master", f"find /run/openquake-nginx -size +{UPLOAD_BYTES // 2 // 1024}k")
         assert held == ""
@@ -504,7 +504,9 @@ def test_an_upload_streams_to_the_shared_file_system_and_fills_no_disk_of_the_da
     answer = office.ann.post("/v1/calc/run", data=Upload(seen), headers=kind)
     assert answer.status_code == 500  # it is no zip
     assert "zip" in answer.text
-    wait_until("the upload to be gone", lambda: not uploads(facts.SHARED_DIR), 60)  # it goes after the answer
+    wait_until(
+        "the upload to be gone", lambda: not uploads(facts.SHARED_DIR), DEADLINE
+    )  # it goes after the answer
 
 
 def test_a_new_password_ends_sessions_and_an_account_that_is_removed_is_none(office: Office) -> None:
@@ -589,7 +591,7 @@ def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_he
     before = machine.init()
     machine.execute(["systemctl", "reboot"])
     wait_until("the master to go down", lambda: machine.init() != before, 80)
-    wait_until("the boot", lambda: machine.init() is not None, 180)
+    wait_until("the boot", lambda: machine.init() is not None, DEADLINE)
     office.lab.nodes["master"].ready_after = None
     cluster.wait_until_ready(office.lab, print, timeout=READY_SECONDS)
     assert office.ann.status(number) == "aborted"  # by a session that has outlived the machine's boot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ def administrators_password(lab: Lab) -> str:
 
 def account(lab: Lab, *words: str) -> str:
     """The password that `oq-webui add` or `oq-webui password` prints."""
-    name, _, password = on(lab, "master", f"oq-webui {' '.join(words)}", 120).strip().partition(": ")
+    name, _, password = on(lab, "master", f"oq-webui {' '.join(words)}").strip().partition(": ")
     assert name in words
     return password
 
@@ -41,7 +42,7 @@ class Client:
         self.url = f"{'https' if trusted else 'http'}://{lab.master().address}:{facts.WEBUI_PORT}"
         self.session = requests.Session()
         if trusted:
-            file = lab.paths.state / "trusted.pem"
+            file = lab.paths.state / f"trusted-{secrets.token_hex(4)}.pem"
             file.write_text(trusted)
             self.session.verify = str(file)
             self.session.trust_env = False  # this machine's REQUESTS_CA_BUNDLE would come before it
