@@ -65,8 +65,8 @@ NAMES: Mapping[str, str] = {
     "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
     "openquake.server.views": (
-        "JsonResponse calc_abort calc_remove calc_result calc_run calc_zip engine extract logs mp parallel settings "
-        "tempfile utils"
+        "JsonResponse calc_abort calc_remove calc_result calc_run calc_zip engine extract logs mp parallel readinput "
+        "settings tempfile utils"
     ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }
@@ -113,7 +113,7 @@ PARAMETERS: Mapping[str, str] = {
 """By function, the names of its parameters."""
 
 COLUMNS: Mapping[str, str] = {
-    "job": "ds_calc_dir host id is_running pid start_time status stop_time user_name workflow_id",
+    "job": "ds_calc_dir hazard_calculation_id host id is_running pid start_time status stop_time user_name workflow_id",
     "log": "id job_id level message process timestamp",
     "output": "id oq_job_id",
 }

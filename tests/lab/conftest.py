@@ -18,6 +18,7 @@ from lab.cluster.cluster import Lab
 from lab.cluster.program import record, small_config
 from lab.linux import host, teardown
 from lab.linux.host import Paths
+from tests.lab.support import READY_SECONDS
 
 OWN_IMAGE = "ami-0123456789abcdef0"
 NAMES = ("oqlabtest", *(f"oqlabtest{number}" for number in range(2, 100)))
@@ -114,7 +115,7 @@ def booted(
     try:
         lab = build.up(paths, make_plan(record(configuration(**settings))), print)
         powered_on(lab)
-        cluster.wait_until_ready(lab, print)
+        cluster.wait_until_ready(lab, print, timeout=READY_SECONDS)  # says why not, before TIMEOUT ends all
         yield lab
     finally:
         build.down(paths)
