@@ -246,6 +246,23 @@ LONG_JOB = DemoJob("long", CLASSICAL.folder, {"area_source_discretization": "1.5
 LONG = "--param " + " ".join(f"{key}={value}" for key, value in LONG_JOB.changes.items())
 
 
+def test_a_celery_that_hangs_at_its_start_is_killed_and_started_again(nfs_cluster: Lab) -> None:
+    """Of a shorter wait than the unit's; what hangs here, and takes no SIGTERM, is a command before Celery."""
+    directory = f"/run/systemd/system/{facts.CELERY_UNIT}.d"
+    hang = "test -e /run/hung || { touch /run/hung; trap : TERM; while sleep 1; do :; done; }"
+    drop_in = rf"[Service]\nTimeoutStartSec=60\nExecStartPre=+sh -c \"{hang}\"\n"
+    write = f"mkdir -p {directory} && printf '{drop_in}' > {directory}/hang.conf && systemctl daemon-reload"
+    on(nfs_cluster, "worker-2", f"{write} && systemctl restart --no-block {facts.CELERY_UNIT}")
+    try:
+        said = f"journalctl --output=cat --unit {facts.CELERY_UNIT}"
+        killed = "start-pre operation timed out. Killing"
+        wait_until("the kill", lambda: killed in on(nfs_cluster, "worker-2", said), DEADLINE)
+        nfs_cluster.nodes["worker-2"].ready_after = None
+        cluster.wait_until_ready(nfs_cluster, print, timeout=READY_SECONDS)
+    finally:
+        on(nfs_cluster, "worker-2", f"rm -r {directory}/hang.conf /run/hung; systemctl daemon-reload")
+
+
 def test_a_calculation_outlives_the_session_of_its_user(nfs_cluster: Lab) -> None:
     directory = people(nfs_cluster, "ann")
     program = shlex.quote(Path(__file__).with_name("session.py").read_text())
