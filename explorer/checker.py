@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from explorer.schedule import KINDS, PROCESSES, WORKERS, Fault
 from explorer.workload import MAX_ATTEMPTS, Job, Workload, expected, label
-from tests.transport import nursery
+from tests.transport import fork_server
 
 LENIENT: Final = 3 * MAX_ATTEMPTS  # attempts that may end for a worker's own reasons, see oq_celery.losses
 # How long a master's lease lasts (oq_celery/protocol.py). A look at the result queue holds for two seconds, and a task
@@ -24,7 +24,7 @@ OUTAGE_SECONDS: Final = 2.5
 # of the message is with another worker before the first one is back.
 UNHEARD_SECONDS: Final = 0.5
 # A master that was killed keeps its lease for 10 s, which the workers see by looks every 2 s, and where none of its
-# tasks runs, every 5 s (`explorer.world.HURRY`); on a busy machine.
+# tasks runs, every 5 s (`explorer.world.SHORT_DELAYS`); on a busy machine.
 KILLED_SECONDS: Final = 45.0
 FILES: Final = (
     "take the shared directory away",
@@ -133,7 +133,7 @@ def _ending(workload: Job, seen: Seen, struck: Sequence[Struck]) -> list[str]:
     hit = Counter(one.fault.kind for one in struck if one.hit)
     errors = seen.of("error")
     # By the signal itself where the process had no handler for it yet.
-    interrupted = hit["interrupt the master"] and seen.status in (nursery.INTERRUPTED, -signal.SIGINT)
+    interrupted = hit["interrupt the master"] and seen.status in (fork_server.INTERRUPTED, -signal.SIGINT)
     if seen.status is None:
         return ["ending: none, the job hangs"]
     if seen.status == -signal.SIGKILL:

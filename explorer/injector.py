@@ -13,7 +13,7 @@ from typing import Final
 
 from explorer.checker import Struck
 from explorer.schedule import Fault
-from explorer.world import Hands, World
+from explorer.world import BrokerClient, World
 from tests.transport.forks import Child
 from tests.transport.processes import wait_until
 from tests.transport.rabbitmq import ANSWER_SECONDS
@@ -248,9 +248,9 @@ def _fill_files(scene: Scene, fault: Fault) -> bool:
     return True
 
 
-def _hands(scene: Scene) -> Hands:
-    assert scene.world.hands is not None
-    return scene.world.hands
+def _broker_client(scene: Scene) -> BrokerClient:
+    assert scene.world.broker_client is not None
+    return scene.world.broker_client
 
 
 def _end_database(number: int) -> Callable[[Scene, Fault], bool]:
@@ -269,7 +269,7 @@ def _tasks(action: str) -> Callable[[Scene, Fault], bool]:
 
     def strike_tasks(scene: Scene, fault: Fault) -> bool:
         while scene.runs():
-            if _hands(scene).do(action, scene.world.queue, fault.number):
+            if _broker_client(scene).do(action, scene.world.queue, fault.number):
                 return True
             time.sleep(QUEUE_SECONDS)
         return False
@@ -278,12 +278,12 @@ def _tasks(action: str) -> Callable[[Scene, Fault], bool]:
 
 
 def _delete_tasks(scene: Scene, _: Fault) -> bool:
-    return _hands(scene).do("delete", scene.world.queue) is not None
+    return _broker_client(scene).do("delete", scene.world.queue) is not None
 
 
 def _delete_results(scene: Scene, fault: Fault) -> bool:
     channels = scene.channels(scene.master(fault))
-    return bool(channels) and _hands(scene).do("delete", channels[-1]) is not None
+    return bool(channels) and _broker_client(scene).do("delete", channels[-1]) is not None
 
 
 def _purge_results(scene: Scene, fault: Fault) -> bool:
@@ -295,7 +295,7 @@ def _purge_results(scene: Scene, fault: Fault) -> bool:
     master.signal(signal.SIGSTOP)
     time.sleep(fault.seconds)
     try:
-        lost = _hands(scene).do("purge", channels[-1])
+        lost = _broker_client(scene).do("purge", channels[-1])
     finally:
         master.signal(signal.SIGCONT)
     return bool(lost != 0)  # None: the answer was lost, and maybe the messages

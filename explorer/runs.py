@@ -22,7 +22,7 @@ from explorer.injector import Scene, strike
 from explorer.ledger import ENDINGS, Entry
 from explorer.schedule import Fault, Plan
 from explorer.workload import EngineJob, Job, Workload
-from explorer.world import Nursery, World
+from explorer.world import ForkServer, World
 from tests.transport import processes, rabbitmq
 from tests.transport.forks import Child
 
@@ -311,7 +311,7 @@ def explore(
     left: list[str] = []
     todo = iter(plans)
     lock = threading.Lock()
-    nurseries = {kind: Nursery(kind, directory) for kind in ("worker", "master")}
+    fork_servers = {kind: ForkServer(kind, directory) for kind in ("worker", "master")}
     living: dict[int, World] = {}
     baselines = Baselines(directory / "baselines")
 
@@ -325,7 +325,7 @@ def explore(
                     break
                 if number not in living:
                     generation += 1
-                    living[number] = _world(directory / f"world-{number}-{generation}", nurseries)
+                    living[number] = _world(directory / f"world-{number}-{generation}", fork_servers)
                 turn += 1
                 runs = living[number].directory / "runs" / f"{turn}-{plan.seed}"
                 outcome = Run(living[number], plan, runs, baselines).do()
@@ -344,8 +344,8 @@ def explore(
             errors.append(error)
 
     try:
-        for nursery in nurseries.values():
-            nursery.wait_ready(processes.DEADLINE)
+        for fork_server in fork_servers.values():
+            fork_server.wait_ready(processes.DEADLINE)
         threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(worlds)]
         for thread in threads:
             thread.start()
@@ -356,19 +356,19 @@ def explore(
         raise
     finally:
         World.remove_all()
-        for nursery in nurseries.values():
-            nursery.close()
+        for fork_server in fork_servers.values():
+            fork_server.close()
     if errors:
         raise errors[0]
     return outcomes, left
 
 
-def _world(directory: Path, nurseries: dict[str, Nursery]) -> World:
+def _world(directory: Path, fork_servers: dict[str, ForkServer]) -> World:
     """A new world; on a machine that is too busy the first attempts may run into a deadline."""
     for attempt in range(STARTS - 1):
         with contextlib.suppress(AssertionError, OSError, subprocess.SubprocessError):
-            return World(directory.with_name(f"{directory.name}.{attempt}"), nurseries)
-    return World(directory, nurseries)
+            return World(directory.with_name(f"{directory.name}.{attempt}"), fork_servers)
+    return World(directory, fork_servers)
 
 
 def _keep(world: World, runs: Path, place: Path, outcome: Outcome) -> None:

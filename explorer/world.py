@@ -46,7 +46,7 @@ FILES_SECONDS: Final = 90.0
 # By this name the engine takes the DbServer for one that is elsewhere, and does not open the database itself.
 DATABASE: Final = {"OQ_DATABASE": "localhost"}
 # Delays of the transport that are longer than the explorer's patience, by module and name: of workers, and of masters.
-HURRY: Final = {
+SHORT_DELAYS: Final = {
     "worker": {
         "watch.SWEEP_SECONDS": 5.0,
         "watch.FILES_SECONDS": FILES_SECONDS,
@@ -88,14 +88,14 @@ def _listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-class Nursery(forks.Nursery):
-    """The driver's end of `explorer.nursery`."""
+class ForkServer(forks.ForkServer):
+    """The driver's end of `explorer.fork_server`."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         super().__init__(
-            [processes.ENGINE / "bin/python", "-m", "explorer.nursery", kind],
+            [processes.ENGINE / "bin/python", "-m", "explorer.fork_server", kind],
             environment(directory / f"{kind}.cfg", {}, directory),
-            directory / f"nursery-{kind}.log",
+            directory / f"fork-server-{kind}.log",
         )
 
     def begin(
@@ -118,19 +118,19 @@ class Nursery(forks.Nursery):
             own_mounts: whether it has a mount namespace of its own.
             request: what the kind needs.
         """
-        hurry = HURRY["worker" if kind == "worker" else "master"]
-        own = {"kind": kind, "hurry": hurry, "config": dict(config), "own_mounts": own_mounts}
+        delays = SHORT_DELAYS["worker" if kind == "worker" else "master"]
+        own = {"kind": kind, "delays": delays, "config": dict(config), "own_mounts": own_mounts}
         return self.fork(log, log, env or {}, **own, **request)
 
 
-class Hands:
-    """The driver's end of `explorer.hands`."""
+class BrokerClient:
+    """The driver's end of `explorer.broker_client`."""
 
     def __init__(self, env: dict[str, str], log: Path) -> None:
         self._lock = threading.Lock()
         with log.open("ab") as errors:
             self._popen = subprocess.Popen(
-                [processes.ENGINE / "bin/python", "-m", "explorer.hands"],
+                [processes.ENGINE / "bin/python", "-m", "explorer.broker_client"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -140,7 +140,7 @@ class Hands:
             )
 
     def do(self, action: str, queue: str, number: int = 0) -> Any:
-        """Do one thing, see `explorer.hands`; None also when the broker is away."""
+        """Do one thing, see `explorer.broker_client`; None also when the broker is away."""
         with self._lock:
             assert self._popen.stdin is not None
             assert self._popen.stdout is not None
@@ -165,16 +165,16 @@ class World:
         for world in list(cls._open):
             world.remove()
 
-    def __init__(self, directory: Path, nurseries: dict[str, Nursery]) -> None:
+    def __init__(self, directory: Path, fork_servers: dict[str, ForkServer]) -> None:
         self.directory = directory
         directory.mkdir(parents=True)
-        self._nurseries = nurseries
+        self._fork_servers = fork_servers
         self._loop = Loop()
         self.worker_proxies: list[Proxy] = []
         self.master_proxies: list[Proxy] = []
         self.workers: list[Child] = []
         self._others: list[Child] = []  # masters and DbServers
-        self.hands: Hands | None = None
+        self.broker_client: BrokerClient | None = None
         self.broker = Broker(directory / "broker")
         World._open.add(self)
         self.root = os.geteuid() == 0
@@ -211,7 +211,7 @@ class World:
         self.worker_proxies = [Proxy(self._loop, self.broker.port) for _ in range(WORKERS)]
         self.master_proxies = [Proxy(self._loop, self.broker.port) for _ in range(MASTERS)]
         direct = environment(self.directory / "direct.cfg", self._config(self.broker.port), self.directory)
-        self.hands = Hands(direct, self.directory / "hands.log")
+        self.broker_client = BrokerClient(direct, self.directory / "broker-client.log")
         self.workers = [self._launch(number) for number in range(WORKERS)]
         assert (trouble := self.settle()) == [], trouble
 
@@ -230,7 +230,7 @@ class World:
         if self._database is None or not self._database.running():
             config = self._config(self.broker.port)
             log = self.directory / "database.log"
-            self._database = self._nurseries["master"].begin("database", log, config, DATABASE)
+            self._database = self._fork_servers["master"].begin("database", log, config, DATABASE)
             self._others.append(self._database)
         port, server = self._database_port, self._database
         wait_until(lambda: _listens(port) or not server.running(), "the DbServer to listen", READY_SECONDS)
@@ -246,7 +246,7 @@ class World:
 
     def _launch(self, number: int) -> Child:
         self._starts += 1
-        return self._nurseries["worker"].begin(
+        return self._fork_servers["worker"].begin(
             "worker",
             self.directory / f"worker-{number}-{self._starts}.log",
             self._config(self.worker_proxies[number].port),
@@ -264,7 +264,7 @@ class World:
         """Start a master: of the explorer's own jobs or of the engine's ("master", "engine")."""
         config = self._config(self.master_proxies[number].port)
         env = DATABASE | {"OQ_DATADIR": str(self.data)}
-        master = self._nurseries["master"].begin(kind, log, config, env, **request)
+        master = self._fork_servers["master"].begin(kind, log, config, env, **request)
         self._others.append(master)
         return master
 
@@ -285,8 +285,8 @@ class World:
 
     def forget_queue(self, name: str) -> None:
         """Delete a queue that a run has left."""
-        assert self.hands is not None
-        self.hands.do("delete", name)
+        assert self.broker_client is not None
+        self.broker_client.do("delete", name)
 
     def settle(self) -> list[str]:
         """Bring back what is down and wait until all is as before; what is wrong, in words."""
@@ -325,8 +325,8 @@ class World:
         """End and remove everything but the logs."""
         for child in self.workers + self._others:
             child.signal_all(signal.SIGKILL)
-        if self.hands is not None:
-            self.hands.close()
+        if self.broker_client is not None:
+            self.broker_client.close()
         self.broker.remove()
         self._loop.close()
         if self.root:

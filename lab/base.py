@@ -1,4 +1,4 @@
-"""What all rooms of the lab need."""
+"""What all packages of the lab share."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _call(command: Sequence[str]) -> int:
 def _mail(paths: Paths, arguments: argparse.Namespace) -> int:
     from lab.cluster import scaler
 
-    for mail in scaler.mails(cluster.load(paths), arguments.hurry):
+    for mail in scaler.mails(cluster.load(paths), arguments.speedup):
         moment = time.strftime("%H:%M:%S", time.localtime(mail.time))
         print(f"{moment}  to {mail.address}: {mail.alarm}\n          {mail.text}")
     return 0
@@ -276,7 +276,11 @@ def _parser() -> argparse.ArgumentParser:
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
     one = command("mail", _mail, "print the mails that the alarms would have sent (with --set alarmEmail=…)")
     one.add_argument(
-        "--hurry", type=int, default=1, metavar="N", help="alarms look at N times fewer minutes (default: 1)"
+        "--speedup",
+        type=int,
+        default=1,
+        metavar="N",
+        help="alarms look at N times fewer minutes (default: 1)",
     )
     one = command("run", _run, "run a calculation on the cluster as an ordinary user and export its outputs")
     one.add_argument("job_ini", type=Path, metavar="JOB_INI", help="the job file; its whole folder is copied")

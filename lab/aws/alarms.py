@@ -24,9 +24,9 @@ class Mail:
     text: str
 
 
-def hurried(alarm: Alarm, hurry: int) -> Alarm:
+def sped_up(alarm: Alarm, speedup: int) -> Alarm:
     """The alarm that looks at so many times fewer periods, at one at least."""
-    return replace(alarm, periods=max(1, alarm.periods // hurry))
+    return replace(alarm, periods=max(1, alarm.periods // speedup))
 
 
 def mails(

@@ -184,9 +184,10 @@ class _Mocks(mocks.Mocks):
 
 
 def _plain(value: Any) -> Any:
-    """A deserialized value as plain data: no secret marks, UNKNOWN as text, and whole numbers, which the wire
-    knows
-    only as floats, as int."""
+    """A deserialized value as plain data: no secret marks, UNKNOWN as text, and whole numbers as int.
+
+    The wire knows them only as floats.
+    """
     if rpc.is_rpc_secret(value):
         return _plain(rpc.unwrap_rpc_secret(value))
     if isinstance(value, Unknown):

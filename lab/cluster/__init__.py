@@ -1,1 +1,1 @@
-"""One lab from up to down."""
+"""One lab: made, changed, asked, scaled, removed."""

@@ -1,4 +1,4 @@
-"""A lab from up to down: becomes what a plan says, from whatever it was."""
+"""Makes a lab, lets it follow a plan from whatever it was, and removes it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ APT = "/run/oqlab/apt"
 
 @dataclass
 class Node:
-    """One instance of the lab.
+    """A node as the lab remembers it.
 
     Attributes:
         group: the autoscaling group that it belongs to, None for an instance of the program's own

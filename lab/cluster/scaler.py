@@ -48,17 +48,17 @@ def samples(lab: Lab, since: float) -> list[Sample]:
     return [sample for sample in parsed if sample.time >= since]
 
 
-def mails(lab: Lab, hurry: int = 1) -> list[Mail]:
+def mails(lab: Lab, speedup: int = 1) -> list[Mail]:
     """The mails that the program's alarms would have sent since the nodes first published anything.
 
     Args:
-        hurry: alarms look at this many times fewer periods, at one at least
+        speedup: alarms look at this many times fewer periods, at one at least
     """
     published = samples(lab, 0)
     if not published:
         return []
     return alarms.mails(
-        [alarms.hurried(alarm, hurry) for alarm in lab.plan.alarms],
+        [alarms.sped_up(alarm, speedup) for alarm in lab.plan.alarms],
         lab.plan.subscribers,
         published,
         published[0].time,
@@ -66,15 +66,15 @@ def mails(lab: Lab, hurry: int = 1) -> list[Mail]:
     )
 
 
-def follow(lab: Lab, stop: Event, say: Say, hurry: int = 1) -> History:
+def follow(lab: Lab, stop: Event, say: Say, speedup: int = 1) -> History:
     """Scale the group by its alarms until `stop` is set; the history of its size.
 
     Args:
-        hurry: alarms look at this many times fewer periods, at one at least: a demonstration's idle minutes
+        speedup: alarms look at this many times fewer periods, at one at least: a demonstration's idle minutes
     """
     group = lab.group()
-    if hurry > 1:
-        group = replace(group, alarms=tuple(alarms.hurried(alarm, hurry) for alarm in group.alarms))
+    if speedup > 1:
+        group = replace(group, alarms=tuple(alarms.sped_up(alarm, speedup) for alarm in group.alarms))
     scaler = Scaler(group)
     longest = max((alarm.period * (alarm.periods + 1) for alarm in group.alarms), default=0)
     history = History()

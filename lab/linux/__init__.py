@@ -1,1 +1,1 @@
-"""How this machine plays them, as root: namespaces, disks, images, containers."""
+"""AWS's networks, disks and instances on this machine: namespaces, loop devices, images, containers; as root."""

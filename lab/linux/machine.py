@@ -39,7 +39,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Machine:
-    """One instance of the lab.
+    """The container of a node.
 
     Attributes:
         name: `master`, `worker-1` …; also its network namespace's name

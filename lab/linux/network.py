@@ -32,9 +32,8 @@ IMDS = IPv4Address("169.254.169.254")
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 # The lab's internet is in the block that RFC 2544 sets aside for benchmarks, which no real network has.
 WORLD_NETWORK = IPv4Network("198.19.0.0/24")
-WORLD_LINK = IPv4Address(
-    "198.19.0.1"
-)  # the router's end of the link to the world: the NAT gateway's public address
+# The router's end of the link to the world: the NAT gateway's public address.
+WORLD_LINK = IPv4Address("198.19.0.1")
 WORLD = IPv4Address("198.19.0.10")  # answers HTTP to whoever gets there
 PUBLIC_API = IPv4Address("198.19.0.20")  # AWS's API as the internet sees it
 SLIRP_NETWORK = IPv4Network("198.18.0.0/24")

@@ -15,7 +15,7 @@ from lab.linux.host import Paths
 from lab.trials.demo import Say, nodes_table, phase
 from lab.trials.job import CLASSICAL, DemoJob, fetch_job, run_job, work_done
 
-HURRY = 5
+SPEEDUP = 5
 """By how much the alarms look at fewer periods than recorded: an idle fleet goes after one minute, not five."""
 JOB = DemoJob("finer", CLASSICAL.folder, {"area_source_discretization": "1.5"})
 """Longer than the alarm's period and a worker's boot, so that the workers who come for its tasks find some."""
@@ -52,10 +52,10 @@ def run_scale_demo(
 def follow_job(lab: Lab, out: Path, say: Say) -> scaler.History:
     """Compute on a master without workers while the alarms scale the fleet, until it is empty again."""
     job_ini = fetch_job(lab, JOB)
-    say(f"from here on the recorded alarms scale the fleet; they look at 1/{HURRY} of their periods")
+    say(f"from here on the recorded alarms scale the fleet; they look at 1/{SPEEDUP} of their periods")
     stop = Event()
     with ThreadPoolExecutor() as pool:
-        followed = pool.submit(scaler.follow, lab, stop, say, HURRY)
+        followed = pool.submit(scaler.follow, lab, stop, say, SPEEDUP)
         try:
             with phase("the job, which waits for workers", say):
                 run = run_job(lab, job_ini, out, show=False, limit=JOB_SECONDS)

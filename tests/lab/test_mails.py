@@ -28,7 +28,7 @@ from tests.lab.support import on
 
 ADDRESS = "seismology@example.org"
 NOW = 1_800_000_000.0  # the beginning of a minute
-HURRY = 5
+SPEEDUP = 5
 """By how much the alarms look at fewer minutes than recorded: silence is an alarm after two minutes, not ten."""
 ONE_PERIOD = 15
 """The same for alarms that look at one minute alone: as many as the slowest of them looks at."""
@@ -96,7 +96,7 @@ def test_what_no_topic_is_told_sends_no_mail(watched: dict[str, Alarm]) -> None:
     alarm = watched["status-system"]
     sample = Sample(NOW, alarm.namespace, alarm.metric, alarm.dimensions, 1)
     assert (
-        alarms.mails([alarms.hurried(alarm, 5)], {"arn:of-another": [ADDRESS]}, [sample], NOW - 60, NOW + 120)
+        alarms.mails([alarms.sped_up(alarm, 5)], {"arn:of-another": [ADDRESS]}, [sample], NOW - 60, NOW + 120)
         == []
     )
 
@@ -174,7 +174,7 @@ def test_people_are_told_of_what_is_full_blocked_failed_and_silent_and_of_tasks_
         lambda: {one.name for one in scaler.samples(lab, 0)} >= metrics,
         lambda: "not all metrics are published",
     )
-    assert scaler.mails(lab, HURRY) == []
+    assert scaler.mails(lab, SPEEDUP) == []
 
     limit = "rabbitmqctl --quiet set_disk_free_limit"
     with waiting_job(lab):

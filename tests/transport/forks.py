@@ -1,4 +1,4 @@
-"""The tests' end of `nursery.py`: processes of the engine's environment that begin as forks."""
+"""The tests' end of `fork_server.py`: processes of the engine's environment that begin as forks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORK_SECONDS = 60.0  # for a fork, on a busy machine
 
 
 class Child:
-    """A process that a nursery has forked."""
+    """A process that a fork server has forked."""
 
     def __init__(self, pid: int, log: Path) -> None:
         self.pid = pid
@@ -56,14 +56,14 @@ class Child:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-class Nursery:
+class ForkServer:
     """The process that forks, and what is known of its children."""
 
     def __init__(self, command: Sequence[str | Path], env: Mapping[str, str], log: Path) -> None:
         """Start it.
 
         Args:
-            command: of a Python program that calls `nursery.serve`.
+            command: of a Python program that calls `fork_server.serve`.
             env: its whole environment.
             log: for its errors.
         """
@@ -96,7 +96,7 @@ class Nursery:
         Args:
             stdout: where it writes, to the end of the file.
             stderr: where it writes its errors.
-            env: variables that it has in its environment besides the nursery's.
+            env: variables that it has in its environment besides the fork server's.
             request: what the program needs.
         """
         for log in (stdout, stderr):
@@ -109,7 +109,7 @@ class Nursery:
             self._popen.stdin.write(json.dumps({**common, **request}).encode() + b"\n")
             self._popen.stdin.flush()
             forked = self._condition.wait_for(lambda: number in self._answers, FORK_SECONDS)
-            assert forked, f"the nursery does not fork: {self._log.read_text()}"
+            assert forked, f"the fork server does not fork: {self._log.read_text()}"
             child = self._answers.pop(number)
             child.log = stdout
             return child

@@ -65,7 +65,7 @@ class Cluster:
         self.processes: list[Process] = []
         # Whether its programs may begin as forks, which is sooner than users have it.
         self.forks = True
-        self._nursery: forks.Nursery | None = None
+        self._fork_server: forks.ForkServer | None = None
         values = {
             "celery.use_celery": "true",
             "celery.worker_modules": WORKER_MODULES,
@@ -173,16 +173,16 @@ class Cluster:
         self, command: Sequence[str | Path], out: Path, err: Path, env: Mapping[str, str]
     ) -> forks.Child:
         """Run a Python script in a fork of a process that has imported the commands of `oq` with this configuration."""
-        if self._nursery is None:
-            nursery: list[str | Path] = [
+        if self._fork_server is None:
+            command_line: list[str | Path] = [
                 ENGINE / "bin/python",
-                Path(__file__).with_name("nursery.py"),
+                Path(__file__).with_name("fork_server.py"),
                 "commands",
             ]
-            log = self.directory.with_name(f"{self.directory.name}-nursery.log")
-            self._nursery = forks.Nursery(nursery, self.env, log)
-            self._nursery.wait_ready(DEADLINE)
-        return self._nursery.fork(out, err, env, command=[str(word) for word in command])
+            log = self.directory.with_name(f"{self.directory.name}-fork-server.log")
+            self._fork_server = forks.ForkServer(command_line, self.env, log)
+            self._fork_server.wait_ready(DEADLINE)
+        return self._fork_server.fork(out, err, env, command=[str(word) for word in command])
 
     def run(
         self, *inis: Path, prefix: Sequence[str] = (), options: Sequence[str | Path] = (), **env: str
@@ -220,9 +220,9 @@ class Cluster:
         """End every process that was started here."""
         for process in self.processes:
             process.kill()
-        if self._nursery is not None:
-            self._nursery.close()
-            self._nursery = None
+        if self._fork_server is not None:
+            self._fork_server.close()
+            self._fork_server = None
 
 
 @contextmanager

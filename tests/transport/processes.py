@@ -24,7 +24,7 @@ from tests.transport import forks
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / ".venv-engine"
-# Variables of the environment that no command of `oq` reads when it is imported, or `nursery.py` sets right.
+# Variables of the environment that no command of `oq` reads when it is imported, or `fork_server.py` sets right.
 FORKS_MAY_CHANGE = {"LOGNAME", "PYTHONUNBUFFERED"}
 # The same of what the engine imports of others.
 LIBRARIES_FORKS_MAY_CHANGE = FORKS_MAY_CHANGE | {"CI", "C_FORCE_ROOT", "PYTEST_CURRENT_TEST", "PYTHONPATH"}
@@ -190,7 +190,7 @@ class Pythons:
 
     def __init__(self) -> None:
         # Without and with locks on HDF5 files, which h5py looks at when it is imported, and a worker has none.
-        self._nurseries: dict[bool, forks.Nursery] = {}
+        self._fork_servers: dict[bool, forks.ForkServer] = {}
         self._logs: tempfile.TemporaryDirectory[str] | None = None
 
     @staticmethod
@@ -227,13 +227,13 @@ class Pythons:
             words = [program, *words]
         os.umask(umask := os.umask(0))
         own = {"environment": dict(env), "cwd": str(Path.cwd()), "umask": umask}
-        return self._nursery(locks).fork(out, err, {}, command=words, **own)
+        return self._fork_server(locks).fork(out, err, {}, command=words, **own)
 
-    def _nursery(self, locks: bool) -> forks.Nursery:
-        if locks not in self._nurseries:
+    def _fork_server(self, locks: bool) -> forks.ForkServer:
+        if locks not in self._fork_servers:
             command: list[str | Path] = [
                 ENGINE / "bin/python",
-                Path(__file__).with_name("nursery.py"),
+                Path(__file__).with_name("fork_server.py"),
                 "libraries",
             ]
             env = {
@@ -243,15 +243,15 @@ class Pythons:
             }
             env |= {} if locks else {"HDF5_USE_FILE_LOCKING": "FALSE"}
             self._logs = self._logs or tempfile.TemporaryDirectory(prefix="oqlab-pythons-")
-            log = Path(self._logs.name, f"nursery-{len(self._nurseries)}.log")
-            self._nurseries[locks] = forks.Nursery(command, env, log)
-            self._nurseries[locks].wait_ready(DEADLINE)
-        return self._nurseries[locks]
+            log = Path(self._logs.name, f"fork-server-{len(self._fork_servers)}.log")
+            self._fork_servers[locks] = forks.ForkServer(command, env, log)
+            self._fork_servers[locks].wait_ready(DEADLINE)
+        return self._fork_servers[locks]
 
     def close(self) -> None:
         """End them; those that are asked for later begin anew."""
-        while self._nurseries:
-            self._nurseries.popitem()[1].close()
+        while self._fork_servers:
+            self._fork_servers.popitem()[1].close()
         if self._logs is not None:
             self._logs.cleanup()
             self._logs = None

@@ -17,9 +17,9 @@ from tests.transport.harness import Cluster
 from tests.transport.limits import EXCEEDED, alarm
 from tests.transport.processes import wait_until
 from tests.transport.rabbitmq import Broker
-from tests.transport.test_copies import HURRIED, MASTER, assert_each_done_once, begun, hold, release
+from tests.transport.test_copies import MASTER, SHORT_DELAYS, assert_each_done_once, begun, hold, release
 
-ALARM_SECONDS = 25.0  # more than `HURRIED` lets pass until a task that nobody has is sent again
+ALARM_SECONDS = 25.0  # more than `SHORT_DELAYS` lets pass until a task that nobody has is sent again
 SAID = "takes no messages (low on memory)"
 
 
@@ -88,7 +88,7 @@ def test_what_runs_is_not_taken_for_lost_however_long_it_lasts(
     quick = "from oq_celery import broker; broker.PROBE_SECONDS = 1.0\n"
     hold(moments, 0, 1)
     cluster.worker("one", 2)
-    master = cluster.start("python", "-c", quick + HURRIED + MASTER, moments)
+    master = cluster.start("python", "-c", quick + SHORT_DELAYS + MASTER, moments)
     wait_until(lambda: begun(moments) == [0, 1], "the worker to be busy")
     with alarm(broker):
         wait_until(lambda: SAID in master.output(), "the job's log to say so")

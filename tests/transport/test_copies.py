@@ -32,7 +32,7 @@ if __name__ == "__main__":
 # On a busy machine nothing may be heard for six seconds of a worker that lives.
 PATIENT = "from oq_celery import ledger; ledger.DEAD_SECONDS = 60.0\n"
 # The audit waits for half a minute; the order of its times is kept.
-HURRIED = """
+SHORT_DELAYS = """
 from oq_celery import ledger
 ledger.LOST_SECONDS, ledger.SILENT_SECONDS = 8.0, 7.0
 """
@@ -130,7 +130,7 @@ def test_tasks_whose_queue_was_deleted_under_working_workers_are_sent_again(
     """Celery's worker makes the queue anew at once, so that the master may not see that it was gone."""
     hold(moments, 0)
     cluster.worker("one")
-    master = cluster.start("python", "-c", HURRIED + MASTER, moments)
+    master = cluster.start("python", "-c", SHORT_DELAYS + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     broker.delete_queue(cluster.queue)
     release(moments)
@@ -141,7 +141,7 @@ def test_tasks_whose_queue_was_deleted_under_working_workers_are_sent_again(
 def test_tasks_that_were_purged_are_sent_again(cluster: Cluster, moments: Path, broker: Broker) -> None:
     hold(moments, 0)
     cluster.worker("one")
-    master = cluster.start("python", "-c", HURRIED + MASTER, moments)
+    master = cluster.start("python", "-c", SHORT_DELAYS + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
     wait_until(lambda: "were with nobody any more" in master.output(), "the master to notice")
@@ -155,7 +155,7 @@ def test_a_task_whose_copy_was_dropped_is_sent_again_when_its_worker_dies(
     """After the loss of the connection only the master knows of it."""
     hold(moments, 0)
     worker = cluster.worker("one")
-    master = cluster.start("python", "-c", HURRIED + MASTER, moments)
+    master = cluster.start("python", "-c", SHORT_DELAYS + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     broker.close_connections()
     cluster.worker("two")

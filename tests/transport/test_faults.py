@@ -182,7 +182,7 @@ def test_a_task_that_always_kills_its_worker_fails_the_job_and_is_named(
     assert len(named) == 4
 
 
-HURRIED = "from oq_celery import watch; watch.SWEEP_SECONDS, watch.FILES_SECONDS = 2.0, 4.0"
+SHORT_DELAYS = "from oq_celery import watch; watch.SWEEP_SECONDS, watch.FILES_SECONDS = 2.0, 4.0"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -195,7 +195,7 @@ def test_a_master_that_dies_frees_its_workers_leaves_nothing_and_touches_no_othe
         for directory in (moments, others):
             directory.mkdir()
             (directory / f"hold-{BETWEEN}").touch()
-        worker = cluster.worker("two", 2, changed=HURRIED)
+        worker = cluster.worker("two", 2, changed=SHORT_DELAYS)
         master = cluster.start("python", "-c", MASTER, moments)
         wait_until(lambda: reached(moments, BETWEEN), BETWEEN)
         other = cluster.start("python", "-c", MASTER, others)
@@ -447,7 +447,7 @@ parallel.Starmap(tasks.square, [([1],), ([2],)]).reduce()
 def test_a_queue_whose_deletion_is_interrupted_is_left_to_the_workers(tmp_path: Path, broker: Broker) -> None:
     """Without a word to them it would stay for an hour."""
     with harness.cluster(tmp_path / "oqlab-interrupted", broker) as cluster:
-        cluster.worker("one", changed=HURRIED)
+        cluster.worker("one", changed=SHORT_DELAYS)
         master = cluster.start("python", "-c", INTERRUPTED_AT_THE_END)
         assert master.wait() != 0
         assert "KeyboardInterrupt" in master.output()
@@ -460,7 +460,7 @@ def test_the_queue_of_a_job_that_ends_while_the_broker_is_away_is_deleted_when_i
 ) -> None:
     """The explorer of faults found it, by seed 5023: the queue stayed for an hour."""
     with harness.cluster(tmp_path / "oqlab-away", broker) as cluster:
-        cluster.worker("one", changed=HURRIED)
+        cluster.worker("one", changed=SHORT_DELAYS)
         master = cluster.start("python", "-c", ENDS_LATE, tmp_path)
         wait_until((tmp_path / "ends").exists, "the last result")
         with stopped(broker):

@@ -23,7 +23,7 @@ from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
 from lab.base import REPOSITORY
 from lab.trials import matrix
-from tests.transport import nursery, rabbitmq
+from tests.transport import fork_server, rabbitmq
 
 SEEDS = st.integers(0, 10**9)
 SIMPLE = Workload(
@@ -218,7 +218,7 @@ def test_an_error_of_the_transports_own_code_is_not_taken_for_one_of_a_file() ->
 
 
 def test_a_job_that_was_interrupted_before_it_began_says_nothing() -> None:
-    seen = Seen([], nursery.INTERRUPTED, 1.0)
+    seen = Seen([], fork_server.INTERRUPTED, 1.0)
     assert wrong(seen, struck("interrupt the master")) == ""
     assert wrong(seen, struck("cut a worker off")) == "ending: exit code 130 without an error"
 
@@ -298,7 +298,7 @@ def test_a_task_that_several_short_outages_together_hide_may_be_computed_twice()
 
 def test_a_job_that_was_interrupted_after_it_was_done_was_done() -> None:
     seen = ideal(SIMPLE)
-    seen.status = nursery.INTERRUPTED
+    seen.status = fork_server.INTERRUPTED
     assert wrong(seen) == "ending: done, but with exit code 130"
     assert wrong(seen, struck("interrupt the master")) == ""
 

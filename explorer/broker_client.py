@@ -1,7 +1,7 @@
-"""Hands in the broker: looks at queues, deletes and empties them, takes and copies messages.
+"""A client of the broker for what nobody does: it looks at queues, deletes and empties them, takes and copies messages.
 
-Runs in the engine's environment, which has an AMQP library: `python -m explorer.hands`, one JSON object per line and
-an answer to each. It reaches the broker directly, not through a proxy.
+Runs in the engine's environment, which has an AMQP library: `python -m explorer.broker_client`, one JSON object per
+line and an answer to each. It reaches the broker directly, not through a proxy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from oq_celery import broker, settings
 SETTINGS = settings.load(config)
 
 
-class Hands:
+class BrokerClient:
     """One connection, opened when needed."""
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ class Hands:
 
 def main() -> None:
     """Answer until the input ends."""
-    hands = Hands()
+    client = BrokerClient()
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = {"answer": hands.do(request["action"], request["queue"], request["number"])}
+            answer = {"answer": client.do(request["action"], request["queue"], request["number"])}
         except (*broker.ERRORS, AttributeError) as error:
-            hands.forget()
+            client.forget()
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 

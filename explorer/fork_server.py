@@ -1,7 +1,7 @@
 """Forks masters and workers from a process that has imported the engine, which takes most of their start.
 
-Runs in the engine's environment: `python -m explorer.nursery worker|master`. Each process has values of openquake.cfg
-of its own, put into the engine's configuration before oq_celery reads it.
+Runs in the engine's environment: `python -m explorer.fork_server worker|master`. Each process has values of
+openquake.cfg of its own, put into the engine's configuration before oq_celery reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.transport import nursery
+from tests.transport import fork_server
 
 # What takes long of a role's imports, and reads no setting that a child has of its own.
 IMPORTS = {
@@ -44,7 +44,7 @@ def main(role: str) -> None:
     _remember_settings()
     for name in IMPORTS[role]:
         importlib.import_module(name)
-    nursery.serve(_run)
+    fork_server.serve(_run)
 
 
 def _run(request: dict[str, Any]) -> int:
@@ -64,11 +64,11 @@ def _become(request: dict[str, Any]) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
             raise OSError(ctypes.get_errno(), "no mount namespace")
-    for name, value in request["hurry"].items():
-        _hurry(name, value)
+    for name, value in request["delays"].items():
+        _shorten(name, value)
 
 
-def _hurry(name: str, value: float) -> None:
+def _shorten(name: str, value: float) -> None:
     """Shorten a delay that is longer than the explorer's patience."""
     name, _, attribute = name.rpartition(".")
     module = importlib.import_module(f"oq_celery.{name}")

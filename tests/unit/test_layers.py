@@ -1,4 +1,4 @@
-"""The rooms of lab/: each may import those before it, and nothing of the cluster imports the lab."""
+"""The layers of lab/: each package may import those before it, and nothing of the cluster imports the lab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent.parent
-# A room and those that it may import, besides itself and lab/base.py.
+# A package and those that it may import, besides itself and lab/base.py.
 MAY_IMPORT: dict[str, set[str]] = {
     "aws": set(),
     "region": {"aws"},
@@ -34,18 +34,18 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def rooms_of(path: Path) -> set[str]:
-    """The rooms of the lab that a file imports."""
+def packages_of(path: Path) -> set[str]:
+    """The packages of the lab that a file imports."""
     parts = [module.split(".") for module in imported(path)]
     return {found[1] for found in parts if found[0] == "lab" and len(found) > 1} - {"base"}
 
 
-def test_every_folder_of_the_lab_with_programs_is_a_room_with_a_sentence() -> None:
-    rooms = {path.parent.name for path in (PROJECT / "lab").glob("*/__init__.py")}
-    assert rooms == MAY_IMPORT.keys()
-    for room in rooms:
-        text = (PROJECT / "lab" / room / "__init__.py").read_text()
-        assert (ast.get_docstring(ast.parse(text)) or "").endswith("."), room
+def test_every_folder_of_the_lab_with_programs_is_a_package_with_a_sentence() -> None:
+    packages = {path.parent.name for path in (PROJECT / "lab").glob("*/__init__.py")}
+    assert packages == MAY_IMPORT.keys()
+    for package in packages:
+        text = (PROJECT / "lab" / package / "__init__.py").read_text()
+        assert (ast.get_docstring(ast.parse(text)) or "").endswith("."), package
 
 
 def test_the_labs_commands_do_not_load_what_takes_longer_than_most_of_them() -> None:
@@ -57,12 +57,12 @@ def test_the_labs_commands_do_not_load_what_takes_longer_than_most_of_them() -> 
     assert loaded.stdout.split() == []
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_those_before_it(room: str) -> None:
-    files = list((PROJECT / "lab" / room).rglob("*.py"))
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_those_before_it(package: str) -> None:
+    files = list((PROJECT / "lab" / package).rglob("*.py"))
     assert files
     for path in files:
-        assert rooms_of(path) <= MAY_IMPORT[room] | {room}, path
+        assert packages_of(path) <= MAY_IMPORT[package] | {package}, path
 
 
 def test_the_policy_pack_imports_facts_and_nothing_else_of_the_project_and_nobody_needs_it() -> None:

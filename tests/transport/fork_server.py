@@ -1,10 +1,9 @@
 """Forks programs of the engine's environment from a process that has imported what takes most of their start.
 
-Runs in the engine's environment. `nursery.py commands` imports the commands of `oq`, and what it forks runs one of them
-with the settings of its own environment. `nursery.py libraries` imports nothing of the engine but what the engine and
-its workers import of others: what it forks is as good as a new Python, under another openquake.cfg, too.
-
-It reads one JSON object per line, and writes one for every process that begins or ends. Its children end with it.
+Runs in the engine's environment. `fork_server.py commands` imports the commands of `oq`, and what it forks runs one of
+them with the settings of its own environment. `fork_server.py libraries` imports nothing of the engine but what the
+engine and its workers import of others: what it forks is as good as a new Python, under another openquake.cfg, too. It
+reads one JSON object per line, and writes one for every process that begins or ends. Its children end with it.
 """
 
 from __future__ import annotations
