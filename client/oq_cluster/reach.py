@@ -36,9 +36,10 @@ PROBE: Final = "/v1/engine_version"
 OPEN_SECONDS: Final = 60.0
 _PORTS: Final = 3  # that are tried for a forward, of which any one will do
 _STATUS: Final = "oq-cluster-status="
-# The command ends before its output is compressed and cut: one whose reader has gone would fail.
+# The command ends before its output is compressed and cut: one whose reader has gone would fail. With the space, since
+# $(( begins an arithmetic expression for Debian's sh.
 _PACKED: Final = (
-    'output=$({line}); status=$?; printf "%s\\n" "$output" | gzip -9 | base64 -w0 | '
+    'output=$( {line}); status=$?; printf "%s\\n" "$output" | gzip -9 | base64 -w0 | '
     f"head -c {session_manager.OUTPUT_BYTES - 1000}; exit $status"
 )
 # What a master is, in EC2's words; OFF are those in which somebody can start it, now or in a moment.
@@ -338,6 +339,8 @@ class Master(ABC):
         answer = self.run(_PACKED.format(line=line), timeout)
         packed = answer.output.strip()
         try:
+            if not packed:  # gzip makes something of nothing, too
+                raise ValueError("it has not run")
             data = base64.b64decode(packed[: len(packed) // 4 * 4])
             unpacking = zlib.decompressobj(wbits=31)
             output = unpacking.decompress(data).decode(errors="replace")

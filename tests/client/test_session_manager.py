@@ -495,13 +495,17 @@ def test_a_packed_command_keeps_its_status_its_errors_and_its_output(
     master = reach.master(source, stack.read(source))
     answer = master.run_packed("printf 'one\n…%%s\n'; echo why >&2; (exit 3)", PATIENCE_SECONDS)
     assert answer == session_manager.Answer(3, "one\n…%s\n", "why\n", cut=False)
+    both = master.run_packed("(echo one; echo two >&2) 2>&1", PATIENCE_SECONDS)  # as a bug report asks
+    assert (both.status, both.output) == (0, "one\ntwo\n")
     assert master.run_packed("yes a line | head -n 9999", PATIENCE_SECONDS).output == "a line\n" * 9999
     answer = master.run_packed("head -c 60000 /dev/urandom | base64", PATIENCE_SECONDS)
     assert (answer.status, answer.cut) == (0, True)
     assert len(answer.output) > 15_000
-    with pytest.raises(ClientError, match="cannot be read"):
-        monkeypatch.setattr("oq_cluster.reach.AwsMaster.run", lambda *_: session_manager.Answer(0, "oops"))
-        master.run_packed("true")
+    for status, output in (0, "oops"), (2, ""):
+        wrong = session_manager.Answer(status, output)
+        monkeypatch.setattr("oq_cluster.reach.AwsMaster.run", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(ClientError, match="cannot be read"):
+            master.run_packed("true")
 
 
 def fleet(*activities: tuple[timedelta, str, str], desired: int = 2) -> dict[str, Any]:
