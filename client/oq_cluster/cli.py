@@ -19,9 +19,8 @@ from oq_cluster.stack import Source
 from oq_cluster.terminal import Terminal, plain
 
 Command = Callable[[Context, argparse.Namespace], Shown | None]
-Add = Callable[
-    ..., argparse.ArgumentParser
-]  # with a command's name, function, help, and more of its description
+# Adds a command: its name, function, help, and more of its description.
+Add = Callable[..., argparse.ArgumentParser]
 _NO_VALUE: Final = "--lab="
 
 
