@@ -33,6 +33,12 @@ _POLL_SECONDS: Final = 2.0  # between two looks at a master that stops or starts
 _STOP_SECONDS: Final = 600.0
 _WAKE_SECONDS: Final = 900.0
 _RECENT: Final = timedelta(hours=1)  # what else has failed says nothing of now (engine/oq_fleet/watch.py)
+_LEAVES: Final = (
+    "Terminating",
+    "Terminated",
+    "Detaching",
+    "Detached",
+)  # the beginnings of such states, as there
 IDLE_MINUTES: Final = 5
 """After how long without tasks the workers leave, as components/scaling.py has it; a test compares."""
 
@@ -474,7 +480,10 @@ def workers(context: Context, given: argparse.Namespace) -> Shown:
 def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) -> str:
     """The fleet in words."""
     instances = fleet["instances"]
-    text = f"workers: {len(instances)} of {fleet['desired']} wanted ({fleet['minimum']} to {fleet['maximum']} allowed)"
+    present = sum(not instance["state"].startswith(_LEAVES) for instance in instances)
+    text = (
+        f"workers: {present} of {fleet['desired']} wanted ({fleet['minimum']} to {fleet['maximum']} allowed)"
+    )
     lines = [text, *(f"  {instance['id']}  {instance['state']}" for instance in instances)]
     if now is None:
         lines.append(f"the master does not say what they do: {problem}")
@@ -492,11 +501,11 @@ def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) 
         for activity in fleet["activities"]
         if activity["status"] in ("Failed", "Cancelled") and datetime.fromisoformat(activity["time"]) > since
     ]
-    if len(instances) < fleet["desired"]:
+    if present < fleet["desired"]:
         lines += [f"no worker started at {activity['time']}: {activity['text']}" for activity in failed[:1]]
         if not failed:
             lines.append("workers are starting; one is ready about a minute after that")
-    elif now is not None and now["waiting"] and len(instances) >= fleet["maximum"]:
+    elif now is not None and now["waiting"] and present >= fleet["maximum"]:
         lines.append("all that workerMax allows are there: pulumi config set workerMax N && pulumi up")
     return "\n".join(lines)
 

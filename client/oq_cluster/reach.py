@@ -36,6 +36,7 @@ PROBE: Final = "/v1/engine_version"
 OPEN_SECONDS: Final = 60.0
 _PORTS: Final = 3  # that are tried for a forward, of which any one will do
 _STATUS: Final = "oq-cluster-status="
+_ACTIVITIES: Final = 20  # of the group, the newest; as many may be the ends of instances
 # The command ends before its output is compressed and cut: one whose reader has gone would fail. With the space, since
 # $(( begins an arithmetic expression for Debian's sh.
 _PACKED: Final = (
@@ -376,7 +377,7 @@ class Master(ABC):
 
     @abstractmethod
     def fleet(self) -> dict[str, Any]:
-        """The group of workers: minimum, desired, maximum, instances, and the last activities with their reasons."""
+        """The group of workers: minimum, desired, maximum, instances, and its last launches with their reasons."""
 
 
 class AwsMaster(Master):
@@ -459,9 +460,9 @@ class AwsMaster(Master):
                     f"there is no group {self.group}: export the outputs again, or pulumi refresh"
                 )
             (group,) = answer["AutoScalingGroups"]
-            activities = client.describe_scaling_activities(AutoScalingGroupName=self.group, MaxRecords=5)[
-                "Activities"
-            ]
+            activities = client.describe_scaling_activities(
+                AutoScalingGroupName=self.group, MaxRecords=_ACTIVITIES
+            )["Activities"]
         return {
             "minimum": group["MinSize"],
             "desired": group["DesiredCapacity"],
@@ -477,6 +478,7 @@ class AwsMaster(Master):
                     "text": activity.get("StatusMessage") or activity["Description"],
                 }
                 for activity in activities
+                if not activity["Description"].startswith("Terminating")
             ],
         }
 

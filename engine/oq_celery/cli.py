@@ -8,7 +8,6 @@ import gc
 import getpass
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from oq_celery import __version__
+from oq_celery.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from oq_celery.settings import Settings
 
 LISTED = 20  # calculations, where none is named
 CONNECT_SECONDS = 3  # for the DbServer to take a connection
-INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:

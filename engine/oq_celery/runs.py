@@ -34,10 +34,10 @@ from oq_celery.abort import GRACE_SECONDS
 from oq_celery.distribution import CELERY
 from oq_celery.hook import DISTRIBUTE
 from oq_celery.jobs import TITLE, UNFINISHED
+from oq_celery.terminal import INTERRUPTED
 
 _NAME = Path("/proc/self/comm")
 _entered: list[Any] = []  # the LogContexts of what this process computes, the inner one last
-INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
 CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb what they put in order
 
 

@@ -28,6 +28,7 @@ CHUNK = 1 << 16
 # What Ctrl-C and Ctrl-\ send to all processes of the terminal's foreground, what `kill` sends to one.
 TO_ALL = frozenset({signal.SIGINT, signal.SIGQUIT})
 TO_ONE = frozenset({signal.SIGTERM})
+INTERRUPTED = 128 + signal.SIGINT  # a shell's status of what Ctrl-C has ended
 
 
 def outlive(arguments: Sequence[str]) -> None:

@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
+from oq_celery.terminal import INTERRUPTED
+
 # Three signs of life of a worker that says nothing.
 ALIVE_SECONDS = 60
 FOLLOW_SECONDS = 1.0
@@ -154,11 +156,11 @@ def main() -> None:
             print(next(new), end="", flush=True)
     except BrokenPipeError:  # `oq-node logs WORKER --follow | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         _fail(f"{error}. Is the shared file system mounted? sudo oq-node status")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def table(found: list[Worker]) -> str:

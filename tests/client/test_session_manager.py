@@ -18,9 +18,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import requests
 from botocore import exceptions
+from botocore.stub import Stubber
 from oq_cluster import reach, session_manager, stack
 from oq_cluster.certificate import Certificate
 from oq_cluster.errors import ClientError
@@ -532,6 +534,38 @@ def test_why_no_worker_starts_is_a_failure_of_the_last_hour(
         shown = world.oq("workers")
         assert "a quota once" not in shown
         assert (f": {reason}" in shown) if reason else ("workers are starting" in shown)
+
+
+def test_an_instance_that_leaves_is_no_worker_and_its_end_no_launch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.aws.answers["oq-celery status --json"] = 0, json.dumps({"waiting": 0, "workers": []})
+    moment = datetime.now(UTC)
+    instance = {"AvailabilityZone": "x", "HealthStatus": "Healthy", "ProtectedFromScaleIn": False}
+    group = {
+        "AutoScalingGroupName": "workers", "MinSize": 0, "MaxSize": 4, "DesiredCapacity": 1,
+        "DefaultCooldown": 300, "AvailabilityZones": ["x"], "HealthCheckType": "EC2", "CreatedTime": moment,
+        "Instances": [{**instance, "InstanceId": "i-1", "LifecycleState": "Terminating:Wait"}],
+    }  # fmt: skip
+    activities = [
+        {
+            "ActivityId": "1", "AutoScalingGroupName": "workers", "Cause": "…", "StartTime": moment,
+            "StatusCode": "Failed", "StatusMessage": f"{what} has failed", "Description": f"{what} EC2 instance",
+        }
+        for what in ("Terminating", "Launching a new")
+    ]  # fmt: skip
+    client = boto3.client("autoscaling", region_name="x", aws_access_key_id="x", aws_secret_access_key="x")
+    services = SessionManager.service
+    monkeypatch.setattr(
+        SessionManager, "service", lambda ssm, name: client if name == "autoscaling" else services(ssm, name)
+    )
+    with Stubber(client) as stub:
+        stub.add_response("describe_auto_scaling_groups", {"AutoScalingGroups": [group]})
+        stub.add_response("describe_scaling_activities", {"Activities": activities})
+        shown = world.oq("workers")
+    assert "workers: 0 of 1 wanted" in shown
+    assert "Launching a new has failed" in shown
+    assert "Terminating has failed" not in shown
 
 
 def test_what_a_command_says_is_not_hidden_by_the_agents_own_words(world: World) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from oq_celery import cli
+from oq_celery.terminal import INTERRUPTED
 
 COMMANDS = [["follow", "5"], ["cost"], ["cost", "5"]]
 
@@ -76,7 +77,7 @@ def test_a_command_that_nobody_reads_any_more_ends_quietly(
     answers = {"get_job": SimpleNamespace(id=5, status="complete"), "log": ["a line"], "last": []}
     engine.dbcmd = lambda action, *_: answers[action]
     with unread():
-        assert run(monkeypatch, *words) == cli.INTERRUPTED
+        assert run(monkeypatch, *words) == INTERRUPTED
 
 
 @pytest.mark.parametrize("words", COMMANDS)
