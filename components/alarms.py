@@ -29,12 +29,12 @@ NO_WORKER_MINUTES: Final = 15
 UNREADY_MINUTES: Final = 10
 _UNREADY_WINDOW: Final = 15
 UNREADY: Final = (
-    f"A machine of the group has been no worker for {UNREADY_MINUTES} minutes. One that finishes its last tasks "
-    "after a rotation of the secret, or on AWS's notice of a rebalance, needs nothing. Otherwise look at its "
-    f"console, aws ec2 get-console-output --latest; after {WORKER_ATTEMPTS} attempts it powers off and the group "
-    "starts another one"
+    f"An instance of the workers' group has not been ready for {UNREADY_MINUTES} minutes. Nothing to do if it is "
+    "finishing its last tasks after a rotation of the secret or a rebalance recommendation. Otherwise read its "
+    f"console: aws ec2 get-console-output --latest --output text --instance-id ID; after {WORKER_ATTEMPTS} failed "
+    "attempts it powers off and the group starts another one"
 )
-"""What the mail of the alarm `unready` says."""
+"""What the e-mail of the alarm `unready` says."""
 SYSTEM_CHECK: Final = "StatusCheckFailed_System"
 # AWS's shortest time in which a deletion of a key can be undone.
 _KEY_DAYS: Final = 7
@@ -78,8 +78,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             advice=(
                 f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge "
                 f"it: pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up; the file system follows in two "
-                "minutes. At 100 % it may have had an error, after which nothing is written to it: sudo journalctl -u "
-                f"{facts.REFRESH_SERVICE}"
+                "minutes. If the alarm shows 100 %, the file system may have an error and be read-only: "
+                f"sudo journalctl -u {facts.REFRESH_SERVICE} says so, docs/trouble.md what to do"
             ),
             dimensions={**own, facts.DISK_DIMENSION: mount},
         )
@@ -141,8 +141,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             minutes=1,
             advice=(
                 "A calculation has failed. `sudo oq-celery cost` on the master lists everybody's last ones with "
-                "their status, `sudo oq-celery follow ID` says why; no other mail comes before a minute without a "
-                "failure"
+                "their status, `sudo oq-celery follow ID` says why; no other e-mail comes before a minute "
+                "without a failure"
             ),
             dimensions=own,
         ),
@@ -159,10 +159,10 @@ def status_checks() -> list[Watch]:
             threshold=1,
             minutes=2,
             advice=(
-                "AWS reports a fault of the hardware under the master and mostly recovers it, as the same machine "
-                "with the same disks; running calculations end. Look in some minutes whether it is back. AWS does "
-                "not recover most types with instance store volumes (such as m6id, c7gd): then stop and start it, "
-                "aws ec2 stop-instances, aws ec2 start-instances"
+                "AWS reports a hardware fault under the master and usually recovers it as the same instance with the "
+                "same disks; running calculations fail. Check in a few minutes whether it is back. AWS does not "
+                "recover most types with instance store volumes (such as m6id, c7gd): stop and start those, aws ec2 "
+                "stop-instances, then aws ec2 start-instances"
             ),
             dimensions={},
             namespace="AWS/EC2",
@@ -173,8 +173,10 @@ def status_checks() -> list[Watch]:
             threshold=1,
             minutes=2,
             advice=(
-                "The master does not answer its own network: a full memory, a broken kernel or file system. Look at "
-                "its console, aws ec2 get-console-output; reboot it, aws ec2 reboot-instances"
+                "EC2's instance status check of the master fails: its operating system does not respond (memory "
+                "full, kernel panic, broken file system). Read its console, aws ec2 get-console-output --latest "
+                "--output text --instance-id ID, then reboot it, aws ec2 reboot-instances --instance-ids ID; running "
+                "calculations fail"
             ),
             dimensions={},
             namespace="AWS/EC2",

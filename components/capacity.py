@@ -38,7 +38,7 @@ def steps_out(processes: int, room: int) -> list[Step]:
 
 
 def hook_seconds(drain_minutes: int) -> int:
-    """How long the autoscaling group waits for a worker whose tasks may run for so many minutes more.
+    """How long the Auto Scaling group waits for a worker whose tasks may run for so many minutes more.
 
     Raises ValueError where AWS cannot wait so long.
     """

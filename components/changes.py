@@ -14,7 +14,7 @@ class Change(Enum):
 
     MASTER_REPLACED = ("**replaces the master**", "running calculations end; data stay")
     MASTER_RESIZED = ("stops the master, changes its type, starts it", "running calculations end; data stay")
-    WORKERS_ROLLED = ("rolls the workers", "running tasks end first, as said below")
+    WORKERS_ROLLED = ("rolls the workers", "running tasks finish first (see below)")
     FLEET_SIZE = (
         "changes the group and its scaling policies",
         "workers above a lower `workerMax` drain, a higher `workerMin` starts workers; the others stay",
@@ -39,7 +39,7 @@ class Change(Enum):
         "of the current one",
         "the current one stays in the account with `keepDataOnDestroy`; otherwise it is deleted as by `pulumi destroy`",
     )
-    BACKUPS = ("changes for how many days new snapshots are kept, or whether there are backups", "")
+    BACKUPS = ("changes the retention of new snapshots, or turns backups on or off", "")
     MAILS = (
         "changes who is told, or makes or removes the alarms",
         "AWS asks a new address to confirm",

@@ -19,9 +19,9 @@ _REMEDY = (
 )
 
 _NAMESAKES = (
-    "each cluster of an account and region needs a stack name of its own, since workers start by the metrics of that "
-    "name, and mails and the bill are told apart by it. Destroy one of these clusters, each from its own state, and "
-    "create it again with another name; its data can be adopted. Their networks"
+    "another cluster in this account and region has this stack name, by which metrics, scaling, alarms and cost tags "
+    "are told apart. Destroy one of the two with its own state and create it again under another name; it can adopt "
+    "the data. Their networks"
 )
 
 

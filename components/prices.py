@@ -194,7 +194,7 @@ class Estimate:
         """The idle month, for people."""
         if self.month_idle is None:
             return self._unknown([part for part, usd in self.month.items() if usd is None])
-        return f"about {self.month_idle:.0f} USD ({self._basis()}; what EFS and snapshots hold, and traffic, besides)"
+        return f"about {self.month_idle:.0f} USD ({self._basis()}; without EFS, snapshots and traffic)"
 
     def full_text(self) -> str:
         """The hour with all workers, for people."""
@@ -235,7 +235,7 @@ def estimate(settings: Settings, region: str) -> Estimate:
     month["metrics and alarms"] = (_own_metrics() + _DETAILED_METRICS) * _METRIC + publications + alarms
     if settings.alarm_email:
         metrics = _MAIL_ALARM_METRICS + (_STATUS_CHECKS if settings.stop_when_idle_minutes else 0)
-        month["alarms that send mails, and their key"] = metrics * _ALARM + _KEY
+        month["alarms that send e-mails, and their key"] = metrics * _ALARM + _KEY
     month["secrets"] = _SECRET * (2 if settings.webui else 1)
     if settings.worker_min:
         month[f"{settings.worker_min} workers that stay"] = _times(settings.worker_min * HOURS, worker)

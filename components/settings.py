@@ -217,7 +217,7 @@ def _email(value: object) -> str:
     if value == "":  # nobody
         return ""
     if not re.fullmatch(r"[\w.+-]+@([\w-]+\.)+[\w-]+", str(value), re.ASCII):
-        raise ValueError("write one address such as seismology@example.org, or leave it out for no mails")
+        raise ValueError("write one address such as seismology@example.org, or leave it out for no e-mails")
     return str(value)
 
 

@@ -30,7 +30,7 @@ def tags(stack: str, name: str) -> dict[str, str]:
     """The tags of the resource called `name` in `stack`.
 
     Passed explicitly to everything, since a provider's default tags reach neither the instances and disks of
-    a launch template nor those of an autoscaling group.
+    a launch template nor those of an Auto Scaling group.
     """
     return {"Name": f"{cluster_name(stack)}-{name}", **of_stack(stack), "ManagedBy": "pulumi"}
 

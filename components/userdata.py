@@ -59,7 +59,7 @@ CERTIFICATE_UNITS: Final = (
 )  # and where it speaks HTTPS
 
 # Between two attempts of a bootstrap that fails, in seconds, and how often a worker tries: 10 minutes at least, for
-# somebody to look. Then it powers off and its autoscaling group replaces it, to which a machine that runs is healthy.
+# somebody to look. Then it powers off and its Auto Scaling group replaces it, to which a machine that runs is healthy.
 BOOTSTRAP_RETRY_SECONDS: Final = 30
 WORKER_ATTEMPTS: Final = 20
 
@@ -134,7 +134,7 @@ class MasterNode(Node):
 class WorkerNode(Node):
     """A worker: storage is `nfs` (a root disk, engine and data on NFS) or `diskless` (its boot alone writes to a disk).
 
-    drain_seconds is what its running tasks may take when the autoscaling group ends it.
+    drain_seconds is what its running tasks may take when the Auto Scaling group ends it.
     """
 
     storage: WorkerStorage

@@ -1,4 +1,4 @@
-"""The workers: an autoscaling group of machines that run Celery and nothing else."""
+"""The workers: an Auto Scaling group of machines that run Celery and nothing else."""
 
 from __future__ import annotations
 

@@ -72,7 +72,13 @@ def costs_table() -> str:
         rows.append(
             (name, f"an hour of a worker, {settings.worker_instance_types[0]}", _usd(costs.worker, 3))
         )
-        rows.append((name, f"an hour with all {costs.workers} workers", _usd(costs.hour_full, 2)))
+        rows.append(
+            (
+                name,
+                f"an hour with all {costs.workers} workers, master and the rest included",
+                _usd(costs.hour_full, 2),
+            )
+        )
     return _table((f"in {region}, before tax", "what", "$"), rows)
 
 

@@ -33,7 +33,7 @@ class Baselines:
         self._found: dict[str, list[Path]] = {}
 
     def differences(self, world: World, job: str, log: str) -> list[str]:
-        """What differs from the baseline of a job, in words; of all numbers, to the bit.
+        """What differs from the baseline of a job, in words; of all numbers, bit for bit.
 
         Args:
             world: where nothing breaks at the moment.

@@ -13,8 +13,8 @@ from typing import Final
 
 # How a run ended, from the best to the worst, and the heading of its column.
 ENDINGS: Final = {
-    "equal": "equal to the bit",
-    "failed": "failed, for a true reason",
+    "equal": "equal bit for bit",
+    "failed": "failed, as the fault explains",
     "ended": "ended by the fault",
     "wrong": "wrong",
 }
@@ -157,7 +157,7 @@ def page(tiers: dict[str, Tier]) -> str:
     parts = [
         "# Faults in the middle of a calculation",
         "Written by `make faults`. A run is what a seed decides: jobs, faults, and the events that set these off. It "
-        "is right when each job ends with the results that it must have, to the bit, each once and in order, or "
+        "is right when each job ends with the results that it must have, bit for bit, each once and in order, or "
         "with an error that the faults of the run explain; when no task was computed more often than they explain; "
         "and when it leaves no queue, file or process behind. `make faults SEED=…` repeats a run.",
     ]
@@ -172,8 +172,8 @@ def _found() -> list[str]:
     lines = ["| seed | what was wrong | test |", "|---|---|---|"]
     lines += [f"| {seed} | {what} | [{test}](../{TESTS}/{test}) |" for seed, what, test in FOUND]
     text = (
-        "Each is mended, and a test holds it; what is wrong above and not here has not been explained. A seed means "
-        "the same run only as long as no kind of fault or job is added."
+        "Each is fixed, and covered by a test. What is wrong above and not listed here is unexplained. A seed "
+        "reproduces its run only until a kind of fault or job is added."
     )
     return ["## What it has found", text, "\n".join(lines)]
 

@@ -245,7 +245,11 @@ def _parser() -> argparse.ArgumentParser:
             "--stack", default="dev", help="the stack whose configuration is taken (default: dev)"
         )
         one.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting over the stack's"
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a setting of the stack; may be repeated",
         )
         one.add_argument(
             "--cold", action="store_true", help="build the engine, even if an earlier lab has built it"
@@ -274,7 +278,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", action="store_true", help="no workers at first: they come with the job and go after it"
     )
     command("status", _status, "list the nodes and their problems; exit code 0 when all are ready")
-    one = command("mail", _mail, "print the mails that the alarms would have sent (with --set alarmEmail=…)")
+    one = command(
+        "mail", _mail, "print the e-mails that the alarms would have sent (with --set alarmEmail=…)"
+    )
     one.add_argument(
         "--speedup",
         type=int,
@@ -295,11 +301,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("command", nargs="*", metavar="-- COMMAND", help="the command and its arguments")
     command("outputs", _outputs, "print what pulumi stack output --json does, and the workers, as JSON")
     one = command(
-        "forward", _forward, "give a node's port to this machine, as Session Manager does, until Ctrl-C"
+        "forward", _forward, "forward a local port to a port of a node, as Session Manager does, until Ctrl-C"
     )
     node(one)
-    one.add_argument("port", type=int, metavar="PORT", help="of the node, such as 8800")
-    one.add_argument("local_port", type=int, metavar="LOCAL_PORT", help="of this machine")
+    one.add_argument("port", type=int, metavar="PORT", help="the node's, such as 8800")
+    one.add_argument("local_port", type=int, metavar="LOCAL_PORT", help="this machine's")
     one = command(
         "secret",
         _secret,
@@ -309,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path, metavar="FILE", help="with the value")
     one = command("logs", _logs, "print a node's journal, or its console when it is off")
     node(one)
-    one.add_argument("--follow", action="store_true", help="go on as it is written")
+    one.add_argument("--follow", action="store_true", help="keep printing new lines")
     node(command("kill", _kill, "kill -9 a whole node"))
     one = command("start", _start, "power a node on again and wait until it is ready")
     node(one)
@@ -317,12 +323,12 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "replace",
         _replace,
-        "put a new machine in the master's place, on its volumes, as changed user data do",
+        "replace the master and keep its volumes, as a change of its user data does",
     )
     one = command("scale", _scale, "replace dead workers, then start or remove some until there are NUMBER")
     one.add_argument("number", type=int, metavar="NUMBER")
-    one = command("room", _room, "let AWS have room for NUMBER workers at most, or again for all")
-    one.add_argument("number", type=int, nargs="?", metavar="NUMBER", help="none: for all")
+    one = command("room", _room, "limit AWS's capacity to NUMBER workers; without NUMBER remove the limit")
+    one.add_argument("number", type=int, nargs="?", metavar="NUMBER", help="without: no limit")
     one = command("interrupt", _interrupt, "announce a spot interruption to a node, then switch it off")
     node(one)
     one.add_argument(
@@ -336,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command(
         "faults",
         _faults,
-        "run jobs with the faults of seeds, each storage mode on a cluster of its own",
+        "run jobs under faults drawn from random seeds, each storage mode on a cluster of its own",
         boots=True,
     )
     config(one)

@@ -239,14 +239,14 @@ RULES: Final = (
     ),
     Rule(
         "imdsv2",
-        "Instance metadata want a token and are one hop away",
+        "Instance metadata requires a token, with a hop limit of 1",
         (INSTANCE, TEMPLATE),
         all_of(
             wants("metadataOptions.httpTokens", "required"),
             wants("metadataOptions.httpPutResponseHopLimit", 1),
         ),
     ),
-    Rule("no-secret-in-user-data", "User data hold no secret", (INSTANCE, TEMPLATE), secretless),
+    Rule("no-secret-in-user-data", "User data holds no secret", (INSTANCE, TEMPLATE), secretless),
     Rule(
         "data-kept",
         "Volumes and shared file system stay on destroy with `keepDataOnDestroy`, and only then",
@@ -263,7 +263,7 @@ RULES: Final = (
     ),
     Rule(
         "mails-of-alarms",
-        "The topic that sends mails takes messages of this account's alarms only, and has a key that they may use",
+        "The topic accepts messages of this account's alarms only, and is encrypted with a key that they may use",
         (TOPIC, TOPIC_POLICY),
         all_of(
             _published_by_alarms,
@@ -274,7 +274,7 @@ RULES: Final = (
     ),
     Rule(
         "least-rights",
-        "Roles are allowed no wildcard, and all resources only where an action knows none",
+        "Roles have no wildcard actions, and `*` as resource only for actions without resource-level permissions",
         (ROLE_POLICY,),
         _least_rights,
     ),

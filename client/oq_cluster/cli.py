@@ -71,7 +71,7 @@ def _add_login(add: Add) -> None:
         help="a file written by oq-cluster certificate; needed only if you may not use Run Command",
     )
     sub = add("login", commands.login, "log in to the WebUI; only the session is kept, not the password")
-    sub.add_argument("name", metavar="NAME", help="of the account (oq-cluster users add NAME makes one)")
+    sub.add_argument("name", metavar="NAME", help="the account (oq-cluster users add NAME makes one)")
     sub.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
     sub = add("password", commands.password, "change your own password of the WebUI, and stay logged in")
     sub.add_argument(
@@ -107,7 +107,9 @@ def _add_calculations(add: Add) -> None:
     _calculation(add("status", commands.status, "show the status of a calculation"))
     sub = _calculation(add("log", commands.log, "show a calculation's log"))
     sub.add_argument(
-        "--follow", action="store_true", help="go on until it ends; the exit status is 0 if it is complete"
+        "--follow",
+        action="store_true",
+        help="show more until it ends; the exit status is 0 if it is complete",
     )
     sub = _calculation(add("get", commands.get, "download a calculation's outputs"))
     _downloads(sub, Path())
@@ -144,7 +146,7 @@ def _add_cluster(add: Add) -> None:
     )
     sub = add("users", commands.users, "manage the WebUI's accounts, as root of the master")
     sub.add_argument("action", choices=("list", "add", "password", "remove"), help="what to do")
-    sub.add_argument("name", nargs="?", metavar="NAME", help="of the account")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="the account")
     sub.add_argument(
         "--admin", action="store_true", help="add: sees, aborts and removes everybody's calculations"
     )
@@ -193,8 +195,10 @@ def common_options() -> argparse.ArgumentParser:
     which.add_argument(
         "--lab", nargs="?", metavar="=NAME", help="a lab on this machine (default: $OQLAB_NAME)"
     )
-    which.add_argument("--directory", metavar="DIR", help="of the Pulumi program (default: this one)")
-    which.add_argument("--profile", metavar="NAME", help="of AWS's configuration (default: $AWS_PROFILE)")
+    which.add_argument(
+        "--directory", metavar="DIR", help="directory of the Pulumi program (default: the current one)"
+    )
+    which.add_argument("--profile", metavar="NAME", help="AWS profile (default: $AWS_PROFILE)")
     which.add_argument(
         "--direct", action="store_true", help="the WebUI's address is in reach, such as through a VPN"
     )
@@ -224,7 +228,7 @@ def _downloads(sub: argparse.ArgumentParser, default: Path | None) -> None:
         action="append",
         default=[],
         metavar="TYPE",
-        help="of file, such as csv, xml or npz, several times for several (default: csv where there is one)",
+        help="file type, such as csv, xml or npz; repeat for several (default: csv where available)",
     )
 
 

@@ -141,7 +141,7 @@ def password(context: Context, given: argparse.Namespace) -> Shown:
     """Change the password of who has logged in."""
     present, new = _passwords(given, "your present password: ", "a new one: ")
     if not given.password_stdin and _typed("the new one again: ") != new:
-        raise UsageError("the new password was typed in two ways: try again")
+        raise UsageError("the two new passwords differ: try again")
     context.webui.change_password(present, new)
     user = context.webui.user
     return Shown({"user": user}, f"{user}: the password is changed; other computers have to log in again")
@@ -236,7 +236,7 @@ def _hazard(jobs: list[inputs.Job], given: int | None) -> int | None:
             heeded.add(os.path.normpath(os.path.relpath(jobs[0].ini, job.ini.parent)))
         if job.hazard and os.path.normpath(job.hazard) not in heeded:
             problems.append(
-                f"{job.ini}: hazard_calculation_id = {job.hazard}: the server does not heed it. Take it out, and write "
+                f"{job.ini}: hazard_calculation_id = {job.hazard}: the server ignores it. Remove it, and give "
                 "--hazard ID for a calculation that is there, or the first job's file before this one for a new one"
             )
     if problems:
@@ -442,8 +442,8 @@ def _done(context: Context, words: Sequence[str], instead: str = "") -> str:
     answer = _answer(context, words)
     if answer.cut:
         raise ClientError(
-            f"AWS hands over only the beginning of such an output: {instead}oq-cluster shell, then sudo "
-            f"{shlex.join(words)}"
+            f"the output is too long for Run Command, which returns only its beginning: {instead}oq-cluster shell, "
+            f"then sudo {shlex.join(words)}"
         )
     return answer.output
 
@@ -486,12 +486,13 @@ def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) 
     )
     lines = [text, *(f"  {instance['id']}  {instance['state']}" for instance in instances)]
     if now is None:
-        lines.append(f"the master does not say what they do: {problem}")
+        lines.append(f"the master does not say what they are doing: {problem}")
     else:
         busy = sum(worker["busy"] for worker in now["workers"])
         processes = sum(worker["processes"] for worker in now["workers"])
         lines.append(
-            f"tasks: {now['waiting']} wait; {len(now['workers'])} workers answer, {busy} of {processes} processes busy"
+            f"tasks: {now['waiting']} waiting; {len(now['workers'])} workers respond, "
+            f"{busy} of {processes} processes busy"
         )
         if now.get("alarm"):
             lines.append(f"RabbitMQ takes no messages: {now['alarm']}")
@@ -506,7 +507,7 @@ def fleet_text(fleet: dict[str, Any], now: dict[str, Any] | None, problem: str) 
         if not failed:
             lines.append("workers are starting; one is ready about a minute after that")
     elif now is not None and now["waiting"] and present >= fleet["maximum"]:
-        lines.append("all that workerMax allows are there: pulumi config set workerMax N && pulumi up")
+        lines.append("the fleet is at workerMax; to allow more: pulumi config set workerMax N && pulumi up")
     return "\n".join(lines)
 
 
@@ -519,8 +520,8 @@ def logs(context: Context, given: argparse.Namespace) -> Shown:
         if answer.cut:  # the last heard come first, and the last one of these has no end
             text = text[: text.rindex("}") + 1] + "]" if context.json else text.rpartition("\n")[0]
             context.terminal.say(
-                "oq-cluster: AWS hands over only the beginning of such a list; for older ones: oq-cluster shell, then "
-                f"sudo {shlex.join(words)}"
+                "oq-cluster: the list is too long for Run Command, which returns only its beginning; for older ones: "
+                f"oq-cluster shell, then sudo {shlex.join(words)}"
             )
         return Shown(json.loads(text), "") if context.json else Shown(None, text)
     words += [given.worker, "--lines", str(given.lines)]
@@ -576,8 +577,8 @@ def wake(context: Context, given: argparse.Namespace) -> Shown:
         state = master.state()
     if state in reach.GONE:
         raise ClientError(
-            "this master is gone for good: pulumi up makes another one; if there is one and you use --outputs, export "
-            "them again"
+            "this master has been terminated: pulumi up creates another one; if there is one and you use --outputs, "
+            "export them again"
         )
     if state == reach.STOPPED:
         context.terminal.say("starting the master")

@@ -102,11 +102,11 @@ def explained(instance_id: str = "") -> Iterator[None]:
             ) from error
         elif code == "InsufficientInstanceCapacity":
             text = (
-                f"AWS has no machine of the master's type at the moment ({message}): try again later, or pulumi config "
-                "set masterInstanceType TYPE && pulumi up"
+                f"AWS has no capacity for the master's instance type at the moment ({message}): try again later, or "
+                "pulumi config set masterInstanceType TYPE && pulumi up"
             )
         elif code.startswith("AccessDenied") or code == "UnauthorizedOperation":  # EC2's word for it
-            text = f"your AWS identity may not do this: {message}. Ask who looks after the account"
+            text = f"your AWS identity may not do this: {message}. Ask whoever administers the AWS account"
         else:
             text = f"AWS: {code}: {message}"
         raise ClientError(text) from error

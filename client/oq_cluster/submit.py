@@ -354,7 +354,9 @@ def downloads(
     offered = {kind for output in outputs for kind in output["outtypes"]}
     problems = []
     if unknown := sorted(set(kinds) - offered):
-        problems = [f"no output can be had as {', '.join(unknown)}; there is {', '.join(sorted(offered))}"]
+        problems = [
+            f"no output is available as {', '.join(unknown)}; available: {', '.join(sorted(offered))}"
+        ]
     if kinds:
         wanted = [(output, kind) for output in outputs for kind in kinds if kind in output["outtypes"]]
     else:

@@ -130,7 +130,10 @@ class WebUI:
     @staticmethod
     def _not_too_many(answer: requests.Response) -> None:
         if answer.status_code == 429:
-            raise ClientError("too many failed logins from this address: wait a minute and try again")
+            raise ClientError(
+                "too many logins at once (one a second, counted for everyone who comes through a port forward "
+                "together): try again in a few seconds"
+            )
 
     def logout(self) -> None:
         """End the session, there and here."""
@@ -297,7 +300,7 @@ class WebUI:
         except requests.RequestException as error:
             raise LostConnection(f"the WebUI does not answer: {error}") from error
         if answer.status_code in _NOT_NOW:
-            raise LostConnection("the WebUI does not answer: it is starting, or starts again")
+            raise LostConnection("the WebUI does not answer: it is starting or restarting")
         return answer
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Lets a worker that has to go, go in order: no new tasks, then the running ones to their end or back to the queue.
 
-Three things announce the end, all in the instance's metadata: the autoscaling group wants the instance terminated (a
+Three things announce the end, all in the instance's metadata: the Auto Scaling group wants the instance terminated (a
 scale-in, an instance refresh, a rebalance), a spot interruption (two minutes), or the recommendation that may come
 before one. Celery's warm shutdown does the rest: it takes no more tasks and ends with the last one that runs. What is
 not done at the deadline is killed, and the broker gives it to another worker at once.
@@ -38,7 +38,7 @@ class Notice:
 
     reason: str
     seconds: float
-    terminating: bool = False  # the autoscaling group waits for our word
+    terminating: bool = False  # the Auto Scaling group waits for our word
     certain: bool = True
 
 
@@ -53,9 +53,9 @@ def notice(read: Callable[[str], str | None], now: datetime.datetime, drain_seco
         seconds = max(0.0, (end - now).total_seconds() - HAND_OVER_SECONDS)
         return Notice(f"spot interruption at {end:%H:%M:%S} UTC", min(seconds, drain_seconds), terminating)
     if terminating:
-        return Notice("the autoscaling group ends this instance", drain_seconds, terminating)
+        return Notice("the Auto Scaling group ends this instance", drain_seconds, terminating)
     if read("events/recommendations/rebalance"):
-        return Notice("AWS recommends to rebalance this spot instance", math.inf, certain=False)
+        return Notice("AWS's rebalance recommendation for this spot instance", math.inf, certain=False)
     return None
 
 
@@ -108,13 +108,13 @@ def _runs(unit: str) -> bool:
 
 def take_tasks_again() -> None:
     """Start Celery again."""
-    say("AWS has not taken this instance back: it takes tasks again")
+    say("AWS did not reclaim this instance: it takes tasks again")
     DRAINING.unlink(missing_ok=True)
     subprocess.run(["systemctl", "start", "--no-block", FACTS["celery_unit"]], check=True)
 
 
 def complete() -> None:
-    """Tell the autoscaling group that it need not wait any longer."""
+    """Tell the Auto Scaling group that it need not wait any longer."""
     import boto3  # takes a second, which a worker that starts has better use for
 
     client = boto3.client("autoscaling", region_name=FACTS["region"])
@@ -124,7 +124,7 @@ def complete() -> None:
         InstanceId=metadata("instance-id"),
         LifecycleActionResult="CONTINUE",
     )
-    say("told the autoscaling group that this instance can go")
+    say("told the Auto Scaling group that this instance can go")
 
 
 def main() -> None:

@@ -371,7 +371,7 @@ class Channel:
             return
         lost = [task_no for task_no in self._ledger.audit(now) if task_no not in self._sender]
         if lost:
-            log.warning("%d tasks were with nobody any more: sending them again", len(lost))
+            log.warning("%d tasks were lost (no worker and no queue has them): sending them again", len(lost))
         for task_no in lost:
             self._send(task_no, again=True)
 

@@ -86,13 +86,13 @@ def extend_actions(actions: Any) -> None:
             names = ", ".join(f"calculation {one.id} ({one.user_name})" for one in others)
             return {
                 "error": f"Cannot delete calculation {job_id}: its results are also those of {names} (`cache = true`). "
-                "Delete that before; root may: `sudo oq purge`"
+                "Delete those first; root can: `sudo oq purge`"
             }
         # The database would delete them with it, whoever's they are and whatever they do, and leave their files.
         if force and jobs and (dependents := db(_DEPENDENTS, int(job_id), int(job_id))):
             names = ", ".join(f"calculation {one.id} ({one.user_name}, {one.status})" for one in dependents)
             return {
-                "error": f"Cannot delete calculation {job_id}: {names} started from it. Delete that before"
+                "error": f"Cannot delete calculation {job_id}: {names} started from it. Delete those first"
             }
         answer = upstream_del_calc(db, job_id, user, delete_file and own, force)
         if "hdf5paths" in answer and jobs:
@@ -163,7 +163,12 @@ def extend_engine(module: Any) -> None:
             for job_ini in job_inis:
                 made += upstream_create([job_ini], *args, **kwargs)
         except BaseException as error:
-            end_others(dbcmd, made, "aborted", f"Not computed: of another job file of the command: {error}")
+            end_others(
+                dbcmd,
+                made,
+                "aborted",
+                f"Not computed, because of another job file of the same command: {error}",
+            )
             raise
         return made
 

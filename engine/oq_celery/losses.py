@@ -53,7 +53,7 @@ class Losses:
             return _text("was turned down by a worker", self._unable.values(), hint)
         if len(self._silent) >= LENIENT * self.limit:
             return _text(
-                "was lost with a worker", self._silent.values(), "Their workers left without a word."
+                "was lost with a worker", self._silent.values(), "Their workers disappeared without notice."
             )
         return None
 

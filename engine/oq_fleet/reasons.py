@@ -40,13 +40,13 @@ _KNOWN = (
     ),
     (
         r"(?i:spot)|UnfulfillableCapacity",
-        "AWS has no spot capacity of these instance types now, and is asked again by itself",
+        "AWS has no spot capacity of these instance types now; the Auto Scaling group keeps retrying by itself",
         "Allow more types (workerInstanceTypes) or workers on demand (workerOnDemandBase, or workerSpot false), "
         "and run pulumi up",
     ),
     (
         r"InsufficientInstanceCapacity|sufficient .*capacity",
-        "AWS has no capacity of these instance types now, and is asked again by itself",
+        "AWS has no capacity of these instance types now; the Auto Scaling group keeps retrying by itself",
         "Allow more types (workerInstanceTypes), and run pulumi up",
     ),
     (
@@ -77,11 +77,11 @@ def suspension(group: str, process: str) -> Reason:
 
     https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html
     """
-    what = f"the autoscaling group's process {process} is suspended"
+    what = f"the Auto Scaling group's process {process} is suspended"
     return Reason(
         what,
-        f"{what}, as AWS does after a day in which all launches have failed. Cure what the former lines or `aws "
-        f"autoscaling describe-scaling-activities --auto-scaling-group-name {group}` say, then: aws autoscaling "
+        f"{what}, as AWS does after a day in which all launches have failed. Fix the cause that the earlier lines or "
+        f"`aws autoscaling describe-scaling-activities --auto-scaling-group-name {group}` name, then: aws autoscaling "
         f"resume-processes --auto-scaling-group-name {group} --scaling-processes {process}",
     )
 

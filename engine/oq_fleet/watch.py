@@ -1,7 +1,7 @@
 """Says in the log of a calculation why the workers that its tasks wait for do not start: `python -m oq_fleet.watch`, on
 the master.
 
-The scaling policies ask for workers, and the autoscaling group starts them; where AWS has none, the group keeps the
+The scaling policies ask for workers, and the Auto Scaling group starts them; where AWS has none, the group keeps the
 reason in its activities, which nobody reads who waits for a calculation.
 """
 
@@ -108,7 +108,7 @@ def read(client: Any, tags: Mapping[str, str], now: datetime) -> Fleet:
     pages = client.get_paginator("describe_auto_scaling_groups").paginate(Filters=filters)
     groups = [group for page in pages for group in page["AutoScalingGroups"]]
     if len(groups) != 1:
-        raise LookupError(f"there are {len(groups)} autoscaling groups with the tags {dict(tags)}, not one")
+        raise LookupError(f"there are {len(groups)} Auto Scaling groups with the tags {dict(tags)}, not one")
     group = groups[0]
     states = [instance["LifecycleState"] for instance in group["Instances"]]
     present = sum(not state.startswith(_LEAVES) for state in states)

@@ -128,7 +128,7 @@ def main() -> None:
     except NotKnownError as error:  # for ever, perhaps: whoever pays for the master has to hear of it
         if not now:
             needed(time.time(), BUSY)
-        sys.exit(f"it is not known what computes: {error}")
+        sys.exit(f"cannot tell whether anything is running: {error}")
     if busy and now:
         sys.exit(busy)
 

@@ -131,8 +131,9 @@ def _bring(state: State) -> str:
     common.run("systemctl", "start", *units)
     State(boot=moment.boot, moved=moment.seconds).save()
     return (
-        f"new passwords and keys, of generation {generation}, are in the secrets and on this machine. What computes "
-        "goes on with the old password, which goes when nobody needs it any more: sudo journalctl -t oq-node says so"
+        f"new passwords and keys (generation {generation}) are in Secrets Manager and on this machine. Running "
+        "calculations keep the old password, which is removed when none of them needs it any more; progress: "
+        "sudo journalctl -t oq-node"
     )
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     add.set_defaults(run=lambda given: _accounts("add", given.name, administrator=given.admin))
     for name, text in (
         ("password", "give an account a new password, and print it"),
-        ("remove", "take an account away; its calculations stay"),
+        ("remove", "remove an account; its calculations stay"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("name", help="of the account")
@@ -62,7 +62,9 @@ def main() -> None:
         "--kept", required=True, type=Path, help="the file that keeps a certificate of our own"
     )
     renew.add_argument(
-        "--restart", action="store_true", help="let those begin anew that have it, when it is another one"
+        "--restart",
+        action="store_true",
+        help="restart the services that use the certificate if it has changed",
     )
     renew.add_argument("address", help="of this machine, by which people reach it")
     renew.set_defaults(run=_renew)

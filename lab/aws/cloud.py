@@ -192,7 +192,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Group:
-    """An autoscaling group; its instances are named `name-1` and so on.
+    """An Auto Scaling group; its instances are named `name-1` and so on.
 
     Attributes:
         arn: its ARN, which ends in `autoScalingGroupName/` and the name that AWS knows it by

@@ -32,7 +32,7 @@ class Node:
     """A node as the lab remembers it.
 
     Attributes:
-        group: the autoscaling group that it belongs to, None for an instance of the program's own
+        group: the Auto Scaling group that it belongs to, None for an instance of the program's own
         release: of its group, by which it was made
         powered_on: when, in seconds since the epoch
         ready_after: seconds from then until it was ready, None before

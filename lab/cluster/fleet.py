@@ -1,4 +1,4 @@
-"""The autoscaling group of the lab: its size, its lifecycle hook, and how new instances come in the place of old."""
+"""The Auto Scaling group of the lab: its size, its lifecycle hook, and how new instances come in the place of old."""
 
 from __future__ import annotations
 

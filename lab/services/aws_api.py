@@ -95,7 +95,7 @@ def request_of(environ: Mapping[str, Any], body: bytes, arns: Mapping[str, str])
     """Who asks for what: the access key's id, the IAM action, the resource's ARN (`*` where none is known).
 
     Args:
-        arns: the ARN of a secret or an autoscaling group by its name
+        arns: the ARN of a secret or an Auto Scaling group by its name
     """
     authorization = environ.get("HTTP_AUTHORIZATION", "")
     _, _, scope = authorization.partition("Credential=")
@@ -159,7 +159,7 @@ class Events:
     """WSGI middleware that writes down what the lab wants to know of its nodes.
 
     Metrics that they publish go to a file of JSON lines, besides to moto. CompleteLifecycleAction, which moto
-    does not know, is answered here and leaves a file named after the instance. The autoscaling group is described by
+    does not know, is answered here and leaves a file named after the instance. The Auto Scaling group is described by
     a file that the lab writes.
     """
 

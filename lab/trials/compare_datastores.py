@@ -1,4 +1,4 @@
-"""Compare the results of two calculations to the bit: run by the engine's Python, as a user who may read them.
+"""Compare the results of two calculations bit for bit: run by the engine's Python, as a user who may read them.
 
 Called as `compare_datastores.py ONE OTHER`; prints one JSON object, which `compare` describes.
 """
@@ -88,7 +88,7 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """Compare two datastores, HDF5 files.
 
     Returns:
-        `equal`: the names of the datasets that are equal to the bit; `different`: by the name of a
+        `equal`: the names of the datasets that are equal bit for bit; `different`: by the name of a
         dataset, its largest `absolute` and `relative` difference (a share of the larger number), or the
         reason `why` there is none
     """

@@ -87,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended; no trouble means: with the numbers of the undisturbed run, to the bit.
+    """How a run ended; no trouble means: with the numbers of the undisturbed run, bit for bit.
 
     Attributes:
         struck: the faults that came to their moment

@@ -510,7 +510,7 @@ def test_the_hazard_that_a_job_file_names_is_continued(ann: World) -> None:
     ann.oq("run", job, "--hazard", "5")
     before = list(ann.webui.asked)
     ann.oq("run", job, "--hazard", "4", status=2)
-    assert "hazard_calculation_id = 5: the server does not heed it" in ann.errors
+    assert "hazard_calculation_id = 5: the server ignores it" in ann.errors
     risk = ann.job("risk", "risk.ini")
     ann.oq("run", job, risk, status=2)
     assert "Then write --hazard 5" in ann.errors
@@ -530,7 +530,7 @@ def test_a_hazard_that_is_no_number_is_not_passed_over(ann: World) -> None:
     job.write_text(job.read_text() + "hazard_calculation_id = None\n")
     before = list(ann.webui.asked)
     ann.oq("run", job, status=2)
-    assert "hazard_calculation_id = None: the server does not heed it" in ann.errors
+    assert "hazard_calculation_id = None: the server ignores it" in ann.errors
     assert ann.webui.asked == before
 
 
@@ -566,7 +566,7 @@ def test_a_type_that_one_of_several_jobs_has_not_stops_none(ann: World) -> None:
     )
     assert [one["id"] for one in result] == [1, 2]
     assert [one["problems"] for one in result] == [
-        ["no output can be had as shp; there is csv, rst, xml"]
+        ["no output is available as shp; available: csv, rst, xml"]
     ] * 2
 
 
@@ -727,7 +727,7 @@ def test_get_downloads_the_wanted_types(ann: World) -> None:
     files = json.loads(ann.oq("get", "1", "--out", ann.path / "xml", "--type", "rst", "--json"))["files"]
     assert [Path(file).name for file in files] == ["report_1.rst"]
     ann.oq("get", "1", "--out", ann.path / "none", "--type", "shp", status=1)
-    assert "there is csv, rst, xml" in ann.errors
+    assert "available: csv, rst, xml" in ann.errors
     assert "Hazard Curves" in ann.oq("get", "1", "--list")
 
 
@@ -1035,8 +1035,8 @@ def test_the_status_line_is_only_on_a_terminal_and_goes_before_a_line() -> None:
 
 
 def test_rotate_lets_the_master_do_it_and_shows_what_it_says(world: World) -> None:
-    world.aws.answers["oq-node rotate"] = 0, "new passwords and keys, of generation 2\n"
-    assert world.oq("rotate") == "new passwords and keys, of generation 2\n"
+    world.aws.answers["oq-node rotate"] = 0, "new passwords and keys (generation 2)\n"
+    assert world.oq("rotate") == "new passwords and keys (generation 2)\n"
     world.aws.answers["oq-node rotate"] = 1, "the rotation of the secrets goes on at the next try"
     world.oq("rotate", status=1)
     assert world.errors == "oq-cluster: the rotation of the secrets goes on at the next try\n"

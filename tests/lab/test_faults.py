@@ -1,4 +1,4 @@
-"""Workers that die or leave in the middle of a job, on a real boot: the same numbers, to the bit.
+"""Workers that die or leave in the middle of a job, on a real boot: the same numbers, bit for bit.
 
 `make faults` runs many more of these; see docs/faults.md.
 """

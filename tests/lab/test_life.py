@@ -1,7 +1,7 @@
 """The life of a cluster under Pulumi's real engine, on nodes that boot here: `pulumi up` to `pulumi destroy`, and back.
 
 One cluster and its data go through all tests in their order; each leaves it up. After each change, those who compute
-find everything as it was, and the next calculation equals the first to the bit. What is not shown: that AWS does what
+find everything as it was, and the next calculation equals the first bit for bit. What is not shown: that AWS does what
 the lab does, and how long AWS takes for it.
 """
 
@@ -109,7 +109,7 @@ class Life:
         self.known = self._seen()
 
     def assert_as_before(self) -> None:
-        """All is as it was, and the next calculation equals the first to the bit."""
+        """All is as it was, and the next calculation equals the first bit for bit."""
         assert self.first is not None
         assert self._seen() == self.known
         again = self.compute()

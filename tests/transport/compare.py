@@ -1,4 +1,4 @@
-"""Compares two datastores to the bit; runs in the engine's environment: compare.py ONE OTHER.
+"""Compares two datastores bit for bit; runs in the engine's environment: compare.py ONE OTHER.
 
 Prints a JSON object: what differs by dataset, and under "equal" the number of equal datasets.
 """

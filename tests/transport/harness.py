@@ -248,7 +248,7 @@ def hiding(directory: Path) -> list[str]:
 
 
 def differences(one: Path, other: Path, env: dict[str, str]) -> dict[str, Any]:
-    """Compare every number of two datastores, to the bit.
+    """Compare every number of two datastores, bit for bit.
 
     Returns:
         What differs by the name of the dataset; the names of what they have in common under "equal".

@@ -71,7 +71,7 @@ def test_with_clocks_that_are_set_a_running_task_stays_and_lost_ones_are_noticed
     masters.set(-HOUR)
     workers.set(HOUR)
     broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
-    wait_until(lambda: "were with nobody any more" in master.output(), "the master to notice")
+    wait_until(lambda: "no worker and no queue has them" in master.output(), "the master to notice")
     cluster.worker("two")
     wait_until(lambda: set(begun(moments)) == set(range(TASKS)), "the other worker to do all others")
     release(moments)

@@ -144,7 +144,7 @@ def test_tasks_that_were_purged_are_sent_again(cluster: Cluster, moments: Path, 
     master = cluster.start("python", "-c", SHORT_DELAYS + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
-    wait_until(lambda: "were with nobody any more" in master.output(), "the master to notice")
+    wait_until(lambda: "no worker and no queue has them" in master.output(), "the master to notice")
     release(moments)
     assert_each_done_once(master, moments)
 

@@ -171,7 +171,7 @@ def test_a_silent_worker_counts_against_the_task(ledger: Ledger) -> None:
     ((task_no, verdict),) = ledger.verdicts(1)
     assert task_no == TASK
     first, *workers = verdict.splitlines()
-    assert first == "was lost with a worker 21 times. Their workers left without a word."
+    assert first == "was lost with a worker 21 times. Their workers disappeared without notice."
     assert workers == [ONE, OTHER] * 10 + [ONE]  # the last copy may live
 
 

@@ -51,4 +51,4 @@ def test_workers_that_leave_without_a_word_count_less_too() -> None:
         task.silent(f"host/{number}", "message")  # the same attempt
     assert task.verdict(MANY) is None
     task.silent("host/9", "message")
-    assert "left without a word" in (task.verdict(MANY) or "")
+    assert "disappeared without notice" in (task.verdict(MANY) or "")

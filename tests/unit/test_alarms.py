@@ -94,7 +94,7 @@ def test_a_mail_says_the_minutes_and_attempts_that_are_so(recording: Recording, 
     assert f" for {sleeping['evaluationPeriods']} minutes" in sleeping["alarmDescription"]
     unready = found["unready"]
     assert f" for {unready['datapointsToAlarm']} minutes" in unready["alarmDescription"]
-    assert f" after {userdata.WORKER_ATTEMPTS} attempts " in unready["alarmDescription"]
+    assert f" after {userdata.WORKER_ATTEMPTS} failed attempts " in unready["alarmDescription"]
 
 
 def test_missing_data_are_an_alarm_of_their_own_and_of_no_other(recording: Recording) -> None:

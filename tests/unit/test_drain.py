@@ -145,14 +145,14 @@ def test_a_worker_that_is_in_service_has_no_notice(worker: Worker, announced: Ma
 @pytest.mark.parametrize(
     ("announced", "word", "seconds", "terminating"),
     [
-        ({STATE: "Terminated"}, "autoscaling group", DRAIN_SECONDS, True),
+        ({STATE: "Terminated"}, "Auto Scaling group", DRAIN_SECONDS, True),
         ({SPOT: interruption(120)}, "spot interruption at 00:01:30", 105, False),
         ({SPOT: interruption(40)}, "spot interruption", 25, False),
         ({SPOT: interruption(5)}, "spot interruption", 0, False),
         ({SPOT: interruption(-60)}, "spot interruption", 0, False),
         ({REBALANCE: "{}"}, "rebalance", math.inf, False),
         ({STATE: "InService", REBALANCE: "{}"}, "rebalance", math.inf, False),
-        ({STATE: "Terminated", REBALANCE: "{}"}, "autoscaling group", DRAIN_SECONDS, True),
+        ({STATE: "Terminated", REBALANCE: "{}"}, "Auto Scaling group", DRAIN_SECONDS, True),
         ({STATE: "Terminated", SPOT: interruption(60)}, "spot interruption", 45, True),
         ({SPOT: interruption(60), REBALANCE: "{}"}, "spot interruption", 45, False),
     ],

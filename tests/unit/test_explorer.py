@@ -362,7 +362,7 @@ def test_the_page_has_the_figures_of_both_tiers_and_the_seeds_of_failures(tmp_pa
     ledger.record(data, "lab", ledger.sum_up([good], {}, 60))
     page = data.with_suffix(".md").read_text()
     assert "engine 3.26.2: 2 runs with 4 faults in 2 minutes; 1 with something wrong." in page
-    assert "| fault | runs | equal to the bit | wrong |" in page
+    assert "| fault | runs | equal bit for bit | wrong |" in page
     assert "| kill a worker | 2 | 1 | 1 |" in page
     assert "| mixed | 1 | 1 | 0 |" in page
     assert "- seed 2: ending: none, the job hangs" in page

@@ -92,9 +92,7 @@ def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
 def test_two_clusters_of_one_name_are_refused_with_their_networks(answers: Invokes) -> None:
     """They would start workers by each other's queue."""
     (line,) = refused({}, {**answers, GET_VPCS: {"id": REGION, "ids": ["vpc-2", "vpc-1"]}})
-    assert line.startswith(
-        "  stack = test: each cluster of an account and region needs a stack name of its own"
-    )
+    assert line.startswith("  stack = test: another cluster in this account and region has this stack name")
     assert line.endswith(" Their networks: vpc-1, vpc-2")
 
 

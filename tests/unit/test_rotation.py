@@ -379,7 +379,7 @@ def test_a_rotation_whose_state_cannot_be_read_goes_on_from_the_secret(
         rotation.rotate()
     rotation.STATE.write_text(found)
     generation = world.secrets["cluster"].get("generation", "1")
-    assert f"of generation {generation}" in rotation.settle()
+    assert f"(generation {generation})" in rotation.settle()
     assert world.on_master()["amqp_password"] == world.secrets["cluster"]["amqp_password"]
     while rotation.STATE.exists():
         rotation.settle()
@@ -392,7 +392,7 @@ def test_a_new_rotation_is_one_though_the_state_of_the_last_cannot_be_read(
     rotation.rotate()
     rotation.STATE.write_text("")
     before = world.secrets["cluster"]
-    assert "of generation 3" in rotation.rotate()
+    assert "(generation 3)" in rotation.rotate()
     assert world.secrets["cluster"]["amqp_password"] != before["amqp_password"]
 
 

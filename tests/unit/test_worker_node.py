@@ -31,7 +31,7 @@ def test_what_fails_is_tried_again_on_a_master_for_ever(each_mode: Recording) ->
 
 
 def test_a_worker_that_does_not_become_one_in_ten_minutes_powers_off(each_mode: Recording) -> None:
-    """An autoscaling group replaces a machine that is off, and keeps one that runs, of whatever use it is."""
+    """An Auto Scaling group replaces a machine that is off, and keeps one that runs, of whatever use it is."""
     worker = unit(each_mode, "worker")
     assert worker["Service"]["Restart"] == "on-failure"
     assert worker["Unit"]["StartLimitAction"] == "poweroff"

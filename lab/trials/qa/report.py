@@ -20,7 +20,7 @@ The engine's package ships {number} job files in its test data and demos. Each w
 ordinary user from a home directory, which no worker sees, on the cluster and, for comparison, with a processpool of
 one process, with the same `num_cores`. {summary}
 
-Compared are all datasets of the two datastores, to the bit, but these, which cannot be equal:
+Compared are all datasets of the two datastores, bit for bit, but these, which cannot be equal:
 
 {excluded}
 
@@ -31,7 +31,7 @@ sends the results of all tasks on one connection, which keeps their order; upstr
 Both runs have the parameter `{overrides}` unless the job has its own, since a task of classical PSHA that takes longer
 would be split by the clock, and `PYTHONHASHSEED={seed}`, since some texts in the results are in the order of a set.
 
-| folder | jobs | equal to the bit | differ for a reason | refused by upstream | faults |
+| folder | jobs | equal bit for bit | differ for a reason | refused by upstream | faults |
 |---|---:|---:|---:|---:|---:|
 {table}
 """
@@ -75,7 +75,7 @@ def _summary(results: Sequence[Result]) -> str:
     faults = sum(number for outcome, number in counts.items() if outcome not in GOOD)
     datasets = sum(result.equal for result in results)
     return (
-        f"**{counts[EQUAL]} are equal to the bit, {counts[CLOSE]} differ for a reason that is given below, "
+        f"**{counts[EQUAL]} are equal bit for bit, {counts[CLOSE]} differ for a reason that is given below, "
         f"{counts[REFUSED]} cannot be run by upstream either, {faults} are none of these.** "
         f"{datasets} datasets are equal."
     )

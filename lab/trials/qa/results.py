@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 EQUAL, CLOSE, REFUSED, DIFFERENT, FAILED = "equal", "close", "refused", "different", "failed"
-"""Equal to the bit; different for a reason that is known; failed without the cluster, too; the two that are faults."""
+"""Equal bit for bit; different for a reason that is known; failed without the cluster, too; the two that are faults."""
 GOOD = (EQUAL, CLOSE, REFUSED)
 
 
@@ -21,7 +21,7 @@ class Result:
 
     Attributes:
         outcome: EQUAL, CLOSE, REFUSED, DIFFERENT or FAILED
-        equal: how many datasets are equal to the bit
+        equal: how many datasets are equal bit for bit
         different: how far apart the others are
         why: the reason for CLOSE, the error for REFUSED and FAILED
         seconds: on the cluster and with one process
