@@ -17,7 +17,15 @@ from tests.transport.harness import Cluster
 from tests.transport.limits import EXCEEDED, alarm
 from tests.transport.processes import wait_until
 from tests.transport.rabbitmq import Broker
-from tests.transport.test_copies import MASTER, SHORT_DELAYS, assert_each_done_once, begun, hold, release
+from tests.transport.test_copies import (
+    MASTER,
+    SENT_AGAIN,
+    SHORT_DELAYS,
+    assert_each_done_once,
+    begun,
+    hold,
+    release,
+)
 
 ALARM_SECONDS = 25.0  # more than `SHORT_DELAYS` lets pass until a task that nobody has is sent again
 SAID = "takes no messages (low on memory)"
@@ -95,7 +103,7 @@ def test_what_runs_is_not_taken_for_lost_however_long_it_lasts(
         time.sleep(ALARM_SECONDS)
     release(moments)
     assert_each_done_once(master, moments)
-    assert "with nobody" not in master.output()
+    assert SENT_AGAIN not in master.output()
 
 
 def test_ctrl_c_ends_a_job_meanwhile(cluster: Cluster, moments: Path, broker: Broker) -> None:

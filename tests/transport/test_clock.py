@@ -17,6 +17,7 @@ from tests.transport.rabbitmq import Broker
 from tests.transport.test_copies import (  # noqa: F401 - fixtures
     MASTER,
     PATIENT,
+    SENT_AGAIN,
     TASKS,
     assert_each_done_once,
     begun,
@@ -71,7 +72,7 @@ def test_with_clocks_that_are_set_a_running_task_stays_and_lost_ones_are_noticed
     masters.set(-HOUR)
     workers.set(HOUR)
     broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
-    wait_until(lambda: "no worker and no queue has them" in master.output(), "the master to notice")
+    wait_until(lambda: SENT_AGAIN in master.output(), "the master to notice")
     cluster.worker("two")
     wait_until(lambda: set(begun(moments)) == set(range(TASKS)), "the other worker to do all others")
     release(moments)

@@ -19,6 +19,7 @@ from tests.transport.processes import Process, wait_until
 from tests.transport.rabbitmq import Broker
 
 TASKS = 12
+SENT_AGAIN = "no worker and no queue has them"  # says the log of tasks that were lost, and are sent again
 # Each task says that it runs and, but for the first ones, that is all.
 MASTER = f"""
 import sys
@@ -144,7 +145,7 @@ def test_tasks_that_were_purged_are_sent_again(cluster: Cluster, moments: Path, 
     master = cluster.start("python", "-c", SHORT_DELAYS + MASTER, moments)
     wait_until(lambda: begun(moments) == [0], "the worker to be busy")
     broker.control("purge_queue", "-p", rabbitmq.VHOST, cluster.queue)
-    wait_until(lambda: "no worker and no queue has them" in master.output(), "the master to notice")
+    wait_until(lambda: SENT_AGAIN in master.output(), "the master to notice")
     release(moments)
     assert_each_done_once(master, moments)
 
