@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,9 +98,17 @@ def broker(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _pythons() -> Iterator[None]:
-    yield
-    processes.PYTHONS.close()
+def _pythons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests start has a temporary directory of its own: what is killed leaves files there."""
+    tmp_path_factory.getbasetemp()  # which stays, for whoever looks for what went wrong
+    with (
+        tempfile.TemporaryDirectory(prefix="oqlab-", ignore_cleanup_errors=True) as temporary,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        Path(temporary).chmod(0o1777)  # some tests start processes of other users
+        environment.setenv("TMPDIR", temporary)
+        yield
+        processes.PYTHONS.close()
 
 
 @pytest.fixture(scope="session")
