@@ -121,6 +121,11 @@ def _of_file_system(file_system_id: str, stack: str, keep: bool) -> list[str]:
         remedies.append(
             f"it is in {file_system.availability_zone_name} only: copy its files to a regional one"
         )
+    if file_system.throughput_mode == "bursting":
+        remedies.append(
+            "its throughput is bursting, so that it crawls when its credits are used up: aws efs update-file-system "
+            f"--file-system-id {file_system_id} --throughput-mode elastic"
+        )
     vpcs = networks(stack)
     ours = _mount_targets(file_system_id, {"vpc-id": vpcs}) if vpcs else set()
     if _mount_targets(file_system_id, {}) - ours:

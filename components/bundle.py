@@ -66,7 +66,9 @@ def engine_bundle(directory: Path) -> Bundle:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # Unix, wherever this runs
             entry.external_attr = 0o644 << 16
-            bundle.writestr(entry, file.read_bytes())
+            bundle.writestr(
+                entry, file.read_bytes().replace(b"\r\n", b"\n")
+            )  # of a clone made by Windows' Git
     data = archive.getvalue()
     return Bundle(data, hashlib.sha256(data).hexdigest())
 

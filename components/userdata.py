@@ -211,7 +211,9 @@ def node_facts(node: Node, *modules: str) -> dict[str, Any]:
     """
     asked = {name for module in modules for name in _FACT.findall(_read(f"oq_node/{module}.py"))}
     if isinstance(node, MasterNode):
-        asked |= {name for path in _ENGINE_DIR.glob("oq_*/*.py") for name in _FACT.findall(path.read_text())}
+        asked |= {
+            name for path in _ENGINE_DIR.glob("oq_*/*.py") for name in _FACT.findall(path.read_text("utf-8"))
+        }
     known = values(node)
     return {name: known[name] for name in sorted(asked)}
 
@@ -434,7 +436,7 @@ def _here(path: str, content: str, permissions: str) -> str:
 
 def _read(name: str) -> str:
     """A file of cloud-init/ as nodes get it, without the words for those who read the repository."""
-    return _DOCSTRING.sub("", _COMMENT.sub("", (CLOUD_INIT_DIR / name).read_text()))
+    return _DOCSTRING.sub("", _COMMENT.sub("", (CLOUD_INIT_DIR / name).read_text("utf-8")))
 
 
 def _file(path: str, content: str, permissions: str = "0644") -> dict[str, str]:

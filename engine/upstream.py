@@ -55,6 +55,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commands.purge": "datadir logs main",
     "openquake.commands.reset": "confirm logs main",
     "openquake.commands.webui": "main",
+    "openquake.commands.workers": "main",
     "openquake.server.db.actions": (
         "List create_job create_outputs del_calc delete_uncompleted_calculations finish get_job import_job log "
         "reset_is_running upgrade_db"
@@ -109,6 +110,7 @@ PARAMETERS: Mapping[str, str] = {
     "openquake.commands.purge.main": "what force days",
     "openquake.commands.reset.main": "yes",
     "openquake.commands.webui.main": "cmd hostport skip_browser",
+    "openquake.commands.workers.main": "cmd job_id",
 }
 """By function, the names of its parameters."""
 

@@ -29,11 +29,11 @@ SEEN_SECONDS: Final = 2.0  # for which a master that was there is taken to be th
 ASK_SECONDS: Final = 1.0  # between two questions what to do with a copy
 ANSWER_SECONDS: Final = 10.0  # in which an answer comes, or the question is asked again
 _ERRNO: Final = re.compile(r"(?:\[Errno |errno = )(\d+)")  # as h5py writes it
-# What a machine, not a task, is to blame for: stale or unreachable NFS, bad disks, full ones.
+# What a machine, not a task, is to blame for: stale or unreachable NFS, bad disks, full ones, no memory, no file more.
 MACHINE_ERRORS: Final = frozenset(
     {
         errno.ESTALE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ETIMEDOUT, errno.EHOSTDOWN,
-        errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO,
+        errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EREMOTEIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
     }
 )  # fmt: skip
 

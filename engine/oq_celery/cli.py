@@ -8,6 +8,7 @@ import gc
 import getpass
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LISTED = 20  # calculations, where none is named
 CONNECT_SECONDS = 3  # for the DbServer to take a connection
+OPEN_FILES = 65536  # of a worker, as RabbitMQ's package sets it for the broker
 
 
 def main() -> None:
@@ -107,6 +109,9 @@ def run_worker(arguments: argparse.Namespace, settings: Settings) -> None:
     concurrency = arguments.concurrency or default_concurrency(
         settings.memory_per_process_mb, arguments.reserved_mb
     )
+    # Celery has some six pipes to each of its processes: systemd's 1024 files are enough for 167 of them.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, most), most))
     # Until the fork: what is imported stays, and looking for garbage in it is a tenth of a worker's start.
     gc.disable()
     from oq_celery.worker import app

@@ -150,6 +150,23 @@ def extend_abort(module: Any) -> None:
     module.main = main
 
 
+def extend_workers(module: Any) -> None:
+    """Change `oq workers`, which knows those of upstream's own clusters only."""
+
+    @functools.wraps(module.main)
+    def main(cmd: str, job_id: int = -1) -> None:
+        del job_id  # of upstream's workers, which a calculation starts
+        if cmd != "status":
+            sys.exit(
+                f"oq workers {cmd}: the workers of this cluster are machines that take tasks as long as they run; "
+                "`oq-celery status` shows them"
+            )
+        command = Path(sys.executable).with_name("oq-celery")
+        os.execv(command, [str(command), cmd])  # noqa: S606 - no shell is wanted
+
+    module.main = main
+
+
 def extend_engine(module: Any) -> None:
     """Change `oq engine`: what it deletes does not run on, and a command does not wait where too many wait already."""
     dbcmd, upstream_create = module.logs.dbcmd, module.create_jobs

@@ -59,7 +59,7 @@ def _around_baselib(execute: _Exec, module: ModuleType) -> None:
             return
     except SettingsError as error:
         sys.exit(str(error))
-    if chosen is None:
+    if chosen in (None, "slurm"):  # there is no SLURM here: who asks for it means the cluster
         os.environ[DISTRIBUTE] = "celery"
     from oq_celery.terminal import outlive
 
@@ -157,5 +157,6 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     "openquake.commands.importcalc": _then("oq_celery.commands.extend_importcalc"),
     "openquake.commands.purge": _then("oq_celery.commands.extend_purge"),
     "openquake.commands.reset": _then("oq_celery.commands.extend_reset"),
+    "openquake.commands.workers": _then("oq_celery.commands.extend_workers"),
     "openquake.server.views": _then("oq_celery.commands.extend_views", "oq_celery.turn.extend_views"),
 }

@@ -69,6 +69,7 @@ ERRORS = (
     opened = "[Errno {0}] Unable to open file (unable to open file: name = 'x', errno = {0}) in /data/calc_1.hdf5"
     for error in (
         OSError(116, "Stale file handle"), MemoryError(), OSError(opened.format(116)),
+        OSError(12, "Cannot allocate memory"), OSError(24, "Too many open files"),
         OSError(2, "No such file"), OSError(opened.format(2)), ValueError(),
     ):
         attempt(task, error)
@@ -84,4 +85,4 @@ def test_an_error_of_the_machine_leaves_the_task_to_others_and_one_of_the_task_i
 ) -> None:
     """With the traceback, which the job's log shows if no worker can do it."""
     unable, ended = "unable True", "ended True"
-    assert processes.python(ERRORS, tmp_path) == [unable] * 3 + [ended] * 3 + [unable, ended]
+    assert processes.python(ERRORS, tmp_path) == [unable] * 5 + [ended] * 3 + [unable, ended]

@@ -64,9 +64,27 @@ def test_a_distribution_in_the_environment_of_a_command_wins(chosen: str, idle: 
     assert idle.python(HOW, OQ_DISTRIBUTE=chosen).strip() == chosen
 
 
-def test_zmq_means_celery_because_the_cluster_has_no_zeromq_workers(idle: Cluster) -> None:
-    """`run_jobs` sets it around several jobs at once."""
-    assert idle.python(HOW, OQ_DISTRIBUTE="zmq").strip() == "celery"
+@pytest.mark.parametrize("chosen", ["zmq", "slurm"])
+def test_the_workers_of_another_kind_of_cluster_are_those_of_this_one(idle: Cluster, chosen: str) -> None:
+    """`run_jobs` sets zmq around several jobs at once, and scripts from other clusters slurm."""
+    assert idle.python(HOW, OQ_DISTRIBUTE=chosen).strip() == "celery"
+
+
+def test_oq_workers_shows_those_of_the_cluster_and_says_who_starts_them(cluster: Cluster) -> None:
+    shown = cluster.oq("workers", "status")
+    assert shown.returncode == 0, shown.stderr
+    assert "RabbitMQ at 127.0.0.1: " in shown.stdout
+    refused = cluster.oq("workers", "start")
+    assert refused.returncode == 1
+    assert "`oq-celery status` shows them" in refused.stderr
+
+
+def test_a_worker_may_open_files_for_more_processes_than_its_start_allows(
+    tmp_path: Path, broker: Broker
+) -> None:
+    few = ["sh", "-c", 'ulimit -S -n 64 && exec "$@"', "sh"]
+    with harness.cluster(tmp_path / "oqlab-many", broker) as cluster:
+        assert cluster.worker("many", 12, prefix=few).running()  # after it has said that it is ready
 
 
 def test_spawned_processes_use_celery_too(idle: Cluster) -> None:

@@ -248,6 +248,7 @@ def test_a_snapshot_that_no_volume_can_be_made_from_yet_is_refused(
             {"availabilityZoneName": f"{REGION}a"},
             f"it is in {REGION}a only: copy its files to a regional one",
         ),
+        ({"throughputMode": "bursting"}, "its throughput is bursting"),
     ],
 )
 def test_a_file_system_that_cannot_be_the_clusters_is_refused(

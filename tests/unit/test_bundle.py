@@ -74,6 +74,13 @@ def test_the_same_sources_give_the_same_bytes_whenever_and_wherever(sources: Pat
     assert engine_bundle(sources) == engine_bundle(ENGINE)
 
 
+def test_line_ends_of_windows_are_not_the_nodes(sources: Path) -> None:
+    for path in sources.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert engine_bundle(sources) == engine_bundle(ENGINE)
+
+
 def test_another_byte_in_the_sources_gives_another_hash(sources: Path) -> None:
     before = engine_bundle(sources).sha256
     module = next((sources / "oq_celery").glob("*.py"))
