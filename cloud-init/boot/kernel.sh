@@ -1,4 +1,4 @@
-# What a node wants of the kernel, the resolver and the logins of Debian's image; at every boot. Where it runs in a
+# What a node wants of the kernel, the resolver, the clock and the logins of Debian's image; at every boot. Where it runs in a
 # container, as in the lab, the kernel is not its own.
 #
 # A panic is a reboot, after 10 s: the master's instance is replaced by nobody.
@@ -9,6 +9,10 @@ echo madvise > /sys/kernel/mm/transparent_hugepage/enabled || true
 mkdir -p /run/systemd/resolved.conf.d
 printf '[Resolve]\nLLMNR=no\nMulticastDNS=no\n' > /run/systemd/resolved.conf.d/openquake.conf
 systemctl try-restart --no-block systemd-resolved.service
+# AWS's clock, which each instance reaches on its own link: a worker has no way to Debian's.
+mkdir -p /run/systemd/timesyncd.conf.d
+printf '[Time]\nNTP=169.254.169.123\n' > /run/systemd/timesyncd.conf.d/openquake.conf
+systemctl try-restart --no-block systemd-timesyncd.service
 # A calculation outlives the shell that started it; its shared memory would go with its user's last login.
 mkdir -p /run/systemd/logind.conf.d
 printf '[Login]\nRemoveIPC=no\n' > /run/systemd/logind.conf.d/openquake.conf

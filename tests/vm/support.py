@@ -110,4 +110,5 @@ def assert_it_reads_the_shared_file_system_far_ahead(machine: VirtualMachine) ->
 def assert_the_kernel_is_told_what_a_node_wants(machine: VirtualMachine) -> None:
     """A panic is a reboot; huge pages only where asked for."""
     assert machine.succeed("sysctl --values kernel.panic").strip() == "10"
+    assert "=169.254.169.123" in machine.succeed("timedatectl show-timesync --property=SystemNTPServers")
     assert "[madvise]" in machine.succeed("cat /sys/kernel/mm/transparent_hugepage/enabled")
