@@ -48,6 +48,7 @@ NAMES: Mapping[str, str] = {
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
     # the commands and the WebUI's views that abort and delete
     "openquake.commands.abort": "main",
+    "openquake.commands.collect_jobs": "logs main",
     "openquake.commands.dbserver": "main",
     "openquake.commands.dump": "main shutil zipfiles",
     "openquake.commands.engine": "confirm create_jobs del_calculation logs main",
@@ -86,7 +87,7 @@ MEMBERS: Mapping[str, str] = {
     "openquake.calculators.base.HazardCalculator": "read_inputs",
     "openquake.commonlib.datastore.DataStore": "filename hdf5 parent ppath tempname",
     "openquake.commonlib.dbapi.Db": "__call__ __enter__ path",
-    "openquake.commonlib.logs.LogContext": "__enter__ __exit__ __init__ calc_id get_oqparam new",
+    "openquake.commonlib.logs.LogContext": "__enter__ __exit__ __init__ calc_id get_job get_oqparam new",
     "openquake.hazardlib.gsim.coeffs_table.CoeffsTable": "_coeffs",
 }
 """By class, its members, those that its own methods give to an object among them."""
@@ -102,6 +103,7 @@ PARAMETERS: Mapping[str, str] = {
     "openquake.server.db.actions.log": "db job_id timestamp level process message",
     # `oq engine --run JOB.INI --hc N`, `--export-outputs N DIRECTORY`, … : the command line is made of these
     "openquake.commands.abort.main": "job_id",
+    "openquake.commands.collect_jobs.main": "job_ids save",
     "openquake.commands.dbserver.main": "cmd",
     "openquake.commands.engine.main": (
         "delete_calculation export_outputs exports hazard_calculation_id list_outputs param run show_log yes"

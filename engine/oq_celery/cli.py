@@ -163,7 +163,7 @@ def follow(arguments: argparse.Namespace, settings: Settings) -> None:
     if ended is None:
         _fail(f"calculation {job.id} was deleted")
     print(f"Calculation {job.id} is {ended.status}", flush=True)
-    sys.exit(ended.status != "complete")
+    sys.exit(ended.status not in jobs.GOOD)
 
 
 def show_cost(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -17,18 +17,19 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from openquake.baselib import config
 from openquake.baselib.general import humansize
 
 from oq_celery import settings, turn
 from oq_celery.abort import Refused, abort, remove_leftovers
-from oq_celery.jobs import UNFINISHED, lives
+from oq_celery.jobs import GOOD, UNFINISHED, lives
 from oq_celery.replacing import replaced
 from oq_celery.runs import end_others, skip_taken
 
@@ -150,6 +151,35 @@ def extend_abort(module: Any) -> None:
     module.main = main
 
 
+def extend_collect_jobs(module: Any) -> None:
+    """Change `oq collect_jobs`: it ends, too, when a calculation was aborted or deleted, or is not there.
+
+    Upstream knows complete and failed ones, and waits for ever for others.
+    """
+    upstream_main, logs = module.main, module.logs
+    upstream_dbcmd = logs.dbcmd
+
+    @functools.wraps(upstream_main)
+    def main(job_ids: Sequence[int], save: bool = False) -> None:
+        def dbcmd(action: str, *args: Any) -> Any:
+            rows = upstream_dbcmd(action, *args)
+            if args != (job_ids,):
+                return rows
+            found = {row.id: row.status for row in rows}
+            for number in job_ids:
+                if (status := found.get(number, "deleted")) in ("aborted", "deleted"):
+                    sys.exit(f"Calculation {number} was {status}")
+            return [
+                SimpleNamespace(id=number, status="complete" if status in GOOD else status)
+                for number, status in found.items()
+            ]
+
+        with replaced(logs, "dbcmd", dbcmd):
+            upstream_main(job_ids, save)
+
+    module.main = main
+
+
 def extend_workers(module: Any) -> None:
     """Change `oq workers`, which knows those of upstream's own clusters only."""
 
@@ -208,15 +238,19 @@ def extend_dump(module: Any) -> None:
 
     The rates of a large calculation are in files of a directory beside its datastore, without which whoever starts from
     a restored one computes with too little hazard. The DbServer holds the newest records beside the database's file.
+    Each person's datastores are in a directory of their own; `oq restore` takes those that are at the top.
     """
-    upstream_zipfiles = module.zipfiles
 
-    @functools.wraps(upstream_zipfiles)
-    def zipfiles(fnames: Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        beside = [
-            str(rates) for name in fnames for rates in sorted(Path(name).with_suffix("").glob("*.hdf5"))
-        ]
-        return upstream_zipfiles([*fnames, *beside], *args, **kwargs)
+    @functools.wraps(module.zipfiles)
+    def zipfiles(
+        fnames: Iterable[str], archive: str, mode: Literal["w", "a"], log: Callable[[str], None]
+    ) -> str:
+        with zipfile.ZipFile(archive, mode, zipfile.ZIP_DEFLATED) as made:
+            for file in dict.fromkeys(map(Path, fnames)):  # equal calculations (`cache = true`) have the same
+                for path in (file, *sorted(file.with_suffix("").glob("*.hdf5"))):
+                    log(f"Archiving {path}")
+                    made.write(path, path.relative_to(file.parent))
+        return archive
 
     def copy(database: str, target: str) -> None:
         with (
@@ -273,11 +307,11 @@ def extend_importcalc(module: Any) -> None:
         target = Path(module.datastore.get_datadir(), source.name)
         try:
             if target.exists() and source.samefile(target):
-                taken_in(str(target), _rates(source))
+                taken_in(str(target), _rates(module.datastore, source))
                 return
             _copy_new(source, target)
             try:
-                taken_in(str(target), _rates(source))
+                taken_in(str(target), _rates(module.datastore, source))
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
@@ -291,13 +325,36 @@ def extend_importcalc(module: Any) -> None:
     module.main = main
 
 
-def _rates(file: Path) -> list[Path]:
-    """The files with a calculation's rates that are not in its datastore; OSError where there should be some."""
+def _parent(datastore: Any, file: Path) -> int:
+    """The number of the calculation that a file's calculation started from; 0 for none."""
+    with datastore.read(str(file), read_parent=False) as found:
+        try:
+            parent = datastore.get_oq(found).hazard_calculation_id
+        except KeyError:
+            return 0
+    return parent if isinstance(parent, int) else 0
+
+
+def _rates(datastore: Any, file: Path) -> list[Path]:
+    """The files with a calculation's rates that are not in its datastore.
+
+    Args:
+        datastore: the module openquake.commonlib.datastore.
+        file: a calculation's results.
+
+    Raises:
+        OSError: if these need others, which are not there.
+    """
     import h5py
 
+    if parent := _parent(datastore, file):
+        raise OSError(
+            f"{file.name} started from calculation {parent} of where it was computed, and reads a part of that; here "
+            "this number is another calculation's. Import that one's file, and compute this one anew from it (--hc)"
+        )
     found = sorted(file.with_suffix("").glob("*.hdf5"))
-    with h5py.File(file, "r") as datastore:
-        tasks = datastore["task_info"]["taskname"] if "task_info" in datastore else ()
+    with h5py.File(file, "r") as results:
+        tasks = results["task_info"]["taskname"] if "task_info" in results else ()
         if b"save_rates" in tasks and not found:
             raise OSError(
                 f"its rates are not in {file.name} but in the directory {file.stem} that was beside it, without which "
@@ -331,7 +388,8 @@ def extend_purge(module: Any) -> None:
     @functools.wraps(module.main)
     def main(what: str, force: bool = False, *, days: int = 30) -> None:
         if what in ("failed", "old"):
-            wanted = ["failed", "aborted"] if what == "failed" else ["failed", "aborted", "complete"]
+            # Of deleted ones the files may be there: `oq engine --delete-uncompleted-calculations` leaves them.
+            wanted = ["failed", "aborted", "deleted"] + (["complete"] if what == "old" else [])
             age = "0 days" if what == "failed" else f"-{days} days"
             _purge(dbcmd, dbcmd(_FINISHED, getpass.getuser(), os.geteuid(), wanted, age), force)
         elif what == "orphan":

@@ -152,6 +152,7 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
     ),
     "openquake.engine.engine": _then("oq_celery.runs.extend_engine"),
     "openquake.commands.abort": _then("oq_celery.commands.extend_abort"),
+    "openquake.commands.collect_jobs": _then("oq_celery.commands.extend_collect_jobs"),
     "openquake.commands.dump": _then("oq_celery.commands.extend_dump"),
     "openquake.commands.engine": _then("oq_celery.commands.extend_engine"),
     "openquake.commands.importcalc": _then("oq_celery.commands.extend_importcalc"),

@@ -130,11 +130,32 @@ def unpacked(params: Mapping[str, Any], temporary: str) -> Path | None:
     return place / job_ini.relative_to(place).parts[0]
 
 
+def beside_archive(export_dir: str, directory: Path, inputs: Mapping[str, str]) -> str:
+    """Where a calculation from an archive exports to: beside that, for the directory of its files goes.
+
+    Args:
+        export_dir: as upstream has it, mostly the folder of the unpacked job file.
+        directory: into which the archive was unpacked.
+        inputs: of the calculation's parameters.
+    """
+    wanted = Path(export_dir).resolve()
+    if not wanted.is_relative_to(directory):
+        return export_dir
+    within = os.path.relpath(wanted, Path(inputs["job_ini"]).resolve().parent)
+    target = Path(inputs["input_zip"]).parent / within
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        target = Path.cwd()
+    return str(target if os.access(target, os.W_OK) else Path.cwd())
+
+
 def extend(logs: Any) -> None:
     """Let the engine's module `openquake.commonlib.logs`, just imported, say which calculations begin and end."""
     from openquake.baselib import config
 
     settings = load(config)
+    temporary = config.directory.custom_tmp or tempfile.gettempdir()
     context = logs.LogContext
     upstream_new, upstream_oqparam, upstream_exit = context.__init__, context.get_oqparam, context.__exit__
 
@@ -150,6 +171,8 @@ def extend(logs: Any) -> None:
 
     def get_oqparam(self: Any, *args: Any, **kwargs: Any) -> Any:
         oqparam = upstream_oqparam(self, *args, **kwargs)
+        if directory := unpacked(self.params, temporary):
+            oqparam.export_dir = beside_archive(oqparam.export_dir, directory, self.params["inputs"])
         _calculations[self.calc_id] = Staged(settings, oqparam)
         return oqparam
 
@@ -160,7 +183,7 @@ def extend(logs: Any) -> None:
             staged = _calculations.pop(self.calc_id, None)
             if staged is not None:
                 staged.remove()
-            if directory := unpacked(self.params, config.directory.custom_tmp or tempfile.gettempdir()):
+            if directory := unpacked(self.params, temporary):
                 shutil.rmtree(directory, ignore_errors=True)
 
     context.__init__ = new

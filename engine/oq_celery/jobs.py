@@ -28,6 +28,7 @@ import psutil
 START_SECONDS = 2
 TITLE = "oq-job-"  # upstream's name of a process that computes, with the calculation's number behind it
 UNFINISHED = ("created", "submitted", "executing")
+GOOD = ("complete", "shared")
 FOLLOW_SECONDS = 1.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tabs and ends of lines
 
@@ -66,7 +67,7 @@ def reap(db: Any) -> list[str]:
                         if job.host in (None, here)
                         else f"Calculation {job.id} ran on {job.host}, the former master: it has failed"
                     )
-                    db(_LOG, (job.id, now, "CRITICAL", "oq-celery reap", line))
+                    db(_LOG, (job.id, now, "ERROR", "oq-celery reap", line))
                     said.append(line)
     return said
 

@@ -114,6 +114,10 @@ def extend_logs(logs: Any) -> None:
             logging.error("The first error was %s: %s", type(first).__name__, " ".join(str(first).split()))
         if spent := cost.of_calculation(self.calc_id):
             logging.info("%s", spent)
+            if not logging.root.isEnabledFor(
+                logging.INFO
+            ):  # `oq-celery cost` reads it from there, whoever wants no log
+                logs.dbcmd("log", self.calc_id, datetime.now(UTC), "INFO", "oq_celery", str(spent))
         try:
             upstream_exit(self, etype, error, traceback)
         finally:
@@ -128,8 +132,17 @@ def extend_logs(logs: Any) -> None:
                 if _of_a_session(handler):
                     signal.signal(number, handler)
 
+    upstream_get_job = logs.LogContext.get_job
+
+    def get_job(self: Any) -> Any:
+        """Upstream's; to a workflow, which knows no other end, one that was aborted has failed."""
+        job = upstream_get_job(self)
+        if job.workflow_id and job.status == "aborted":
+            job.status = "failed"
+        return job
+
     logs.dbcmd = dbcmd
-    logs.LogContext.__init__ = init
+    logs.LogContext.__init__, logs.LogContext.get_job = init, get_job
     logs.LogContext.__enter__, logs.LogContext.__exit__ = enter, leave
 
 
@@ -361,6 +374,7 @@ def end_others(dbcmd: Callable[..., Any], contexts: Sequence[Any], status: str, 
         if job is not None and job.status in UNFINISHED:
             found = True
             why = line or f"Not computed: another calculation of the same command has {status}"
-            dbcmd("log", context.calc_id, datetime.now(UTC), "CRITICAL", "oq_celery", why)
+            # Upstream shows errors, on terminals and pages, and of what is critical nothing.
+            dbcmd("log", context.calc_id, datetime.now(UTC), "ERROR", "oq_celery", why)
             dbcmd("finish", context.calc_id, status)
     return found

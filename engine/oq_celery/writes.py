@@ -65,7 +65,7 @@ def end(dbcmd: Any, running: list[Any], error: str) -> NoReturn:
     )
     *outer, context = running
     for step in (
-        lambda: logging.critical("%s", line),
+        lambda: logging.error("%s", line),
         lambda: dbcmd("finish", context.calc_id, "failed"),
         lambda: end_others(dbcmd, outer, "failed", line),
         Channel.close_all,

@@ -335,6 +335,13 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served, 
     assert users.run("ann", "purge", "'7'") == (0, "Removed 7\n", "")
     assert users.files() == set("123456")
     assert 7 not in served.statuses()
+    # As `oq engine --delete-uncompleted-calculations` leaves one.
+    users.add(8, "ann", "deleted", served.data / "calc_8")
+    (served.data / "calc_8.hdf5").touch()
+    served.query("UPDATE job SET start_time='2020-01-01 00:00:00' WHERE id=8")
+    status, found, errors = users.run("ann", "purge", "'old', True, days=30")
+    assert (status, errors, "Removed 1 calculations" in found) == (0, "", True)
+    assert users.files() == set("123456")
     # Which began in this second, of which `datetime('now')` is the beginning.
     served.query("UPDATE job SET start_time=strftime('%Y-%m-%d %H:%M:%f', 'now')")
     status, found, errors = users.run("ann", "purge", "'failed'")

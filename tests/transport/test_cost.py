@@ -236,6 +236,12 @@ def test_a_calculation_says_what_its_tasks_cost_and_so_it_can_be_asked_later(
         known, unknown = json.loads(asked.output())
         assert (known["id"], known["seconds"], known["price"]) == (1, spent.seconds, 0.05)
         assert (unknown["id"], unknown["status"], unknown["seconds"]) == (2, "complete", None)
+        cluster.run(
+            job, options=["--log-level", "warn"], **{cost.PRICE: "0.05"}
+        )  # as workflows of several jobs are
+        asked = cluster.start("oq-celery", "cost", "3", "--json")
+        assert asked.wait() == 0
+        assert json.loads(asked.output())[0]["seconds"] > 0
         nothing = cluster.start("oq-celery", "cost", "99")
         assert nothing.wait() == 1
         assert "there is no calculation 99" in nothing.output()

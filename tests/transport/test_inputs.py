@@ -113,6 +113,17 @@ def runs(blind: Cluster, home: Path, alone: Alone) -> Runs:
     return Runs(on_cluster, alone.run(*inis.values()), inis)
 
 
+def test_what_an_archive_exports_lies_beside_it_and_stays(blind: Cluster, home: Path) -> None:
+    """Upstream exports into the directory into which it has unpacked the archive, which goes at the end."""
+    ini = qa_folder("classical/case_01", home / "exporting") / "job.ini"
+    ini.write_text(re.sub("(?m)^export_dir.*", "", ini.read_text()))
+    zipped = archive(ini)
+    job = blind.run(zipped, options=["--exports", "csv"], OQ_DISTRIBUTE="no")
+    assert job.status == 0, job.output
+    assert list(zipped.parent.glob("hazard_curve-mean-*.csv"))
+    assert list((home / "tmp").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "kind",
     [

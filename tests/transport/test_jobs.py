@@ -30,6 +30,14 @@ with h5py.File("{}", "r+") as file:
     tasks.resize((len(tasks) + 1,))
     tasks[-1] = row
 """
+HAS_A_PARENT = """
+from openquake.baselib import hdf5
+with hdf5.File("{}", "r+") as file:
+    oqparam = file["oqparam"]
+    oqparam.hazard_calculation_id = 1
+    del file["oqparam"]
+    file["oqparam"] = oqparam
+"""
 RUNS, FAILED = ("executing", True, True), ("failed", False, False)
 COMPLETE = ("complete", False, False)
 
@@ -229,6 +237,48 @@ def test_a_session_hears_the_next_interruption_and_what_begins_again_runs_again(
         assert found.split() == ["executing", "complete", "executing", "aborted", "True"]
 
 
+def test_what_was_aborted_has_failed_for_a_workflow_and_for_who_collects(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Upstream knows no other end than complete and failed: the one would go on, the other wait for ever."""
+    ini = harness.qa_job("event_based/case_2", tmp_path)
+    with harness.cluster(tmp_path / "oqlab-aborted", broker) as cluster:
+        found = cluster.python(
+            """
+            import os
+            from openquake.commands import collect_jobs
+            from openquake.commonlib import logs
+
+            logs.dbcmd("upgrade_db")
+            contexts = [logs.init(os.environ["INI"]) for _ in range(2)]
+            for status, workflow in ("aborted", None), ("aborted", 1):
+                logs.dbcmd("UPDATE job SET status=?x, workflow_id=?x", status, workflow)
+                print(contexts[0].get_job().status)
+            logs.dbcmd("UPDATE job SET status='complete' WHERE id=1")
+            for second in "aborted", "deleted", "failed", "shared":
+                logs.dbcmd("UPDATE job SET status=?x WHERE id=2", second)
+                try:
+                    collect_jobs.main([1, 2])
+                except SystemExit as error:
+                    print(error)
+            try:
+                collect_jobs.main([1, 3])
+            except SystemExit as error:
+                print(error)
+            """,
+            INI=str(ini),
+        )
+        assert found.splitlines() == [
+            "aborted",
+            "failed",
+            "Calculation 2 was aborted",
+            "Calculation 2 was deleted",
+            "Job 2 failed",
+            "All jobs completed correctly",
+            "Calculation 3 was deleted",
+        ]
+
+
 def test_the_last_calculation_is_ones_own(tmp_path: Path, broker: Broker) -> None:
     """As of `oq show` or `oq export` without a number; upstream takes everybody's last one."""
     with harness.cluster(tmp_path / "oqlab-last", broker) as cluster:
@@ -300,6 +350,9 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
         rates = datastore.with_suffix("") / "12.hdf5"
         rates.parent.mkdir(exist_ok=True)
         rates.write_bytes(b"rates")
+        other = cluster.shared / "bob/oqdata/calc_7.hdf5"
+        other.parent.mkdir(parents=True)
+        shutil.copyfile(datastore, other)
         archive, restored = tmp_path / "dump.zip", tmp_path / "restored"
         found = cluster.python(
             """
@@ -310,6 +363,11 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
             held = sqlite3.connect(config.dbserver.file)
             held.execute("PRAGMA journal_mode = WAL")
             held.execute("UPDATE job SET description='the newest'")
+            held.executemany(
+                "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description) "
+                "VALUES (?, 'bob', 'complete', ?, 'classical', 'of another')",
+                [(number, os.environ["OTHER"]) for number in (7, 8)],  # the second by `cache = true`
+            )
             held.execute("INSERT INTO job (user_name, status, ds_calc_dir, calculation_mode, description) "
                          "VALUES ('ann', 'failed', '', 'classical', 'not complete')")
             held.commit()
@@ -320,8 +378,11 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
             """,
             ARCHIVE=str(archive),
             RESTORED=str(restored),
+            OTHER=str(other.with_suffix("")),
         )
-        assert found.splitlines()[-1] == "[('the newest',)]"
+        assert found.splitlines()[-1] == "[('the newest',), ('of another',), ('of another',)]"
+        assert f"Extracted 2 calculations into {restored}" in found
+        assert {path.name for path in restored.glob("*.hdf5")} == {datastore.name, other.name}
         assert (restored / datastore.stem / rates.name).read_bytes() == b"rates"
 
 
@@ -430,6 +491,15 @@ def test_a_file_is_imported_from_another_file_system_and_takes_no_place_of_anoth
         done = cluster.oq("importcalc", large)
         assert done.returncode == 0, done.stdout + done.stderr
         assert datastore.with_name("calc_5").joinpath("12.hdf5").read_bytes() == b"rates"
+        # One that reads another one, whose number is somebody else's here.
+        child = Path(elsewhere, "calc_70.hdf5")
+        shutil.copyfile(datastore, child)
+        cluster.python(HAS_A_PARENT.format(child))
+        done = cluster.oq("importcalc", child)
+        assert (done.returncode, "started from calculation 1 of where" in done.stderr) == (1, True), (
+            done.stderr
+        )
+        assert child.exists()
         broken = datastore.with_name("calc_8.hdf5")
         broken.write_text("no HDF5")
         assert cluster.oq("importcalc", broken).returncode != 0

@@ -80,6 +80,14 @@ def test_a_command_that_nobody_reads_any_more_ends_quietly(
         assert run(monkeypatch, *words) == INTERRUPTED
 
 
+@pytest.mark.parametrize(("ended", "status"), [("complete", 0), ("shared", 0), ("failed", 1), ("aborted", 1)])
+def test_follow_ends_as_the_calculation_did(
+    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, ended: str, status: int
+) -> None:
+    engine.dbcmd = lambda action, *_: SimpleNamespace(id=5, status=ended) if action == "get_job" else []
+    assert run(monkeypatch, "follow", "5") == status
+
+
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_dbserver_that_does_not_answer_in_time_is_named_with_the_command_that_shows_why(
     engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, words: list[str]
