@@ -266,6 +266,27 @@ def _missing_features(paths: Paths) -> list[str]:
     return lacks
 
 
+INOTIFY_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+ENOUGH_INSTANCES = 8192
+
+
+def allow_inotify(limit: Path = INOTIFY_INSTANCES) -> None:
+    """Let the systemd of every node watch files; LabError if this machine's limit cannot be raised. It stays raised.
+
+    The kernel counts root's inotify instances in all containers together, and allows 128 by default; a node has some
+    ten. Without one more, systemd mounts nothing, and the boot ends in emergency mode.
+    """
+    if int(limit.read_text()) >= ENOUGH_INSTANCES:
+        return
+    try:
+        limit.write_text(str(ENOUGH_INSTANCES))
+    except OSError as error:
+        raise LabError(
+            f"the nodes need more inotify instances than this machine allows, and {limit} cannot be changed ({error}): "
+            f"sudo sysctl fs.inotify.max_user_instances={ENOUGH_INSTANCES}"
+        ) from error
+
+
 def require_root() -> None:
     """LabError in one line for anybody else, who may not even look at a lab."""
     if os.geteuid() != 0:

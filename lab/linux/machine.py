@@ -17,6 +17,7 @@ from lab.base import LabError
 from lab.linux import volumes
 from lab.linux.host import (
     Paths,
+    allow_inotify,
     every_process,
     is_alive,
     join_control_group,
@@ -87,6 +88,7 @@ class Machine:
 
     def power_on(self) -> None:
         """Start it, and keep it started over its own reboots."""
+        allow_inotify()
         binds = [f"--bind={source}:{target}" for source, target in self.binds.items()]
         binds += [f"--bind={node}:/dev/{node.name}" for node in volumes.loop_nodes(self.paths)]
         command = [
