@@ -25,7 +25,7 @@ ENGINE = "3.26.2"
 
 NAMES: Mapping[str, str] = {
     # the registry of distributions, and what tasks, results and arguments are
-    "openquake.baselib": "__version__ config",
+    "openquake.baselib": "__version__ config home",
     "openquake.baselib.general": "humansize",
     "openquake.baselib.hdf5": "File extend",
     "openquake.baselib.parallel": (
@@ -133,6 +133,7 @@ SETTINGS: Mapping[str, str] = {
 """By section of openquake.cfg, the keys that the nodes write and upstream has a default for."""
 
 TEXTS: Mapping[str, str] = {
+    "openquake.baselib": "config.found config.paths",
     "openquake.engine.engine": "oq-job-",
     "openquake.baselib.parallel": "monitor.backurl monitor.filename task_sent",
     "openquake.baselib.performance": "task_info performance_data",

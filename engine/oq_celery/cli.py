@@ -251,7 +251,7 @@ def _settings() -> Settings:
 
     try:
         if not settings.use_celery(config):
-            _fail("[celery] use_celery is not true in openquake.cfg")
+            _fail(f"[celery] use_celery is not true in {', '.join(config.found)}")
         return settings.load(config)
     except settings.SettingsError as error:
         _fail(str(error))

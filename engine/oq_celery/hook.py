@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     _Exec = Callable[[ModuleType], None]
 
 DISTRIBUTE = "OQ_DISTRIBUTE"
+DISTRIBUTIONS = ("celery", "no", "processpool", "slurm", "threadpool", "zmq")  # upstream's, and ours
 
 
 class _EngineFinder:
@@ -52,15 +53,19 @@ def _around_baselib(execute: _Exec, module: ModuleType) -> None:
     """
     chosen = os.environ.get(DISTRIBUTE)
     execute(module)
+    from oq_celery import home
     from oq_celery.settings import SettingsError, use_celery
 
     try:
+        home.check(module.config.paths, module.home)  # first: it may also have turned the switch off
         if not use_celery(module.config):
             return
     except SettingsError as error:
         sys.exit(str(error))
     if chosen in (None, "slurm"):  # there is no SLURM here: who asks for it means the cluster
         os.environ[DISTRIBUTE] = "celery"
+    elif chosen not in DISTRIBUTIONS:
+        sys.exit(f"{DISTRIBUTE}={chosen}: say no, processpool or celery; without it, it is celery")
     from oq_celery.terminal import outlive
 
     outlive(sys.argv)

@@ -29,7 +29,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, cast
 
-from oq_celery import cost, turn
+from oq_celery import cost, home, turn
 from oq_celery.abort import GRACE_SECONDS
 from oq_celery.distribution import CELERY
 from oq_celery.hook import DISTRIBUTE
@@ -90,8 +90,11 @@ def extend_logs(logs: Any) -> None:
             # A workflow enters twice: its first block, which reads the files, has said that it is complete.
             if status == "created" or self in begun:
                 logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
+            first = self not in begun
             begun.add(self)
             found = upstream_enter(self)
+            if first:
+                _say_num_cores()
         except BaseException:
             former.pop()[0]()
             raise
@@ -159,6 +162,17 @@ def skip_taken(logs: Any) -> None:
     }
     if taken and logs.dbcmd("last_number") + 1 in taken:
         logs.dbcmd("skip_numbers", max(taken))
+
+
+def _say_num_cores() -> None:
+    """Say in a calculation's log that its user's own file, not the cluster's, says how many processes it is for."""
+    from openquake import baselib
+    from openquake.baselib import parallel
+
+    if parallel.oq_distribute() != CELERY or os.environ.get("OQ_NUM_CORES"):
+        return
+    if line := home.num_cores(baselib.config.paths, baselib.home):
+        logging.warning("%s: at most %d tasks are with the workers at once", line, 2 * parallel.num_cores)
 
 
 def _begun() -> dict[str, object]:

@@ -1,7 +1,8 @@
 """What oq_celery reads from openquake.cfg, as one frozen value.
 
-The sections and keys are those of the engine's own Celery mode of old (`[celery] use_celery`, `[amqp] ...`),
-so that an openquake.cfg of a 2.x cluster still says what it said.
+The sections and keys are those of the engine's own Celery mode of old (`[celery] use_celery`, `[amqp] ...`). Since 2.4
+its switch was `[distribution] oq_distribute = celery`, which the engine of today refuses: of such an openquake.cfg that
+line has to change.
 """
 
 from __future__ import annotations
@@ -54,12 +55,15 @@ def use_celery(config: Config) -> bool:
     """Read the one switch, `[celery] use_celery`; missing means false, as upstream.
 
     Raises:
-        SettingsError: for a value that is no boolean.
+        SettingsError: for a value that is no boolean, and for the switch of later 2.x and 3.x clusters in its place.
     """
     value = str(config.get("celery", {}).get("use_celery", "false"))
     state = ConfigParser.BOOLEAN_STATES.get(value.lower())
     if state is None:
-        raise SettingsError(_report([f"[celery] use_celery = {value}: say true or false"]))
+        raise SettingsError(_report(config, [f"[celery] use_celery = {value}: say true or false"]))
+    if not state and config.get("distribution", {}).get("oq_distribute") == "celery":
+        remedy = "say processpool, and use_celery = true in section [celery], which is the switch"
+        raise SettingsError(_report(config, [f"[distribution] oq_distribute = celery: {remedy}"]))
     return state
 
 
@@ -119,11 +123,13 @@ def load(config: Config) -> Settings:
         ),
     )
     if problems:
-        raise SettingsError(_report(problems))
+        raise SettingsError(_report(config, problems))
     return settings
 
 
-def _report(problems: list[str]) -> str:
-    return "openquake.cfg cannot be used by oq_celery:\n" + "\n".join(
+def _report(config: Config, problems: list[str]) -> str:
+    files: list[str] = getattr(config, "found", [])  # of the engine's, in the order in which it has read them
+    read = f" (read: {', '.join(files)}; the last one wins)" if files else ""
+    return f"openquake.cfg cannot be used by oq_celery{read}:\n" + "\n".join(
         f"  - {problem}" for problem in problems
     )

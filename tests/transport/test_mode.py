@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import oq_celery
 import pytest
-from oq_celery import cli
+from oq_celery import cli, hook
 
 from components import facts, instance_types
 from tests.transport import harness, processes
@@ -125,6 +127,131 @@ def test_wrong_settings_are_all_reported_at_once_and_without_a_traceback(
             "[celery] memory_per_process_mb = 0",
         ):
             assert problem in result.stderr
+        assert (
+            f"(read: {harness.QA_TESTS.parent}/engine/openquake.cfg, {cluster.directory}/openquake.cfg;"
+            in result.stderr
+        )
+
+
+class Node:
+    """A master whose openquake.cfg is where nodes have it: in the engine's environment, with a user's own after it."""
+
+    def __init__(self, cluster: Cluster, home: str = "") -> None:
+        """Make an environment that is the engine's but for its openquake.cfg.
+
+        Args:
+            cluster: whose configuration it has.
+            home: what the user's file says.
+        """
+        environment, self.home = cluster.directory / "environment", cluster.directory / "home"
+        self.site = cluster.directory / "openquake.cfg"
+        (environment / "bin").mkdir(parents=True)
+        self.home.mkdir()
+        self._python = environment / "bin/python"
+        self._python.symlink_to((processes.ENGINE / "bin/python").resolve())
+        shutil.copy(processes.ENGINE / "pyvenv.cfg", environment)
+        (environment / "lib").symlink_to(processes.ENGINE / "lib")
+        (environment / "openquake.cfg").symlink_to(self.site)
+        (self.home / "openquake.cfg").write_text(home)
+        self._env = {name: value for name, value in cluster.env.items() if name != "OQ_CONFIG_FILE"}
+
+    def run(self, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        return processes.run([self._python, *words], self._env | {"HOME": str(self.home)} | env)
+
+    def refusal(self, *words: str | Path, **env: str) -> list[str]:
+        """What a command of the engine's environment says that does not run, in lines."""
+        program, *rest = words
+        done = self.run(processes.ENGINE / "bin" / program, *rest, **env)
+        assert (done.returncode, done.stdout) == (1, ""), done.stdout + done.stderr
+        return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("command", ["oq engine --lhc", "oq-celery status"])
+def test_upstreams_template_as_a_users_own_file_is_refused_by_its_name(
+    command: str, tmp_path: Path, broker: Broker
+) -> None:
+    """It has no shared directory, which was missed in the cluster's file, and a database of its own."""
+    template = (harness.QA_TESTS.parent / "engine/openquake.cfg").read_text()
+    site = Cluster(tmp_path / "oqlab-template", broker, **{"dbserver.authkey": "of-the-cluster"})
+    node = Node(site, template)
+    said, *lines = node.refusal(*command.split())
+    assert said.startswith(
+        f"{node.home}/openquake.cfg changes what all calculations of this cluster have in common"
+    )
+    assert (
+        f"  - [directory] shared_dir = nothing, where the cluster has {site.shared} in {node.site}" in lines
+    )
+    assert f"  - [dbserver] authkey = (not shown), where the cluster has another one in {node.site}" in lines
+    assert len(lines) == 3  # and the database's file
+
+
+def test_a_users_own_file_without_a_shared_directory_does_not_compute_beside_the_cluster(
+    tmp_path: Path, broker: Broker
+) -> None:
+    site = Cluster(tmp_path / "oqlab-beside", broker, **{"dbserver.host": "10.0.0.5"})
+    node = Node(site, "[dbserver]\nhost = 127.0.0.1\nfile = ~/oqdata/db.sqlite3\n")
+    _, *lines = node.refusal("oq", "engine", "--lhc")
+    assert f"  - [dbserver] host = 127.0.0.1, where the cluster has 10.0.0.5 in {node.site}" in lines
+    assert not (node.home / "oqdata").exists()
+
+
+def test_a_users_own_number_of_cores_is_in_the_log_of_a_calculation(tmp_path: Path, broker: Broker) -> None:
+    """Where tasks go to the cluster, and no other number is chosen for the command."""
+    site = Cluster(tmp_path / "oqlab-cores", broker, **{"distribution.num_cores": "64"})
+    node = Node(site, "[distribution]\nnum_cores = 1\n")
+    code = """
+import os
+from openquake.commonlib import logs
+from openquake.engine import engine
+logs.dbcmd("upgrade_db")
+for how, cores in (("celery", ""), ("processpool", ""), ("celery", "2")):
+    os.environ["OQ_DISTRIBUTE"], os.environ["OQ_NUM_CORES"] = how, cores
+    (job,) = engine.create_jobs([{"calculation_mode": "classical", "description": "one"}])
+    with job:
+        pass
+    print([line for line in logs.dbcmd("get_log", job.calc_id) if "num_cores" in line])
+"""
+    done = node.run("-c", code)
+    assert done.returncode == 0, done.stderr
+    said, *others = done.stdout.splitlines()[-3:]
+    assert (
+        f"{node.home}/openquake.cfg says [distribution] num_cores = 1, where the cluster has 64 in {node.site}: "
+        "at most 2 tasks are with the workers at once"
+    ) in said
+    assert others == ["[]", "[]"]
+
+
+@pytest.mark.parametrize("command", ["oq engine --lhc", "oq-celery worker"])
+def test_the_switch_of_later_clusters_of_old_is_answered_with_the_one_of_today(
+    command: str, tmp_path: Path, broker: Broker
+) -> None:
+    changes = {"celery.use_celery": "", "distribution.oq_distribute": "celery"}
+    site = Cluster(tmp_path / "oqlab-old", broker, **changes)
+    text = (site.directory / "openquake.cfg").read_text()
+    (site.directory / "openquake.cfg").write_text(text.replace("use_celery = \n", ""))
+    program, *rest = command.split()
+    done = processes.run([processes.ENGINE / "bin" / program, *rest], site.env)
+    assert (done.returncode, done.stdout) == (1, "")
+    _, problem = done.stderr.splitlines()
+    assert problem.startswith(
+        "  - [distribution] oq_distribute = celery: say processpool, and use_celery = true"
+    )
+
+
+@pytest.mark.parametrize("chosen", ["dask", ""])
+def test_a_distribution_that_there_is_not_is_answered_with_those_that_there_are(
+    chosen: str, idle: Cluster
+) -> None:
+    done = processes.run(
+        [processes.ENGINE / "bin/oq", "engine", "--lhc"], idle.env | {"OQ_DISTRIBUTE": chosen}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"OQ_DISTRIBUTE={chosen}: say no, processpool or celery; without it, it is celery\n"
+
+
+def test_every_distribution_of_the_engine_is_known(idle: Cluster) -> None:
+    found = idle.python("from openquake.baselib import parallel; print(*sorted(parallel.submit))")
+    assert tuple(found.split()) == hook.DISTRIBUTIONS
 
 
 @pytest.mark.parametrize(
