@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final
 from openquake.baselib.general import humansize
 from openquake.baselib.parallel import Monitor, Pickled, Result, Starmap
 
-from oq_celery import broker, cost, protocol, spool
+from oq_celery import broker, cost, overdue, protocol, spool
 from oq_celery.ledger import Ledger
 from oq_celery.order import Order, Path
 from oq_celery.protocol import Reply, Stored, TaskHeader, TransportError
@@ -92,6 +92,8 @@ class Channel:
         self._meter = cost.meter(self.job)
         self._ledger = Ledger(settings.max_attempts, self._meter)
         self._next_audit = 0.0
+        self._overdue = overdue.Overdue()
+        self._next_look = 0.0  # for tasks that are overdue
         self._local: deque[Result] = deque()
         self._tasks: dict[int, _Task] = {}
         # So many tasks are with the broker at once, also of a calculation that submits all of its tasks: otherwise
@@ -260,6 +262,7 @@ class Channel:
         task = self._tasks.pop(reply.task_no)
         self._bodies -= len(task.body) if isinstance(task.body, bytes) else 0
         self._ledger.remove(reply.task_no)
+        self._overdue.ended(task.header, reply.seconds)
         self._files.release(task.files)
         self._send_backlog()
         for subtask in (result for result in results if result.func is not None):
@@ -374,6 +377,11 @@ class Channel:
             log.warning("%d tasks were lost (no worker and no queue has them): sending them again", len(lost))
         for task_no in lost:
             self._send(task_no, again=True)
+        if now >= self._next_look:
+            self._next_look = now + overdue.LOOK_SECONDS
+            runs = [(self._tasks[run.task_no].header, run) for run in self._ledger.runs(now)]
+            for line in self._overdue.look(runs, now):
+                log.warning("%s", line)
 
     def _back(self, back: Back) -> None:
         """Go on after a loss of the connection, or of a queue."""

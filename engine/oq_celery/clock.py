@@ -1,13 +1,22 @@
-"""How long something has been so, and how long to wait."""
+"""How long something has been so, how long to wait, and lengths of time in words."""
 
 from __future__ import annotations
 
+import math
 import time
 
 
 def longer(first: float, times: int, longest: float) -> float:
     """The next pause in seconds, after so many of which each was twice as long as the one before."""
     return min(first * 2.0 ** min(times, 30), longest)  # the power of a day's pauses is no float
+
+
+def words(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 class Clock:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from oq_celery.clock import words
 from oq_celery.protocol import Reply
 
 PRICE: Final = "OQ_CELERY_PROCESS_HOUR_USD"
@@ -53,7 +54,7 @@ class Cost:
         """The line of the log, from which `parse` reads it again."""
         text = f"{BEGINNING}{self.seconds:.1f} s of worker processes"
         if self.seconds >= 60:
-            text += f" ({_words(self.seconds)})"
+            text += f" ({words(self.seconds)})"
         if self.again >= 0.05:
             text += f", {self.again:.1f} s of it again, after losses"
         if self.usd is not None:
@@ -199,8 +200,3 @@ def price(environment: Mapping[str, str]) -> float | None:
     except (KeyError, ValueError):
         return None
     return value if math.isfinite(value) and value > 0 else None
-
-
-def _words(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -29,6 +29,35 @@ SILENT_SECONDS: Final = 20.0
 LOST_SECONDS: Final = 30.0
 
 
+@dataclass(frozen=True)
+class Run:
+    """An attempt that goes on.
+
+    Attributes:
+        task_no: of the task.
+        worker: the process that makes it.
+        seconds: for how long.
+        state: of the process, in the kernel's letter for it; "" if it is not known.
+        steady: for how many seconds it has been in that state.
+    """
+
+    task_no: int
+    worker: str
+    seconds: float
+    state: str
+    steady: float
+
+
+@dataclass
+class _Attempt:
+    """When an attempt was heard of, and what state its process is in, since when."""
+
+    begun: float
+    heard: float
+    state: str
+    since: float
+
+
 @dataclass
 class _Entry:
     """A task without a result.
@@ -39,7 +68,7 @@ class _Entry:
         idle_since: since when nobody runs it.
         adopted: copies of its message have been dropped, so the broker may have none: it is this master's to see to.
         ended: a result is here, which is to be read.
-        attempts: when each was last heard of, by the worker's process and the message.
+        attempts: each that goes on, by the worker's process and the message.
         asked: since when a process waits to hear what to do with a message, in the same way.
     """
 
@@ -49,7 +78,7 @@ class _Entry:
     idle_since: float = 0.0
     adopted: bool = False
     ended: bool = False
-    attempts: dict[tuple[str, str], float] = field(default_factory=dict)
+    attempts: dict[tuple[str, str], _Attempt] = field(default_factory=dict)
     asked: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
@@ -114,7 +143,7 @@ class Ledger:
                 for row in reply.running():
                     self._meter.runs(row.worker, row.message, now)
                     if entry := self._entries.get(row.task_no):
-                        entry.attempts[row.worker, row.message] = now
+                        _hear(entry, (row.worker, row.message), now, row.state)
                 return
             if reply.kind == "started":
                 self._meter.runs(reply.worker, reply.message, now)
@@ -122,7 +151,7 @@ class Ledger:
                 self._meter.ended(reply, now)
             if entry := self._entries.get(reply.task_no):
                 if reply.kind == "started":
-                    entry.attempts[reply.worker, reply.message] = now
+                    _hear(entry, (reply.worker, reply.message), now)
                 else:
                     _end(entry, (reply.worker, reply.message), now)
                     entry.ended = entry.ended or reply.kind in ("ended", "failed")
@@ -135,7 +164,7 @@ class Ledger:
                 return "drop"
             asker = (reply.worker, reply.message)
             since = entry.asked.setdefault(asker, now)
-            others = {key: heard for key, heard in entry.attempts.items() if key != asker}
+            others = {key: attempt.heard for key, attempt in entry.attempts.items() if key != asker}
             if any(heard > since for heard in others.values()):
                 # It lives, and has said so after this copy was there.
                 entry.adopted = True
@@ -150,7 +179,7 @@ class Ledger:
                 self._silence(entry, key, now)
             entry.asked.clear()
             self._meter.runs(*asker, now)
-            entry.attempts[asker] = now
+            _hear(entry, asker, now)
             return "do"
 
     def audit(self, now: float) -> list[int]:
@@ -163,8 +192,8 @@ class Ledger:
             for task_no, entry in self._entries.items():
                 if entry.sent is None or entry.ended:
                     continue
-                for key, heard in list(entry.attempts.items()):
-                    if now - heard >= SILENT_SECONDS:
+                for key, attempt in list(entry.attempts.items()):
+                    if now - attempt.heard >= SILENT_SECONDS:
                         self._silence(entry, key, now)
                 if entry.attempts:
                     continue
@@ -172,6 +201,18 @@ class Ledger:
                 if entry.adopted or (idle and (self._nothing_waits(now) or task_no in overtaken)):
                     lost.append(task_no)
             return lost
+
+    def runs(self, now: float) -> list[Run]:
+        """The attempts that go on, of each task the one that began last: a copy may do what the first one does not."""
+        with self._lock:
+            if now - self._connected < SILENT_SECONDS:  # workers may have had no way to send what is done
+                return []
+            found = []
+            for task_no, entry in self._entries.items():
+                if entry.attempts and not entry.ended:
+                    (worker, _), last = max(entry.attempts.items(), key=lambda item: item[1].begun)
+                    found.append(Run(task_no, worker, now - last.begun, last.state, now - last.since))
+            return found
 
     def _nothing_waits(self, now: float) -> bool:
         """Whether the task queue has been empty for long enough."""
@@ -209,6 +250,13 @@ class Ledger:
         for task_no, entry in entries:
             if verdict := entry.losses.verdict(workers):
                 yield task_no, verdict
+
+
+def _hear(entry: _Entry, key: tuple[str, str], now: float, state: str = "") -> None:
+    attempt = entry.attempts.setdefault(key, _Attempt(now, now, state, now))
+    attempt.heard = now
+    if state != attempt.state:
+        attempt.state, attempt.since = state, now
 
 
 def _end(entry: _Entry, key: tuple[str, str], now: float) -> None:

@@ -320,6 +320,7 @@ class Running:
     task_no: int
     worker: str
     message: str
+    state: str = ""  # of the process, in the letter of proc(5); workers before 0.6.10 do not say it
 
 
 def running_body(running: list[Running]) -> bytes:

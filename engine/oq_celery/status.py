@@ -6,14 +6,17 @@ import contextlib
 import json
 import os
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import amqp
 from kombu.exceptions import OperationalError
 
 from oq_celery import app, broker
+from oq_celery.clock import words
 from oq_celery.jobs import printable
 from oq_celery.protocol import CHANNEL_PREFIX, PROGRESS_FILE, Progress, TaskHeader
 from oq_celery.settings import Settings
@@ -30,11 +33,21 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker that answers."""
+    """A worker that answers.
+
+    Attributes:
+        name: of it.
+        processes: how many it has.
+        busy: how many of them have a task.
+        longest: which of its tasks has run longest; "" if none runs, or only some of another version's masters.
+        seconds: for how long, as far as its clock and the one here agree.
+    """
 
     name: str
     processes: int
     busy: int
+    longest: str = ""
+    seconds: float = 0.0
 
 
 @dataclass
@@ -83,8 +96,11 @@ class Status:
             f"{busy} of {processes} processes busy"
         ]
         if self.workers:
-            workers = [(w.name, str(w.processes), str(w.busy)) for w in self.workers]
-            lines += ["", *_table(("worker", "processes", "busy"), workers)]
+            workers = [
+                (w.name, str(w.processes), str(w.busy), printable(w.longest), w.longest and words(w.seconds))
+                for w in self.workers
+            ]
+            lines += ["", *_table(("worker", "processes", "busy", "longest task", "for"), workers)]
         return "\n".join([*lines, *self._tasks_text()])
 
     def _alarm_text(self) -> str:
@@ -130,17 +146,38 @@ def read(settings: Settings) -> Status:
         pools = inspect.stats() or {}
     except OperationalError as error:
         raise ConnectionError(str(error)) from error
+    known = {name: _known(tasks) for name, tasks in active.items()}
     workers = [
-        Worker(name, pools[name]["pool"]["max-concurrency"], len(active.get(name, [])))
+        Worker(
+            name,
+            pools[name]["pool"]["max-concurrency"],
+            len(active.get(name, [])),
+            *_longest(known.get(name, []), time.time()),
+        )
         for name in sorted(pools)
     ]
-    headers = []
-    for task in (task for tasks in active.values() for task in tasks):
+    headers = [header for tasks in known.values() for header, _ in tasks]
+    return Status(settings.host, waiting, consumers, workers, _tasks(headers, progress))
+
+
+def _known(tasks: list[dict[str, Any]]) -> list[tuple[TaskHeader, float | None]]:
+    """What Celery says of a worker's running tasks: whose each is, and when it began, once a process has it."""
+    found = []
+    for task in tasks:
         with contextlib.suppress(
             ValueError, TypeError, KeyError
         ):  # a master of another version, soon refused
-            headers.append(TaskHeader.parse(json.loads(task["args"])))
-    return Status(settings.host, waiting, consumers, workers, _tasks(headers, progress))
+            found.append((TaskHeader.parse(json.loads(task["args"])), task["time_start"]))
+    return found
+
+
+def _longest(tasks: list[tuple[TaskHeader, float | None]], now: float) -> tuple[str, float]:
+    """Which of these has run longest, and for how many seconds."""
+    begun = [(start, str(header)) for header, start in tasks if start is not None]
+    if not begun:
+        return "", 0.0
+    start, longest = min(begun)
+    return longest, max(0.0, now - start)
 
 
 def _tasks(running: list[TaskHeader], progress: list[Progress]) -> list[Tasks]:

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import amqp
@@ -125,7 +126,10 @@ class Watch(Repeated):
             self._stop_work(work)
 
     def _report(self, connection: amqp.Connection, channel: str, works: list[Work]) -> None:
-        rows = [Running(work.task_no, worker_name(work.pid), work.message) for work in works]
+        rows = [
+            Running(work.task_no, worker_name(work.pid), work.message, process_state(work.pid))
+            for work in works
+        ]
         reply = Reply("alive", self._node, worker_name(), "", body=running_body(rows))
         message = amqp.Message(reply.body, application_headers=reply.headers(), delivery_mode=1)
         connection.channel(1).basic_publish(message, routing_key=channel)
@@ -149,6 +153,17 @@ class Sweep(Repeated):
             if self._gone.seconds(path.name, ended) >= FILES_SECONDS:
                 log.warning("Removing what a lost master left in %s", path)
                 spool.remove_directory(path)
+
+
+def process_state(pid: int) -> str:
+    """The state of a process in the letter of proc(5): R when it runs, D when it waits for a disk; "" if it is gone."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return ""
+    return content.rpartition(b") ")[2][:1].decode(
+        "ascii", "replace"
+    )  # the name before it may have any bytes
 
 
 def has_ended(connection: amqp.Connection, channel: str, alone: Clock) -> bool:
