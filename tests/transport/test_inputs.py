@@ -113,15 +113,18 @@ def runs(blind: Cluster, home: Path, alone: Alone) -> Runs:
     return Runs(on_cluster, alone.run(*inis.values()), inis)
 
 
-def test_what_an_archive_exports_lies_beside_it_and_stays(blind: Cluster, home: Path) -> None:
+def test_what_an_archive_exports_lies_beside_it_and_stays(tmp_path: Path, broker: Broker) -> None:
     """Upstream exports into the directory into which it has unpacked the archive, which goes at the end."""
-    ini = qa_folder("classical/case_01", home / "exporting") / "job.ini"
+    (temporary := tmp_path / "tmp").mkdir()
+    ini = qa_folder("classical/case_01", tmp_path / "exporting") / "job.ini"
     ini.write_text(re.sub("(?m)^export_dir.*", "", ini.read_text()))
     zipped = archive(ini)
-    job = blind.run(zipped, options=["--exports", "csv"], OQ_DISTRIBUTE="no")
+    changes = {"directory.custom_tmp": str(temporary)}
+    with harness.cluster(tmp_path / "oqlab-exports", broker, **changes) as cluster:
+        job = cluster.run(zipped, options=["--exports", "csv"], OQ_DISTRIBUTE="no")
     assert job.status == 0, job.output
     assert list(zipped.parent.glob("hazard_curve-mean-*.csv"))
-    assert list((home / "tmp").iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(

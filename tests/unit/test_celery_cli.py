@@ -39,7 +39,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for one in (
         module("openquake.baselib", config=SimpleNamespace(dbserver=dbserver), zeromq=zeromq),
         module("openquake.commonlib.logs", dbcmd=lambda *words: made.dbcmd(*words)),
-        module("oq_celery.jobs", follow=lambda dbcmd, number: dbcmd("log", number)),
+        module(
+            "oq_celery.jobs", follow=lambda dbcmd, number: dbcmd("log", number), GOOD=("complete", "shared")
+        ),
         module(
             "oq_celery.cost", last=lambda dbcmd, *_: dbcmd("last"), of_number=lambda dbcmd, _: dbcmd("one")
         ),
