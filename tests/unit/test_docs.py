@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from components import facts
-from components.settings import KEYS, Settings
+from components.settings import KEYS, LEAST_VOLUME_GB, Settings
+from components.storage import volume_name
 from components.workers import WARMUP_SECONDS
 from docs import tables
 
@@ -153,3 +154,9 @@ def test_messages_that_name_a_journal_name_sudo() -> None:
     texts = {path.name: text for path in files if "journalctl -" in (text := path.read_text())}
     assert {"alarms.py", "master.py", "common.py", "rotation.py", "metrics.py"} <= texts.keys()
     assert [name for name, text in texts.items() if JOURNAL.search(text)] == []
+
+
+def test_pulumi_yaml_names_the_smallest_volumes() -> None:
+    documented = yaml.safe_load((tables.PROJECT / "Pulumi.yaml").read_text("utf-8"))["config"]
+    for mount, least in LEAST_VOLUME_GB.items():
+        assert f" for {mount}, {least} or more." in documented[f"{volume_name(mount)}VolumeGb"]["description"]
