@@ -88,6 +88,23 @@ def start(paths: Paths, command: Sequence[str], log: Path) -> subprocess.Popen[b
         )
 
 
+PREFERRED = -10
+"""The niceness of what shall have a core of its own: nine times the weight of the others (sched(7))."""
+
+
+def prefer(pid: int, processes: Path = Path("/proc")) -> None:
+    """Give a process that leads a session a core before others get one; without the right to, leave it as it is.
+
+    Where the kernel groups processes by session for its scheduler, the group's niceness counts and not the process's.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, PREFERRED)
+    group = processes / str(pid) / "autogroup"
+    with contextlib.suppress(OSError):
+        if group.exists():
+            group.write_text(str(PREFERRED))
+
+
 def every_process(file: str) -> Iterator[tuple[int, list[bytes]]]:
     """The processes of this machine, each with the words of a file that the kernel has of it: "cmdline" or "environ".
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from lab.aws.cloud import Volume
 from lab.base import LabError
 from lab.linux import network, volumes
-from lab.linux.host import Paths, in_netns, run, start, wait_until
+from lab.linux.host import Paths, in_netns, prefer, run, start, wait_until
 from lab.linux.images import ROOT_LABEL
 
 ROOT_GB: Final = 6
@@ -96,7 +96,10 @@ class VirtualMachine:
             "-serial", f"unix:{self.directory}/shell,server=on,wait=off",
             "-qmp", f"unix:{self.directory}/qmp,server=on,wait=off",
         ]  # fmt: skip
-        start(self.paths, in_netns(self.paths.netns(self.name), command), self.directory / "qemu.log")
+        emulator = start(
+            self.paths, in_netns(self.paths.netns(self.name), command), self.directory / "qemu.log"
+        )
+        prefer(emulator.pid)  # or what times out in the machine does so while others have its only core
         sockets = [self.directory / name for name in ("qmp", "shell")]
         wait_until("QEMU", lambda: all(path.exists() for path in sockets), 60)
 
