@@ -105,10 +105,16 @@ def cluster(
     return stack
 
 
+@pytest.fixture(scope="session")
+def shown(cluster: Stack) -> Invokes:
+    """What AWS shows of its network and volumes."""
+    return network_of(cluster.resources())
+
+
 @pytest.fixture
-def stack(cluster: Stack, region: Region, tmp_path: Path) -> Stack:
+def stack(cluster: Stack, shown: Invokes, region: Region, tmp_path: Path) -> Stack:
     """A stack that is up with SETTINGS, in a region where AWS shows its network and volumes."""
-    region.invokes = {**INVOKES, **network_of(cluster.resources())}
+    region.invokes = {**INVOKES, **shown}
     return cluster.copy(tmp_path / "stack")
 
 
