@@ -50,7 +50,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commands.abort": "main",
     "openquake.commands.collect_jobs": "logs main",
     "openquake.commands.dbserver": "main",
-    "openquake.commands.dump": "main shutil zipfiles",
+    "openquake.commands.dump": "db main safeprint smart_save zipfiles",
     "openquake.commands.engine": "confirm create_jobs del_calculation logs main",
     "openquake.commands.importcalc": "datastore logs main",
     "openquake.commands.purge": "datadir logs main",

@@ -234,12 +234,14 @@ def extend_engine(module: Any) -> None:
 
 
 def extend_dump(module: Any) -> None:
-    """Change `oq dump`: the archive has all of a calculation's files, and the records of all that is complete.
+    """Change `oq dump`: the archive has all of a calculation's files, and the records of all that have results.
 
     The rates of a large calculation are in files of a directory beside its datastore, without which whoever starts from
     a restored one computes with too little hazard. The DbServer holds the newest records beside the database's file.
-    Each person's datastores are in a directory of their own; `oq restore` takes those that are at the top.
+    Each person's datastores are in a directory of their own; `oq restore` takes those that are at the top. One that is
+    shared is complete, too, which upstream's words for it leave out.
     """
+    upstream_db = module.db
 
     @functools.wraps(module.zipfiles)
     def zipfiles(
@@ -252,16 +254,29 @@ def extend_dump(module: Any) -> None:
                     made.write(path, path.relative_to(file.parent))
         return archive
 
-    def copy(database: str, target: str) -> None:
-        with (
-            contextlib.closing(sqlite3.connect(database)) as source,
-            contextlib.closing(sqlite3.connect(target)) as made,
-        ):
-            source.backup(made)
-            # In one file, of which upstream then deletes what is not complete.
-            made.execute("PRAGMA journal_mode = DELETE")
+    def smart_save(database: str, archive: str, number: int) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            copy = Path(directory, Path(database).name)
+            with (
+                contextlib.closing(sqlite3.connect(database)) as source,
+                contextlib.closing(sqlite3.connect(copy)) as made,
+            ):
+                source.backup(made)
+                made.execute("PRAGMA journal_mode = DELETE")  # all in one file
+                made.execute("DELETE FROM job WHERE status NOT IN (?, ?)", GOOD)
+                if number:
+                    made.execute("DELETE FROM job WHERE id != ?", [number])
+                made.commit()
+            zipfiles([str(copy)], archive, "a", module.safeprint)
 
-    module.zipfiles, module.shutil = zipfiles, SimpleNamespace(copy=copy, rmtree=shutil.rmtree)
+    def db(query: str, *words: Any) -> list[Any]:
+        match words:
+            case [{"status": "complete", **others}]:
+                return [row for status in GOOD for row in upstream_db(query, {"status": status, **others})]
+        return list(upstream_db(query, *words))
+
+    db.path = upstream_db.path  # type: ignore[attr-defined]
+    module.zipfiles, module.smart_save, module.db = zipfiles, smart_save, db
 
 
 def extend_importcalc(module: Any) -> None:

@@ -343,7 +343,9 @@ def test_how_a_calculation_computes_is_not_for_those_after_it(tmp_path: Path, br
         assert found.split() == ["processpool", "celery"]
 
 
-def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, broker: Broker) -> None:
+def test_what_is_dumped_has_its_rates_the_newest_records_and_what_is_shared(
+    tmp_path: Path, broker: Broker
+) -> None:
     with harness.cluster(tmp_path / "oqlab-dump", broker) as cluster:
         job = cluster.run(harness.qa_job("classical/case_01", tmp_path), OQ_DISTRIBUTE="no")
         (datastore,) = job.datastores
@@ -365,8 +367,9 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
             held.execute("UPDATE job SET description='the newest'")
             held.executemany(
                 "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description) "
-                "VALUES (?, 'bob', 'complete', ?, 'classical', 'of another')",
-                [(number, os.environ["OTHER"]) for number in (7, 8)],  # the second by `cache = true`
+                "VALUES (?, 'bob', ?, ?, 'classical', 'of another')",
+                # The second by `cache = true`.
+                [(7, "shared", os.environ["OTHER"]), (8, "complete", os.environ["OTHER"])],
             )
             held.execute("INSERT INTO job (user_name, status, ds_calc_dir, calculation_mode, description) "
                          "VALUES ('ann', 'failed', '', 'classical', 'not complete')")
@@ -374,14 +377,21 @@ def test_what_is_dumped_has_its_rates_and_the_newest_records(tmp_path: Path, bro
             dump.main(os.environ["ARCHIVE"])
             restore.main(os.environ["ARCHIVE"], os.environ["RESTORED"])
             made = sqlite3.connect(Path(os.environ["RESTORED"], "db.sqlite3"))
-            print(made.execute("SELECT description FROM job").fetchall())
+            print(made.execute("SELECT description, status FROM job").fetchall())
+            alone = os.environ["RESTORED"] + "-alone"
+            dump.main(os.environ["ALONE"], 7)
+            restore.main(os.environ["ALONE"], alone)
+            print(sqlite3.connect(Path(alone, "db.sqlite3")).execute("SELECT id FROM job").fetchall())
             """,
             ARCHIVE=str(archive),
+            ALONE=str(tmp_path / "alone.zip"),
             RESTORED=str(restored),
             OTHER=str(other.with_suffix("")),
         )
-        assert found.splitlines()[-1] == "[('the newest',), ('of another',), ('of another',)]"
+        records = [("the newest", "complete"), ("of another", "shared"), ("of another", "complete")]
+        assert {str(records), "[(7,)]"} <= set(found.splitlines())
         assert f"Extracted 2 calculations into {restored}" in found
+        assert f"Extracted 1 calculations into {restored}-alone" in found
         assert {path.name for path in restored.glob("*.hdf5")} == {datastore.name, other.name}
         assert (restored / datastore.stem / rates.name).read_bytes() == b"rates"
 
