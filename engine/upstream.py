@@ -40,6 +40,7 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.datastore": "DataStore get_datadir get_oq read",
     "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
+    "openquake.commonlib.readinput": "_normalize get_input_files get_oqparam unzip_rename",
     "openquake.engine.engine": (
         "_PID _PPID _run create_jobs logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
     ),
@@ -67,8 +68,8 @@ NAMES: Mapping[str, str] = {
     "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
     "openquake.server.views": (
-        "JsonResponse calc_abort calc_remove calc_result calc_run calc_zip engine extract logs mp parallel readinput "
-        "settings tempfile utils"
+        "JsonResponse calc_abort calc_remove calc_result calc_run calc_run_ini calc_run_scenario_from_ses calc_zip "
+        "engine extract jobs_from_inis logs mp parallel readinput settings tempfile utils validate_ini validate_zip"
     ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }

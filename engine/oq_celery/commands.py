@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from typing import Any, Literal
 from openquake.baselib import config
 from openquake.baselib.general import humansize
 
-from oq_celery import settings, turn
+from oq_celery import settings, turn, uploads
 from oq_celery.abort import Refused, abort, remove_leftovers
 from oq_celery.jobs import GOOD, UNFINISHED, lives
 from oq_celery.replacing import replaced
@@ -36,6 +36,7 @@ from oq_celery.runs import end_others, skip_taken
 INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstream takes capitals for a mosaic's model
 # Of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent.
 UPLOAD_FIELD = "upload"
+UPLOAD_IT = "Upload the job with all its files to /v1/calc/run: what is wrong with it is in its log then"
 DATASTORES = (".hdf5", "_tmp.hdf5")  # what the names of a calculation's files have after its directory's
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
@@ -453,6 +454,7 @@ def extend_views(views: Any) -> None:
     """Change the WebUI's views: an abort that they call done is done, what is removed does not run on, an export lies
     where uploads do and goes with the answer, what is uploaded is not taken for results, and an upload has a name. What
     a job wants to be exported at its end nobody could fetch: it is exported when somebody asks for it, and not before.
+    A file of the master has nobody computed or looked at: jobs are uploaded, and name what is uploaded with them.
     """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
     upstream_parallel = views.parallel
@@ -490,6 +492,8 @@ def extend_views(views: Any) -> None:
 
     @functools.wraps(upstream_run)
     def calc_run(request: Any) -> Any:
+        if not request.FILES:  # upstream's would take a path of this machine then
+            return answer({"error": UPLOAD_IT}, status=400)
         token = request.POST.get(UPLOAD_FIELD, "")
         making.token = token if re.fullmatch(r"[0-9a-f]{32}", token) else ""
         try:
@@ -546,15 +550,25 @@ def extend_views(views: Any) -> None:
         """Where upstream unpacks an upload: not among a calculation's files of rates, to which all HDF5 files count."""
         directory = Path(upstream_parallel.calc_dir(number), INPUTS)
         directory.mkdir(exist_ok=True)
+        making.inputs = directory
         return str(directory)
 
     upstream_oqparam = views.readinput.get_oqparam
 
     @functools.wraps(upstream_oqparam)
-    def get_oqparam(job_ini: Any, *args: Any, kw: Any = None, **kwargs: Any) -> Any:
-        if kw and "export_dir" in kw:  # upstream's, on the master's root disk
-            kw = {**kw, "exports": ""}
-        return upstream_oqparam(job_ini, *args, kw=kw, **kwargs)
+    def get_oqparam(job_ini: Any, *args: Any, kw: Mapping[str, Any], **kwargs: Any) -> Any:
+        kw = {**kw, "exports": ""}  # into upstream's export_dir, on the master's root disk
+        with uploads.only(making.inputs):
+            return upstream_oqparam(job_ini, *args, kw=kw, **kwargs)
+
+    def refused(view: Callable[..., Any]) -> Callable[..., Any]:
+        """A view that takes the path of a file of this machine, which it would open as this server's user."""
+
+        @functools.wraps(view)
+        def refuse(_request: Any, **_given: Any) -> Any:
+            return answer({"error": UPLOAD_IT}, status=403)
+
+        return refuse
 
     views.readinput = SimpleNamespace(**vars(views.readinput) | {"get_oqparam": get_oqparam})
     views.calc_run, views.engine.create_jobs = calc_run, create_jobs
@@ -565,6 +579,14 @@ def extend_views(views: Any) -> None:
     )
     for name in ("calc_result", "calc_zip", "extract"):
         setattr(views, name, leaving_nothing(getattr(views, name)))
+    for name in (
+        "calc_run_ini",
+        "calc_run_scenario_from_ses",
+        "jobs_from_inis",
+        "validate_ini",
+        "validate_zip",
+    ):
+        setattr(views, name, refused(getattr(views, name)))
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -155,6 +155,7 @@ _AROUND: dict[str, Callable[[_Exec, ModuleType], None]] = {
         "oq_celery.writes.extend",
         "oq_celery.runs.extend_logs",
     ),
+    "openquake.commonlib.readinput": _then("oq_celery.uploads.extend_readinput"),
     "openquake.engine.engine": _then("oq_celery.runs.extend_engine"),
     "openquake.commands.abort": _then("oq_celery.commands.extend_abort"),
     "openquake.commands.collect_jobs": _then("oq_celery.commands.extend_collect_jobs"),

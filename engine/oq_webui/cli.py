@@ -126,13 +126,14 @@ def _serve(socket: str) -> None:
     from oq_celery import settings as celery
 
     from oq_webui import settings
+    from oq_webui.handed import handed
     from oq_webui.server import Server
 
     if upstream.LOCKDOWN:
         from oq_webui import accounts
 
         accounts.prepare()
-        if (password := settings.secret("admin_password")) is not None:
+        if (password := handed("admin_password")) is not None:
             accounts.ensure_administrator(password)
     if directory := os.environ.get(settings.UPLOADS):
         uploads = Path(directory)

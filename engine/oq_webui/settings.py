@@ -6,7 +6,6 @@ Upstream reads OQ_APPLICATION_MODE: RESTRICTED is the WebUI with login, PUBLIC t
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import socket
@@ -19,10 +18,8 @@ from openquake.server import settings as upstream
 from openquake.server.settings import *  # noqa: F403 - Django takes each name in capitals
 
 from oq_webui.certificate import names_of
+from oq_webui.handed import handed
 
-SECRETS = "OQ_WEBUI_SECRETS"
-"""Names a JSON file with `secret_key`, `admin_password` and, after a rotation, `previous_secret_key`, which only the
-server can read."""
 CLUSTER = "OQ_WEBUI_CLUSTER"
 """What no other cluster has: the ARN of its secret."""
 HOSTS = "OQ_WEBUI_HOSTS"
@@ -36,20 +33,10 @@ DATABASE = Path(config.dbserver.file).expanduser().with_name("webui.sqlite3")
 while the DbServer writes a job's log."""
 
 
-def _values() -> dict[str, str]:
-    path = os.environ.get(SECRETS)
-    return json.loads(Path(path).read_text()) if path else {}
-
-
-def secret(name: str) -> str | None:
-    """A value of the server's secrets; None for a process that has none, such as a command about accounts."""
-    return values[name] if (values := _values()) else None
-
-
 DEBUG = False
-SECRET_KEY = secret("secret_key") or secrets.token_hex(32)
+SECRET_KEY = handed("secret_key") or secrets.token_hex(32)
 # A rotation of the secret ends nobody's session; the next one ends those that are older than both.
-SECRET_KEY_FALLBACKS = [key for name, key in _values().items() if name == "previous_secret_key"]
+SECRET_KEY_FALLBACKS = [key for key in [handed("previous_secret_key")] if key]
 # A page elsewhere whose name is made to point here (DNS rebinding) must not get through people's browsers to the API.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", socket.gethostname(), socket.getfqdn()]
 ALLOWED_HOSTS += os.environ.get(HOSTS, "").split()

@@ -309,22 +309,22 @@ def test_an_upload_that_breaks_off_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_a_form_that_breaks_off_is_none(tmp_path: Path) -> None:
-    """A path or a number that has lost its end would be another one."""
+    """A name or a number that has lost its end would be another one."""
     whole, of_less, control = office(
         tmp_path,
         *UPLOAD,
         "def send(cut, application=whole(application)):",
-        "    environ = RequestFactory().post('/v1/calc/run_ini', 'job_ini=/home/ann/job.ini', "
+        "    environ = RequestFactory().post('/v1/valid/', 'xml_text=<a>1</a>', "
         "content_type='application/x-www-form-urlencoded', HTTP_COOKIE=cookies).environ",
         "    body = environ['wsgi.input'].read(int(environ['CONTENT_LENGTH']))",
         "    environ |= {'wsgi.input': io.BytesIO(body[:len(body) - cut]), 'SERVER_NAME': 'localhost'}",
-        "    b''.join(application(environ, lambda status, headers: None))",
-        "    print(logs.dbcmd('SELECT count(*) AS n FROM job')[0].n)",
+        "    said = b''.join(application(environ, lambda status, headers: None))",
+        "    print(json.dumps(b'valid' in said))",
         "send(0)",
         "send(4)",
         "send(4, application)",
     )
-    assert (whole, of_less, control) == (4, 4, 5)
+    assert (whole, of_less, control) == (True, False, True)
 
 
 def test_an_upload_that_names_itself_is_found_by_that_in_its_calculations_log(tmp_path: Path) -> None:
@@ -339,3 +339,113 @@ def test_an_upload_that_names_itself_is_found_by_that_in_its_calculations_log(tm
         "print(json.dumps([(line.job_id, line.message) for line in found if 'Upload' in line.message]))",
     )
     assert said == [[4, f"Uploaded as {token}"]]
+
+
+UPLOADED = (
+    "import io, zipfile",
+    "from pathlib import Path",
+    "client = Client(SERVER_NAME='localhost')",
+    "client.force_login(get_user_model().objects.get(username='bob'))",
+    "secret = Path(sys.argv[2], 'secret.csv')",
+    "secret.write_text('the password')",
+    "def archive(files):",
+    "    packed = io.BytesIO()",
+    "    with zipfile.ZipFile(packed, 'w') as made:",
+    "        for name, text in files.items(): made.writestr(name, text)",
+    "    packed.seek(0)",
+    "    packed.name = 'job.zip'",
+    "    return packed",
+    "def upload(**files):",
+    "    answer = client.post('/v1/calc/run', {'archive': archive({'in/job.ini': INI + files.pop('names'), **files})})",
+    "    said = answer.content.decode() + str([line.message for line in logs.dbcmd('SELECT message FROM log')])",
+    "    print(json.dumps([answer.status_code, 'the password' in said, 'files that were uploaded' in said]))",
+    "INI = '[general]\\ndescription = a job\\ncalculation_mode = custom\\ntruncation_level = 3\\n'",
+    "outside = os.path.relpath(secret, Path(sys.argv[2], 'calc_4', 'inputs', 'in'))",
+)
+LOGIC_TREE = """<?xml version='1.0'?><nrml xmlns='http://openquake.org/xmlns/nrml/0.5'><logicTree logicTreeID='lt1'>
+<logicTreeBranchSet uncertaintyType='sourceModel' branchSetID='bs1'><logicTreeBranch branchID='b1'>
+<uncertaintyModel>NAMED</uncertaintyModel><uncertaintyWeight>1</uncertaintyWeight></logicTreeBranch></logicTreeBranchSet>
+</logicTree></nrml>"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "f'sites_csv = {outside}'",
+        "f'site_model_file = {outside}'",
+        "f'reqv_hdf5 = {{\\'a\\': {outside!r}}}'",
+        "f'exposure_file = {outside[:-4]}.zip'",
+        "f'base_path = /\\nsites_csv = {outside}'",
+    ],
+)
+def test_an_upload_names_no_file_that_did_not_come_with_it(tmp_path: Path, names: str) -> None:
+    """What comes through the WebUI is computed as the cluster's own user, who may read everybody's."""
+    [(status, shown, refused)] = office(tmp_path, *UPLOADED, f"upload(names={names})")
+    assert (status, shown, refused) == (500, False, True)
+
+
+# What an upload of a job and a file of another folder amounts to: `files` and what `look` prints of them.
+LOOKED_AT = (
+    *UPLOADED,
+    "from openquake.server import views",
+    "def look(names, files):",
+    "    packed = archive({'in/job.ini': INI + names, **files})",
+    "    given = mock.Mock(getlist=lambda _: [packed])",
+    "    number = logs.dbcmd('create_job', sys.argv[2], 'custom', 'a job', 'ann', None, None)",
+    "    try:",
+    "        oq = views.readinput.get_oqparam(views.store(given, '.ini', number), kw={}, validate=False)",
+    "        said = [os.path.relpath(path, sys.argv[2]) for path in oq._input_files]",
+    "    except Exception as error: said = str(error)",
+    "    print(json.dumps(said))",
+)
+
+
+def test_nor_does_a_file_that_came_with_it(tmp_path: Path) -> None:
+    (said,) = office(
+        tmp_path,
+        *LOOKED_AT,
+        f"tree = {LOGIC_TREE!r}.replace('NAMED', outside)",
+        "look('source_model_logic_tree_file = ../tree/ssmLT.xml', {'tree/ssmLT.xml': tree})",
+    )
+    assert said.startswith(f"Not among the files that were uploaded: {tmp_path}/secret.csv. A job"), said
+
+
+def test_files_in_other_folders_of_an_upload_are_its_own(tmp_path: Path) -> None:
+    (found,) = office(
+        tmp_path, *LOOKED_AT, "look('sites_csv = ../sites/sites.csv', {'sites/sites.csv': '1 2'})"
+    )
+    assert found == ["calc_4/inputs/in/job.ini", "calc_4/inputs/sites/sites.csv"]
+
+
+@pytest.mark.parametrize("member", ["sys.argv[2] + '/secret.csv'", "'../secret.csv'"])
+def test_unpacking_a_model_renames_nothing_outside_of_its_folder(tmp_path: Path, member: str) -> None:
+    """Upstream renames what has the name of a member of the archive, wherever that is."""
+    said, left = office(
+        tmp_path,
+        *UPLOADED,
+        "from openquake.commonlib import readinput",
+        "model = Path(sys.argv[2], 'model')",
+        "model.mkdir()",
+        f"model.joinpath('e.zip').write_bytes(archive({{{member}: ''}}).read())",
+        "try: readinput.unzip_rename(str(model / 'e.zip'), 'exposure.xml'); said = ''",
+        "except ValueError as error: said = str(error)",
+        "print(json.dumps('members that are not inside of it' in said))",
+        "print(json.dumps(secret.exists()))",
+    )
+    assert (said, left) == (True, True)
+
+
+def test_no_address_opens_a_path_of_the_master(tmp_path: Path) -> None:
+    """Of a file that is no job file, the error had the first line."""
+    found = office(
+        tmp_path,
+        *UPLOADED,
+        "def look(method, address, **fields):",
+        "    answer = getattr(client, method)(address, fields)",
+        "    print(json.dumps([answer.status_code, 'the password' in answer.content.decode()]))",
+        "for name in ('run', 'run_ini', 'validate_ini', 'run_scenario_calc_from_ses_rupture/1'):",
+        "    look('post', f'/v1/calc/{name}', job_ini=str(secret), exposure_filepath=str(secret))",
+        "look('post', '/v1/calc/validate_zip', archive=archive({'job.ini': INI}))",
+        "look('get', '/v1/calc/jobs_from_inis', ini=str(secret))",
+    )
+    assert found == [[400, False], *[[403, False]] * 5]

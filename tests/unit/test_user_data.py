@@ -180,16 +180,16 @@ def test_with_login_the_webui_is_in_upstreams_restricted_mode(record: Record) ->
     path = f"/etc/systemd/system/{facts.WEBUI_UNIT}"
     for login, mode in (("true", "RESTRICTED"), ("false", "PUBLIC")):
         unit = files(configs(record(webuiLogin=login))["master"])[path]
-        assert f" OQ_APPLICATION_MODE={mode}\n" in unit
+        assert f"\nEnvironment=OQ_APPLICATION_MODE={mode}\n" in unit
 
 
 def test_the_webui_alone_is_handed_its_secrets_and_its_restart_ends_no_calculation(record: Record) -> None:
     written = files(configs(record())["master"])
-    assert [path for path, text in written.items() if "LoadCredential=" in text] == [
-        f"/etc/systemd/system/{facts.WEBUI_UNIT}"
-    ]
     unit = written[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
-    assert f"LoadCredential=secrets:{facts.WEBUI_SECRETS}\n" in unit
+    assert [text for text in written.values() if "OpenFile=" in text] == [unit]
+    assert f"OpenFile={facts.WEBUI_SECRETS}:secrets:read-only\n" in unit
+    # What it computes for people runs as its user, who could read the file of a credential.
+    assert not any("LoadCredential=" in text for text in written.values())
     assert "KillMode=process\n" in unit
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,3 +133,34 @@ def test_the_administrators_account_is_the_clusters_and_a_rotation_gives_it_a_pa
 ) -> None:
     with pytest.raises(accounts.AccountError, match="webUiPasswordCommand shows; `oq-cluster rotate`"):
         getattr(accounts, action)("admin")
+
+
+HANDED = """
+import os, sys
+os.environ["LISTEN_PID"] = {pid}
+from oq_webui.handed import handed
+names = "secret_key", "admin_password", "previous_secret_key"
+print([handed(name) for name in names], [handed(name) for name in names])
+print([name for name in os.environ if name.startswith("LISTEN_")], os.path.exists("/proc/self/fd/4"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("pid", "found", "left"),
+    [("str(os.getpid())", ["key", "password", None], False), ("'1'", [None, None, None], True)],
+)
+def test_the_secrets_are_read_once_from_the_open_file_that_systemd_hands_to_this_process_and_closed(
+    tmp_path: Path, pid: str, found: list[str | None], left: bool
+) -> None:
+    """As sd_listen_fds(3) says: from the third on, in the order of their names, for the process with this number."""
+    secrets = tmp_path / "webui.json"
+    secrets.write_text('{"secret_key": "key", "admin_password": "password"}')
+    shell = f'exec 3< /dev/null 4< {secrets}; exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["bash", "-c", shell, sys.executable, HANDED.format(pid=pid)],
+        env={"LISTEN_FDS": "2", "LISTEN_FDNAMES": "other:secrets", "PYTHONPATH": str(ENGINE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [f"{found} {found}", f"[] {left}"], done.stderr

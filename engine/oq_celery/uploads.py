@@ -1,0 +1,82 @@
+"""What comes through the WebUI names no file but those that came with it.
+
+Upstream opens every path that a job file names. What comes through the WebUI is computed as the cluster's own user, who
+can read and write everybody's uploads and results, and the accounts: with `sites_csv = ../../…` they were in the log of
+whoever had asked for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_thread = threading.local()  # `directory`, where an upload is that this thread looks at
+
+
+class OutsideError(ValueError):
+    """A name of a file that is none of an upload's, or of an archive's; the message says what to do."""
+
+
+@contextmanager
+def only(directory: Path) -> Iterator[None]:
+    """Let the job files that this thread reads name files below a directory alone, or raise OutsideError."""
+    _thread.directory = directory
+    try:
+        yield
+    finally:
+        del _thread.directory
+
+
+def extend_readinput(readinput: Any) -> None:
+    """Change `openquake.commonlib.readinput`: what `only` says holds before a file that a job file names is opened, and
+    of those that its models name before the calculation begins. Unpacking a model touches nothing outside of its
+    folder, where upstream renames what has the name of a member, `../../…` too.
+    """
+    upstream_normalize, upstream_unzip = readinput._normalize, readinput.unzip_rename
+    upstream_input_files = readinput.get_input_files
+
+    @functools.wraps(upstream_normalize)
+    def normalize(key: str, fnames: Iterable[Any], base_path: str) -> Any:
+        given = list(fnames)
+        names = [name for one in given for name in (one if isinstance(one, list) else [one])]
+        _check(Path(base_path, name) for name in names)
+        return upstream_normalize(key, given, base_path)
+
+    @functools.wraps(upstream_input_files)
+    def get_input_files(oqparam: Any) -> Any:
+        found = upstream_input_files(oqparam)
+        _check(found)
+        return found
+
+    @functools.wraps(upstream_unzip)
+    def unzip_rename(zpath: str, name: str) -> Any:
+        folder = Path(zpath).parent
+        with zipfile.ZipFile(zpath) as archive:
+            outside = [member for member in archive.namelist() if not _below(folder / member, folder)]
+        if outside:
+            raise OutsideError(f"{zpath}: members that are not inside of it: {', '.join(map(repr, outside))}")
+        return upstream_unzip(zpath, name)
+
+    readinput._normalize, readinput.unzip_rename = normalize, unzip_rename
+    readinput.get_input_files = get_input_files
+
+
+def _check(paths: Iterable[str | Path]) -> None:
+    """Refuse files that are not in this thread's upload, with all of them, by whatever way they get there."""
+    directory = getattr(_thread, "directory", None)
+    outside = [str(path) for path in paths if not _below(path, directory)] if directory else []
+    if outside:
+        raise OutsideError(
+            f"Not among the files that were uploaded: {', '.join(sorted(outside))}. A job that comes through the WebUI "
+            "has those files alone: put what it names into the archive, and name it from where the naming file lies"
+        )
+
+
+def _below(path: str | Path, directory: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
