@@ -582,6 +582,17 @@ def test_accounts_are_roots_to_manage(office: Office) -> None:
     )
 
 
+def test_what_the_webuis_user_runs_finds_no_file_with_its_secrets(office: Office) -> None:
+    """Everybody's calculations are such processes. The files of a server that runs are in /proc."""
+    pid = f"$(systemctl show --value --property MainPID {facts.WEBUI_UNIT})"
+    look = f"find /run/credentials -type f -readable; ls -l /proc/{pid}/fd; cat {facts.WEBUI_SECRETS} 2>&1"
+    seen = on(office.lab, "master", f'runuser --user {facts.OPENQUAKE_USER} -- sh -c "{look}" || true')
+    assert "socket:" in seen
+    assert seen.count(facts.WEBUI_SECRETS) == seen.count("Permission denied") == 1
+    assert "secrets" not in seen
+    assert office.bob.post("/v1/calc/run_ini", job_ini=facts.WEBUI_SECRETS).status_code == 403
+
+
 def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_held_up_by_it(
     office: Office,
 ) -> None:
