@@ -590,7 +590,7 @@ def test_what_the_webuis_user_runs_finds_no_file_with_its_secrets(office: Office
     assert "socket:" in seen
     assert seen.count(facts.WEBUI_SECRETS) == seen.count("Permission denied") == 1
     assert "secrets" not in seen
-    assert office.bob.post("/v1/calc/run_ini", job_ini=facts.WEBUI_SECRETS).status_code == 403
+    assert office.bob.post("/v1/calc/run_ini", data={"job_ini": facts.WEBUI_SECRETS}).status_code == 403
 
 
 def test_a_reboot_of_the_master_aborts_what_came_through_the_webui_and_is_not_held_up_by_it(
