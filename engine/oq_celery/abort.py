@@ -11,6 +11,9 @@ A calculation's process is the one whose number the database has. Upstream's tit
   computes its calculations in the order of their numbers, so N is the first of them that has not ended.
 - With `--multi` several are computed at once, each in a child of the command's process, with a title of its own.
 
+Whoever reaches the DbServer's port can write any number there. So a signal goes only to processes that have the engine
+in them; root's goes only to those of the calculation's user or of the database's (`_may_end`).
+
 Before it computes, a calculation is aborted by its status alone, which `runs.py` looks at when its turn comes.
 """
 
@@ -22,6 +25,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +33,7 @@ from typing import Any
 
 import psutil
 
+from oq_celery import identity
 from oq_celery.jobs import TITLE, UNFINISHED, older, owner
 from oq_celery.protocol import CHANNEL_PREFIX
 
@@ -98,14 +103,54 @@ def remove_leftovers(spool: Path, number: int) -> None:
 def _computing(dbcmd: Dbcmd, job: Any) -> psutil.Process | None:
     """The process that a signal ends: the one that computes this calculation, or that waits for it in the queue."""
     process = owner(job) if job.pid else None
-    if process is None or job.status == "submitted":
-        return process
+    if process is None:
+        return None
     with contextlib.suppress(psutil.NoSuchProcess):
-        if _number(process) == job.id or _inside(dbcmd, job, process):
-            return process
+        if job.status == "submitted" or _number(process) == job.id or _inside(dbcmd, job, process):
+            return process if _may_end(job, process) else None
         # One that has its title, and has not said in the database yet that it is the one.
-        return next((one for one in process.children() if _number(one) == job.id), None)
+        children = (one for one in process.children() if _number(one) == job.id)
+        return next((one for one in children if _may_end(job, one)), None)
     return None
+
+
+def _may_end(job: Any, process: psutil.Process) -> bool:
+    """Whether a process may be the calculation's for which the database has it, so that a signal ends nothing else.
+
+    Raises:
+        Refused: if it computes, and root must not end it in the name of this calculation's user.
+    """
+    users, computes = set(process.uids()), process.name().startswith(TITLE)
+    if os.geteuid() != 0:
+        # The kernel refuses another user's process, and says so to whoever has no right to abort it.
+        return users != {os.geteuid()} or computes or _has_engine(process)
+    keeper = identity.keeper()
+    if process.pid == 1 or not (computes or _has_engine(process)):
+        return False
+    # A program with other rights than its user's, as sudo is one, has several.
+    allowed = len(users) == 1 and users <= {identity.person(job.user_name).uid, keeper.uid}
+    # Of root's processes the engine's Python runs some on a master that are no calculations. Where the database is
+    # root's, who can write it is root.
+    if allowed and (computes or users != {0} or keeper.uid == 0):
+        return True
+    if computes:
+        raise Refused(
+            f"Process {process.pid}, which the database has for calculation {job.id}, is {process.username()}'s and "
+            f"neither {job.user_name}'s nor {keeper.name}'s: it runs on. "
+            f"If it is the right one: kill -INT {process.pid}"
+        )
+    return False
+
+
+def _has_engine(process: psutil.Process) -> bool:
+    """Whether a process has the engine in its memory, or its command line is of the engine's environment."""
+    places = tuple({f"{sys.prefix}/", f"{Path(sys.prefix).resolve()}/"})
+    try:
+        if any(word.startswith(places) for word in process.cmdline()):
+            return True
+        return any(one.path.startswith(places) for one in process.memory_maps())
+    except psutil.AccessDenied:
+        return False
 
 
 def _inside(dbcmd: Dbcmd, job: Any, process: psutil.Process) -> bool:
@@ -134,7 +179,8 @@ def _end(dbcmd: Dbcmd, job: Any, process: psutil.Process, remedy: str) -> str:
     if process.pid == job.pid:
         others = [one.id for one in _same_command(dbcmd, job)]
     try:
-        name, children = process.username(), process.children(recursive=True)
+        name, users = process.username(), process.uids()
+        children = [one for one in process.children(recursive=True) if one.uids() == users]
         process.send_signal(signal.SIGINT)
     except psutil.AccessDenied:
         raise Refused(_not_yours(job.id, name, remedy)) from None

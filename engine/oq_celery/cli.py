@@ -191,23 +191,25 @@ def reap_jobs(arguments: argparse.Namespace, settings: Settings) -> None:
 
     from openquake.commonlib.dbapi import db
 
-    from oq_celery import inputs, jobs
+    from oq_celery import identity, inputs, jobs
 
     if not Path(db.path).exists():  # connecting would make one
         _fail(f"there is no database {db.path} yet")
-    try:
-        for line in jobs.reap(db):
-            print(line)
-    except sqlite3.Error as error:
-        _fail(f"{db.path}: {error}")
-    try:
-        inputs.sweep(settings)
-    except PermissionError as error:
-        _fail(
-            f"{error}: this command runs under the account of the workers, to which the directory has to belong"
-        )
-    except OSError as error:
-        _fail(str(error))
+    # Root would leave files of its own beside the database, and follow a link that is put in its place.
+    with identity.acting_as(identity.keeper()):
+        try:
+            for line in jobs.reap(db):
+                print(line)
+        except sqlite3.Error as error:
+            _fail(f"{db.path}: {error}")
+        try:
+            inputs.sweep(settings)
+        except PermissionError as error:
+            _fail(
+                f"{error}: this command runs under the account of the workers, to which the directory has to belong"
+            )
+        except OSError as error:
+            _fail(str(error))
 
 
 def default_concurrency(memory_per_process_mb: int, reserved_mb: int = 0) -> int:

@@ -2,7 +2,8 @@
 
 Everybody's calculations lie in directories that the whole group writes, and in one database of the DbServer. Upstream
 takes what it may write for its user's own: `oq purge` and `oq reset` remove the files of others, also of calculations
-that run. Here a user's are those that the database says, and root's are everybody's.
+that run. Here a user's are those that the database says, and root's are everybody's, in whose name it deletes
+(`removal.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +28,10 @@ from typing import Any, Literal
 from openquake.baselib import config
 from openquake.baselib.general import humansize
 
-from oq_celery import settings, turn, uploads
+from oq_celery import identity, removal, settings, turn, uploads
 from oq_celery.abort import Refused, abort, remove_leftovers
-from oq_celery.jobs import GOOD, UNFINISHED, lives
+from oq_celery.jobs import GOOD, UNFINISHED, lives, printable
+from oq_celery.removal import DATASTORES, datastores, has_own_files
 from oq_celery.replacing import replaced
 from oq_celery.runs import end_others, skip_taken
 
@@ -37,7 +39,6 @@ INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstr
 # Of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent.
 UPLOAD_FIELD = "upload"
 UPLOAD_IT = "Upload the job with all its files to /v1/calc/run: what is wrong with it is in its log then"
-DATASTORES = (".hdf5", "_tmp.hdf5")  # what the names of a calculation's files have after its directory's
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
@@ -83,7 +84,7 @@ def extend_actions(actions: Any) -> None:
         jobs = db("SELECT * FROM job WHERE id=?x AND user_name=?x", int(job_id), user)
         if jobs and _runs(jobs[0]):
             return {"error": f"Cannot delete calculation {job_id}: it runs. `oq abort {job_id}` first"}
-        own = not jobs or _has_own_files(jobs[0])
+        own = not jobs or has_own_files(jobs[0])
         if jobs and own and (others := db(_SAME_FILES, jobs[0].ds_calc_dir, int(job_id))):
             names = ", ".join(f"calculation {one.id} ({one.user_name})" for one in others)
             return {
@@ -98,7 +99,8 @@ def extend_actions(actions: Any) -> None:
             }
         answer = upstream_del_calc(db, job_id, user, delete_file and own, force)
         if "hdf5paths" in answer and jobs:
-            _remove_files(jobs[0], files=delete_file)
+            with contextlib.suppress(Refused, OSError), removal.files(jobs[0]) as found:
+                found.remove(results=delete_file)
         return answer
 
     def delete_uncompleted_calculations(db: Any, user: str) -> None:
@@ -144,7 +146,7 @@ def extend_abort(module: Any) -> None:
             try:
                 print(_abort(dbcmd, _number(dbcmd, given)))
             except Refused as error:
-                print(error, file=sys.stderr)
+                print(printable(str(error)), file=sys.stderr)
                 failed = True
         if failed:
             sys.exit(1)
@@ -599,7 +601,8 @@ def _remove(paths: Iterable[Path]) -> None:
 
 def _abort(dbcmd: Callable[..., Any], number: int, *args: Any, **kwargs: Any) -> str:
     said = abort(dbcmd, number, *args, **kwargs)
-    remove_leftovers(settings.load(config).spool, number)
+    with identity.acting_as(identity.keeper()) if os.geteuid() == 0 else contextlib.nullcontext():
+        remove_leftovers(settings.load(config).spool, number)
     return said
 
 
@@ -642,41 +645,28 @@ def _delete(
         except Refused:
             if dbcmd("get_job", number).status in UNFINISHED:
                 raise
-    # The files by this process: the DbServer's user may not remove those in a directory of the user's own.
-    answer = dbcmd("del_calc", number, user, False, force)
-    if "error" in answer:
-        raise Refused(answer["error"])
-    if job is not None and "hdf5paths" in answer:
-        _remove_files(job, files=True)
-
-
-def _remove_files(job: Any, *, files: bool) -> None:
-    """Remove what a calculation has on the disk: the inputs that came through the WebUI, and the datastores."""
-    if _has_own_files(job):
-        shutil.rmtree(job.ds_calc_dir, ignore_errors=True)
-    for path in _datastores(job) if files else ():
-        path.unlink(missing_ok=True)
-
-
-def _datastores(job: Any) -> Iterator[Path]:
-    if _has_own_files(job):
-        for ending in DATASTORES:
-            yield Path(job.ds_calc_dir + ending)
-
-
-def _has_own_files(job: Any) -> bool:
-    """Whether the files that a calculation names are its own, not those of an equal one (`cache = true`)."""
-    return Path(job.ds_calc_dir).name == f"calc_{job.id}"
+    with contextlib.ExitStack() as stack:
+        # The files by this process: the DbServer's user may not remove those in a directory of the user's own. Whether
+        # that can be is known before the database forgets where they are.
+        files = stack.enter_context(removal.files(job)) if job is not None and job.user_name == user else None
+        answer = dbcmd("del_calc", number, user, False, force)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        if files is not None and "hdf5paths" in answer:
+            try:
+                files.remove(results=True)
+            except OSError as error:
+                raise Refused(f"Removed {number}, but not its results: {error}") from None
 
 
 def _purge(dbcmd: Callable[..., Any], jobs: Iterable[Any], force: bool) -> None:
     """List calculations with their size, or delete them."""
     found = list(jobs)
-    paths = [path for job in found for path in _datastores(job) if path.exists()]
+    paths = [path for job in found for path in datastores(job) if path.exists()]
     size = humansize(sum(path.stat().st_size for path in paths))
     if not force:
         for job in found:
-            print(f"{job.id} of {job.user_name}: {job.ds_calc_dir}.hdf5")
+            print(printable(f"{job.id} of {job.user_name}: {job.ds_calc_dir}.hdf5"))
         print(f"Found {len(found)} calculations, {size}")
         if found:
             print("Use --force to really delete them")
@@ -687,7 +677,7 @@ def _purge(dbcmd: Callable[..., Any], jobs: Iterable[Any], force: bool) -> None:
             _delete(dbcmd, job.id, job.user_name, running=False)
             removed += 1
         except (Refused, OSError) as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
     print(f"Removed {removed} calculations, {size}")
 
 
@@ -704,8 +694,13 @@ def _purge_orphans(dbcmd: Callable[..., Any], datadir: Path, force: bool) -> Non
     size = humansize(sum(path.stat().st_size for path in mine))
     for path in mine:
         print(path)
-        if force:
-            path.unlink()
+    if force and mine:
+        try:
+            with removal.opened(datadir, removal.own_places()) as directory:
+                for path in mine:
+                    os.unlink(path.name, dir_fd=directory)
+        except OSError as error:
+            sys.exit(str(error))
     print(f"{'Removed' if force else 'Found'} {len(mine)} orphan files [{size}]")
     if mine and not force:
         print("Use --force to really delete the files")

@@ -37,6 +37,9 @@ from oq_celery.jobs import TITLE, UNFINISHED
 from oq_celery.terminal import INTERRUPTED
 
 _NAME = Path("/proc/self/comm")
+_SCORE = Path("/proc/self/oom_score_adj")
+# Half of the machine's memory is added to what a calculation holds when the kernel compares, out of 1000.
+ENDED_FIRST = 500
 _entered: list[Any] = []  # the LogContexts of what this process computes, the inner one last
 CTRL_C_SECONDS = 5.0  # Ctrl-C has reached them, too; a second one could disturb what they put in order
 
@@ -92,6 +95,7 @@ def extend_logs(logs: Any) -> None:
                 logs.dbcmd("update_job", self.calc_id, _begun() | {"status": "executing"})
             first = self not in begun
             begun.add(self)
+            _be_ended_first()
             found = upstream_enter(self)
             if first:
                 _say_num_cores()
@@ -173,6 +177,13 @@ def _say_num_cores() -> None:
         return
     if line := home.num_cores(baselib.config.paths, baselib.home):
         logging.warning("%s: at most %d tasks are with the workers at once", line, 2 * parallel.num_cores)
+
+
+def _be_ended_first() -> None:
+    """Where memory runs out the kernel ends what computes, and not the RabbitMQ or DbServer that all others need."""
+    with contextlib.suppress(OSError):
+        if int(_SCORE.read_text()) < ENDED_FIRST:
+            _SCORE.write_text(str(ENDED_FIRST))
 
 
 def _begun() -> dict[str, object]:

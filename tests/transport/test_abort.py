@@ -6,9 +6,11 @@ import contextlib
 import io
 import itertools
 import os
+import pwd
 import shutil
 import signal
 import sqlite3
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -276,6 +278,145 @@ def test_what_oq_run_profiles_is_aborted(tmp_path: Path, broker: Broker, served:
     assert not profiled.running()
     assert served.statuses() == {1: "aborted"}
     assert broker.result_queues() == []
+
+
+@contextlib.contextmanager
+def other(*command: str | Path, user: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has to do with nothing here, and waits for its input."""
+    process = subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user
+    )
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()  # it is what it should be
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+TITLED = ("sh", "-c", "printf oq-job-9 > /proc/$$/comm; echo; read x")
+SOMEBODY = 54321  # no user of this machine
+NOBODY = pwd.getpwnam("nobody")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root acts in the name of others")
+
+
+def made_up(served: Served, number: int, user: str, process: int) -> None:
+    """Write into the database, as everybody can who reaches its port, whose process a calculation is."""
+    served.query(
+        "INSERT INTO job (id, user_name, status, ds_calc_dir, calculation_mode, description, is_running, pid) "
+        "VALUES (?, ?, 'submitted', '', 'classical', '', 1, ?)",
+        *(number, user, process),
+    )
+
+
+@as_root
+def test_an_abort_ends_no_process_but_that_of_a_calculation(served: Served) -> None:
+    """Whatever number the database has: of root's `oq abort` the kernel refuses nothing."""
+    with other("sh", "-c", "echo; read x") as unrelated:
+        made_up(served, 1, "root", unrelated.pid)
+        assert oq(served, "abort", "1") == (0, "Calculation 1 is aborted")
+        assert unrelated.poll() is None
+    made_up(served, 2, "root", 1)
+    assert oq(served, "abort", "2") == (0, "Calculation 2 is aborted")
+
+
+@as_root
+def test_root_ends_a_users_calculation_in_no_name_but_theirs(served: Served) -> None:
+    with other(*TITLED, user=NOBODY.pw_uid) as process:
+        made_up(served, 1, "ann", process.pid)
+        status, said = oq(served, "abort", "1")
+        assert (status, "is nobody's and neither ann's nor root's: it runs on" in said) == (1, True), said
+        assert process.poll() is None
+        served.query("UPDATE job SET user_name='nobody'")
+        assert oq(served, "abort", "1") == (0, "Calculation 1 is aborted")
+        assert process.wait(processes.DEADLINE) == -signal.SIGINT
+
+
+@as_root
+def test_of_roots_processes_on_a_cluster_an_abort_ends_those_that_compute_and_no_other(
+    served: Served,
+) -> None:
+    """The engine's Python runs services of root's on a master."""
+    waits = (processes.ENGINE / "bin/python", "-c", "print(flush=True); input()")
+    with reachable(served), other(*waits) as service, other(*TITLED) as computes:
+        os.chown(served.directory, SOMEBODY, -1)
+        for number, process in enumerate((service, computes), 1):
+            made_up(served, number, "root", process.pid)
+            assert oq(served, "abort", str(number)) == (0, f"Calculation {number} is aborted")
+        assert service.poll() is None
+        assert computes.wait(processes.DEADLINE) == -signal.SIGINT
+        os.chown(served.directory, 0, -1)
+        made_up(served, 3, "root", service.pid)
+        assert oq(served, "abort", "3") == (0, "Calculation 3 is aborted")
+        assert service.wait(processes.DEADLINE) != 0
+
+
+@contextlib.contextmanager
+def reachable(served: Served) -> Iterator[None]:
+    """Let other users pass the directories of the tests, as they pass those of a master."""
+    closed = [path for path in served.directory.parents if not path.stat().st_mode & 0o001]
+    modes = {path: path.stat().st_mode for path in closed}
+    for path in closed:
+        path.chmod(0o711)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode & 0o7777)
+
+
+@as_root
+def test_what_root_deletes_is_where_results_are_and_its_users(served: Served, users: Users) -> None:
+    """A directory of somebody's home is not, whatever the database says."""
+    private, closed = users.directory / "private", served.data / "closed"
+    for path, user, mode in ((private, NOBODY.pw_uid, 0o700), (closed, 0, 0o700), (served.data, 0, 0o777)):
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+        os.chown(path, user, -1)
+    (served.data / "link").symlink_to(private)
+    places = [private, served.data / "link", served.data / "closed/../../../../private", closed, served.data]
+    for number, place in enumerate(places, 1):
+        users.add(number, "nobody", "failed", place / f"calc_{number}")
+        (place / f"calc_{number}.hdf5").touch()
+        (place / f"calc_{number}").mkdir()
+        (place / f"calc_{number}/rates.hdf5").touch()
+        os.chown(place / f"calc_{number}", NOBODY.pw_uid, -1)
+    served.query("UPDATE job SET start_time=datetime('now', '-1 hour')")
+    os.chown(served.directory, SOMEBODY, -1)
+    with reachable(served):
+        status, said = oq(served, "purge", "failed", "--force")
+    assert (status, "Removed 1 calculations" in said) == (0, True), said
+    assert set(served.statuses()) == {1, 2, 3, 4}
+    left = {path.name for place in (private, closed, served.data) for path in place.glob("calc_*")}
+    assert left == {f"calc_{number}{ending}" for number in (1, 2, 3, 4) for ending in ("", ".hdf5")}
+    assert len(list(private.glob("*/rates.hdf5"))) == 3
+
+
+@as_root
+def test_root_follows_no_link_to_orphans(served: Served, users: Users) -> None:
+    """Members of the group can make one where root's results would be."""
+    private = users.directory / "private/oqdata"
+    private.mkdir(parents=True)
+    (private / "calc_1.hdf5").touch()
+    (served.shared / "root").symlink_to(private.parent)
+    status, said = oq(served, "purge", "orphan", "--force", OQ_DATADIR="")
+    assert (status, "Not a directory" in said) == (1, True), said
+    assert (private / "calc_1.hdf5").exists()
+
+
+@as_root
+def test_root_looks_at_the_database_as_whose_it_is(served: Served) -> None:
+    """SQLite makes files beside it, which nobody else could write."""
+    made_up(served, 1, "ann", 999_999)
+    served.query("UPDATE job SET status='executing'")
+    with reachable(served):
+        for path in (served.directory, *served.directory.glob("db.sqlite3*"), served.shared):
+            os.chown(path, NOBODY.pw_uid, -1)
+        done = processes.run([processes.ENGINE / "bin/oq-celery", "reap"], served.env)
+    assert "The process 999999 of calculation 1 is gone" in done.stdout, done.stderr
+    inputs = served.shared / "oq_celery_inputs"
+    assert inputs.stat().st_uid == NOBODY.pw_uid
 
 
 PURGE = """

@@ -185,6 +185,24 @@ def test_a_calculation_lives_as_long_as_its_process_and_no_longer(tmp_path: Path
         assert found == "[2, 3, 7, 12, 13] 5\n[]\n[]\n"
 
 
+def test_where_memory_runs_out_the_kernel_ends_a_calculation_first(tmp_path: Path, broker: Broker) -> None:
+    """RabbitMQ and the DbServer, which everybody's calculations need, have the usual score of 0."""
+    ini = harness.qa_job("event_based/case_2", tmp_path)
+    with harness.cluster(tmp_path / "oqlab-memory", broker) as cluster:
+        found = cluster.python(
+            f"""
+            from pathlib import Path
+            from openquake.commonlib import logs
+            logs.dbcmd("upgrade_db")
+            score = Path("/proc/self/oom_score_adj")
+            score.write_text("0")
+            with logs.init({str(ini)!r}, log_level="error"):
+                print(score.read_text().strip())
+            """
+        )
+        assert found.splitlines()[-1] == "500"
+
+
 def test_a_calculation_of_a_session_has_its_process_and_holds_up_nobody(
     tmp_path: Path, broker: Broker
 ) -> None:
