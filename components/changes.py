@@ -37,7 +37,9 @@ class Change(Enum):
     DATA_EXCHANGED = (
         "replaces the data: the named volume or file system, or a volume made from the named snapshot, takes the place "
         "of the current one",
-        "the current one stays in the account with `keepDataOnDestroy`; otherwise it is deleted as by `pulumi destroy`",
+        "the current one stays in the account if `keepDataOnDestroy` was true in the `pulumi up` before (both at once "
+        "are refused); otherwise it is deleted as by `pulumi destroy`: a volume leaves a final snapshot, a file system "
+        "nothing",
     )
     BACKUPS = ("changes the retention of new snapshots, or turns backups on or off", "")
     MAILS = (
@@ -45,7 +47,10 @@ class Change(Enum):
         "AWS asks a new address to confirm",
     )
     BUDGET = ("makes, changes or removes the budget", "")
-    KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
+    KEPT_IN_STATE = (
+        "changes a tag of the volumes and the file system",
+        "the next `pulumi up` or `pulumi destroy` that removes one follows it, not this one",
+    )
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
     WAY_OUT = (
         "adds or removes the NAT gateway and the endpoints",
