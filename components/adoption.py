@@ -10,8 +10,8 @@ import pulumi_aws as aws
 
 from components import facts, tags
 from components.asking import Unanswered, asked
-from components.settings import LEAST_VOLUME_GB, Problem, Settings
-from components.storage import volume_name
+from components.settings import KEYS, LEAST_VOLUME_GB, Problem, Settings
+from components.storage import enlarge_volume, volume_name
 
 # Of a machine that still has its disks.
 _STATES: Final = ("pending", "running", "shutting-down", "stopping", "stopped")
@@ -32,6 +32,25 @@ def problems(settings: Settings, zone: str, stack: str) -> list[Problem]:
     if settings.keep_data_on_destroy:
         found += _not_kept_yet(settings, stack)
     return found
+
+
+def unmet(settings: Settings) -> Iterator[str]:
+    """The sizes that are asked for and that volumes which are taken over have not, since nothing here grows those.
+
+    A default asks for nothing.
+    """
+    for mount, source in settings.volume_sources.items():
+        key = f"{volume_name(mount)}VolumeGb"
+        size = settings.volume_gb[mount]
+        if (
+            source.startswith("vol-")
+            and size != KEYS[key].default
+            and size > (has := describe_volume(source).size)
+        ):
+            yield (
+                f"{key} = {size} does nothing: {source}, which has {has} GiB, is taken over and not managed. To "
+                f"enlarge it: {enlarge_volume(source)}; the file system follows in two minutes"
+            )
 
 
 def _not_kept_yet(settings: Settings, stack: str) -> Iterator[Problem]:

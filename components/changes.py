@@ -32,7 +32,8 @@ class Change(Enum):
     RULES = ("changes rules of the security groups", "")
     VOLUME_GROWN = (
         "grows the volume; a smaller size is refused, since EBS never shrinks",
-        "within two minutes its file system has the new size, too",
+        "within two minutes its file system has the new size, too; of a volume that was taken over (`vol-…`) it "
+        "changes nothing, as a warning says: `aws ec2 modify-volume --volume-id vol-… --size GB` grows that",
     )
     DATA_EXCHANGED = (
         "replaces the data: the named volume or file system, or a volume made from the named snapshot, takes the place "

@@ -154,6 +154,11 @@ def take_data_back(
     )
 
 
+def enlarge_volume(volume_id: str) -> str:
+    """The command that enlarges a volume that was taken over, which no setting does."""
+    return f"aws ec2 modify-volume --volume-id {volume_id} --size GB"
+
+
 def volume_name(mount: str) -> str:
     """What a volume is called after its mount point: `home`, `var`, `rabbitmq`."""
     return mount.rsplit("/", 1)[-1]

@@ -170,6 +170,20 @@ def test_the_settings_of_the_output_are_accepted(record: Record) -> None:
     assert again.exports["takeDataBack"] == record().exports["takeDataBack"]
 
 
+def test_a_size_that_a_volume_taken_over_has_not_and_does_not_get_is_said() -> None:
+    small: Invokes = {GET_VOLUME: volume_answer(VOLUME_ID, size=90)}
+    for config in (
+        {"homeVolumeId": VOLUME_ID},  # the default asks for nothing
+        {"homeVolumeId": VOLUME_ID, "homeVolumeGb": "90"},
+        {"homeVolumeGb": "200"},
+        {"homeVolumeId": SNAPSHOT, "homeVolumeGb": "200"},
+    ):
+        assert run_program(config, invokes=small).warnings == []
+    (line,) = run_program({"homeVolumeId": VOLUME_ID, "homeVolumeGb": "200"}, invokes=small).warnings
+    assert line.startswith(f"homeVolumeGb = 200 does nothing: {VOLUME_ID}, which has 90 GiB, is taken over")
+    assert f"aws ec2 modify-volume --volume-id {VOLUME_ID} --size GB" in line
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
