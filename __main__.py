@@ -195,6 +195,7 @@ if settings.alarm_email:
         "alarms",
         AlarmsArgs(
             email=settings.alarm_email,
+            volume_sources=settings.volume_sources,
             account=network.account,
             region=region.name,
             instance_id=master.instance_id,

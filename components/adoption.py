@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import pulumi_aws as aws
 
-from components import tags
+from components import facts, tags
 from components.asking import Unanswered, asked
-from components.settings import LEAST_VOLUME_GB, Problem, Settings
-from components.storage import volume_name
+from components.settings import KEYS, LEAST_VOLUME_GB, Problem, Settings
+from components.storage import enlarge_volume, volume_name
 
 # Of a machine that still has its disks.
 _STATES: Final = ("pending", "running", "shutting-down", "stopping", "stopped")
@@ -28,7 +29,78 @@ def problems(settings: Settings, zone: str, stack: str) -> list[Problem]:
     if settings.file_system_id:
         remedies = _of_file_system(settings.file_system_id, stack, settings.keep_data_on_destroy)
         found += [Problem("fileSystemId", settings.file_system_id, remedy) for remedy in remedies]
+    if settings.keep_data_on_destroy:
+        found += _not_kept_yet(settings, stack)
     return found
+
+
+def unmet(settings: Settings) -> Iterator[str]:
+    """The sizes that are asked for and that volumes which are taken over have not, since nothing here grows those.
+
+    A default asks for nothing.
+    """
+    for mount, source in settings.volume_sources.items():
+        key = f"{volume_name(mount)}VolumeGb"
+        size = settings.volume_gb[mount]
+        if (
+            source.startswith("vol-")
+            and size != KEYS[key].default
+            and size > (has := describe_volume(source).size)
+        ):
+            yield (
+                f"{key} = {size} does nothing: {source}, which has {has} GiB, is taken over and not managed. To "
+                f"enlarge it: {enlarge_volume(source)}; the file system follows in two minutes"
+            )
+
+
+def _not_kept_yet(settings: Settings, stack: str) -> Iterator[Problem]:
+    """The settings that would replace data of the stack which are to be kept, and which Pulumi would delete.
+
+    What it does with what the program has no more was decided by the update before, and so is not what
+    keepDataOnDestroy says now. Data of a version that gave them no such tag are not seen here.
+    """
+    not_kept = {facts.KEPT_TAG: "false"}
+    for mount, source in settings.volume_sources.items():
+        if not source:
+            continue
+        name = volume_name(mount)
+        present = asked(
+            f"the volume of {mount}",
+            aws.ebs.get_ebs_volumes,
+            tags={**tags.tags(stack, f"storage-{name}"), **not_kept},
+        ).ids
+        for volume_id in present:
+            if not machines_with(volume_id, tags.of_stack(stack)):
+                continue  # left of an earlier stack of this name
+            # The setting by which it was made is there yet: it stays.
+            if describe_volume(volume_id).snapshot_id != source:
+                yield Problem(f"{name}VolumeId", source, _keep_first(volume_id))
+    if not settings.file_system_id:
+        return
+    for file_system_id in _mounted(networks(stack)):
+        found = asked("the file system", aws.efs.get_file_system, file_system_id=file_system_id).tags
+        if {**tags.of_stack(stack), **not_kept}.items() <= found.items():
+            yield Problem("fileSystemId", settings.file_system_id, _keep_first(file_system_id))
+
+
+def _keep_first(id_: str) -> str:
+    """The remedy where the present data would be deleted, against keepDataOnDestroy."""
+    return (
+        f"{id_} would be deleted, since Pulumi goes by the keepDataOnDestroy of the update before: pulumi up once "
+        "without this setting, which keeps it, then with it. (If it is not this stack's, but taken over: give it the "
+        f"tag {facts.KEPT_TAG} = true)"
+    )
+
+
+def _mounted(vpcs: Sequence[str]) -> Sequence[str]:
+    """The file systems that have mount targets in these networks."""
+    if not vpcs:
+        return []
+    interfaces = [
+        asked("a mount target", aws.ec2.get_network_interface, id=one)
+        for one in sorted(_mount_targets("fs-", {"vpc-id": vpcs}))
+    ]
+    return sorted({id_ for one in interfaces for id_ in re.findall(r"\bfs-[0-9a-f]+", one.description)})
 
 
 def _of_volume(volume_id: str, mount: str, zone: str, stack: str, keep: bool) -> list[str]:
@@ -141,7 +213,7 @@ def networks(stack: str) -> Sequence[str]:
 
 
 def _mount_targets(file_system_id: str, filters: Mapping[str, Sequence[str]]) -> set[str]:
-    """The network interfaces of the file system's mount targets that are so.
+    """The network interfaces of the file system's mount targets that are so; of all file systems' with "fs-".
 
     The provider lists no mount targets; but EFS makes their interfaces, and names the file system in the description.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import pulumi
@@ -12,7 +13,7 @@ import pulumi_aws as aws
 from components import facts
 from components.component import Component
 from components.roles import document
-from components.storage import volume_name
+from components.storage import enlarge_volume, volume_name
 from components.tags import cluster_name
 from components.userdata import WORKER_ATTEMPTS
 from components.workers import IN_SERVICE_METRIC
@@ -60,9 +61,16 @@ class Watch:
     while_on: bool = False
 
 
-def watches(cluster: str, may_be_off: bool) -> list[Watch]:
-    """The alarms on what the master publishes of itself; `may_be_off` says whether it may be off without a mail."""
+def watches(
+    cluster: str, may_be_off: bool, volume_sources: Mapping[str, str] = MappingProxyType({})
+) -> list[Watch]:
+    """The alarms on what the master publishes of itself.
+
+    `may_be_off` says whether it may be off without a mail, `volume_sources` which existing volume (vol-…) a mount point
+    has: those the settings do not grow.
+    """
     own = {facts.METRICS_DIMENSION: cluster}
+    broker_source = volume_sources.get(facts.RABBITMQ_DIR, "")
     since = f"has said nothing for {SILENCE_MINUTES} minutes"
     silent = (
         f"The master is on and {since}: its boot or its RabbitMQ is in trouble"
@@ -77,7 +85,7 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             minutes=3,
             advice=(
                 f"{mount} of the master is more than {DISK_FULL} % full. Remove what nobody needs there, or enlarge "
-                f"it: pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up; the file system follows in two "
+                f"it: {_enlarge(mount, volume_sources.get(mount, ''))}; the file system follows in two "
                 "minutes. If the alarm shows 100 %, the file system may have an error and be read-only: "
                 f"sudo journalctl -u {facts.REFRESH_SERVICE} says so, docs/trouble.md what to do"
             ),
@@ -104,7 +112,8 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
             minutes=2,
             advice=(
                 "RabbitMQ takes no messages, so calculations wait. `sudo oq-node status` on the master says why: "
-                f"make room in {facts.RABBITMQ_DIR}, or a larger rabbitmqVolumeGb; where memory is short fewer "
+                f"make room in {facts.RABBITMQ_DIR}, or enlarge it ({_enlarge(facts.RABBITMQ_DIR, broker_source)}); "
+                "where memory is short fewer "
                 "calculations at once, or a larger masterInstanceType when nothing runs"
             ),
             dimensions=own,
@@ -150,6 +159,13 @@ def watches(cluster: str, may_be_off: bool) -> list[Watch]:
     return found
 
 
+def _enlarge(mount: str, source: str) -> str:
+    """The command that enlarges a mount point's volume, which may be one that was taken over."""
+    if source.startswith("vol-"):
+        return enlarge_volume(source)
+    return f"pulumi config set {volume_name(mount)}VolumeGb GB && pulumi up"
+
+
 def status_checks() -> list[Watch]:
     """The alarms on AWS's checks of the master; their dimension is its id."""
     return [
@@ -188,11 +204,12 @@ def status_checks() -> list[Watch]:
 class AlarmsArgs:
     """Who gets the mails, and what is watched besides what the master publishes.
 
-    A master that `stops_itself` is no matter for a mail while it is off. The alarms exist after everything in `after`:
-    a cluster that is being made is silent, too.
+    `volume_sources` are those of Storage. A master that `stops_itself` is no matter for a mail while it is off. The
+    alarms exist after everything in `after`: a cluster that is being made is silent, too.
     """
 
     email: str
+    volume_sources: Mapping[str, str]
     account: pulumi.Input[str]
     region: str
     instance_id: pulumi.Input[str]
@@ -215,7 +232,7 @@ class Alarms(Component):
         self._cluster = cluster_name(pulumi.get_stack())
         topic = self._topic(args)
         self.arns = []
-        for watch in watches(self._cluster, args.stops_itself):
+        for watch in watches(self._cluster, args.stops_itself, args.volume_sources):
             if watch.while_on:
                 self._silent_while_on(watch, args, topic)
             else:

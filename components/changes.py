@@ -32,12 +32,15 @@ class Change(Enum):
     RULES = ("changes rules of the security groups", "")
     VOLUME_GROWN = (
         "grows the volume; a smaller size is refused, since EBS never shrinks",
-        "within two minutes its file system has the new size, too",
+        "within two minutes its file system has the new size, too; of a volume that was taken over (`vol-…`) it "
+        "changes nothing, as a warning says: `aws ec2 modify-volume --volume-id vol-… --size GB` grows that",
     )
     DATA_EXCHANGED = (
         "replaces the data: the named volume or file system, or a volume made from the named snapshot, takes the place "
         "of the current one",
-        "the current one stays in the account with `keepDataOnDestroy`; otherwise it is deleted as by `pulumi destroy`",
+        "the current one stays in the account if `keepDataOnDestroy` was true in the `pulumi up` before (both at once "
+        "are refused); otherwise it is deleted as by `pulumi destroy`: a volume leaves a final snapshot, a file system "
+        "nothing",
     )
     BACKUPS = ("changes the retention of new snapshots, or turns backups on or off", "")
     MAILS = (
@@ -45,7 +48,10 @@ class Change(Enum):
         "AWS asks a new address to confirm",
     )
     BUDGET = ("makes, changes or removes the budget", "")
-    KEPT_IN_STATE = ("changes nothing on AWS", "the next `pulumi destroy` follows it")
+    KEPT_IN_STATE = (
+        "changes a tag of the volumes and the file system",
+        "the next `pulumi up` or `pulumi destroy` that removes one follows it, not this one",
+    )
     WAIT = ("changes nothing on AWS", "this and later `pulumi up` wait accordingly")
     WAY_OUT = (
         "adds or removes the NAT gateway and the endpoints",

@@ -129,6 +129,9 @@ PROCESS_HOUR_VARIABLE: Final = "OQ_CELERY_PROCESS_HOUR_USD"
 SNAPSHOTS_TAG: Final = "SnapshotsBy"
 # The tag of the VPC with the ARN of the customer's key that the cluster has been made with; not there without one.
 KEY_TAG: Final = "EncryptionKey"
+# The tag of volumes and file system that says whether Pulumi's state has them as kept, "true" or "false": an update
+# which removes one goes by the state, and not by the setting that it is given.
+KEPT_TAG: Final = "KeptOnDestroy"
 REFRESH_SECONDS: Final = 60  # between two looks of the master at these tags
 REAP_SECONDS: Final = 60  # and at whether the processes of all calculations are there
 DRAIN_HOOK: Final = "openquake-drain"  # the Auto Scaling group's lifecycle hook

@@ -153,6 +153,8 @@ def look_up(settings: Settings) -> Region:
         problems.append(Problem("amiId", settings.ami_id, str(error)))
     if problems:
         raise pulumi.RunError(str(SettingsError(problems)))
+    for warning in adoption.unmet(settings):
+        pulumi.log.warn(warning)
     return Region(
         name=name,
         zones=zones,

@@ -99,7 +99,7 @@ class Storage(Component):
                 aws.efs.FileSystemLifecyclePolicyArgs(transition_to_ia="AFTER_30_DAYS"),
                 aws.efs.FileSystemLifecyclePolicyArgs(transition_to_primary_storage_class="AFTER_1_ACCESS"),
             ],
-            tags=self.tags("shared"),
+            tags={**self.tags("shared"), **_kept(args)},
             opts=self.child(retain_on_delete=args.keep),
         ).id
 
@@ -120,7 +120,7 @@ class Storage(Component):
             kms_key_id=args.key or None,
             snapshot_id=source or None,
             final_snapshot=True,
-            tags={**self.tags(child), **args.volume_tags},
+            tags={**self.tags(child), **_kept(args), **args.volume_tags},
             opts=self.child(
                 retain_on_delete=args.keep,
                 custom_timeouts=_FINAL_SNAPSHOT,
@@ -129,6 +129,11 @@ class Storage(Component):
                 ignore_changes=[] if source else ["snapshot_id"],
             ),
         ).id
+
+
+def _kept(args: StorageArgs) -> dict[str, str]:
+    """The tag by which the next update knows what Pulumi would delete."""
+    return {facts.KEPT_TAG: "true" if args.keep else "false"}
 
 
 def take_data_back(
@@ -147,6 +152,11 @@ def take_data_back(
             f"pulumi config set {setting}" for setting in (f"aws:region {region}", *settings)
         )
     )
+
+
+def enlarge_volume(volume_id: str) -> str:
+    """The command that enlarges a volume that was taken over, which no setting does."""
+    return f"aws ec2 modify-volume --volume-id {volume_id} --size GB"
 
 
 def volume_name(mount: str) -> str:

@@ -358,6 +358,8 @@ def act(context: Context, given: argparse.Namespace) -> Shown:
     said = context.webui.act(given.id, given.command)
     if given.command == "abort":
         said = _aborted(context, given.id)
+    elif given.command == "remove":  # of which the engine says the number alone
+        said = f"calculation {given.id} is removed, with its results"
     return Shown({"id": given.id, "done": given.command}, said)
 
 

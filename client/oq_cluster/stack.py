@@ -133,7 +133,7 @@ def read(source: Source) -> Outputs:
     if missing:
         raise ClientError(
             f"{source}: these are not the outputs of a cluster, there is no {', '.join(missing)}; "
-            "pulumi up makes one, and pulumi stack output --json prints them"
+            "pulumi up makes one, or wait until it has ended; pulumi stack output --json prints them"
         )
     return Outputs(values)
 

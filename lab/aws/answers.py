@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from typing import Any, Final
 
 from lab.aws.resources import REGION, arn
@@ -94,13 +95,15 @@ def network_answers(
     subnets: Mapping[str, Mapping[str, Any]],
     tags: Mapping[str, str] | None = None,
     volumes: Mapping[str, Mapping[str, Any]] | None = None,
+    file_systems: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Invokes:
-    """AWS's answers about the network and the volumes of a cluster that exists.
+    """AWS's answers about the network, the volumes and the file systems of a cluster that exists.
 
     Args:
         subnets: by their ids, with `availabilityZone` and `tags`
         tags: of the VPC
         volumes: by their ids, with `size` and `tags`; the master has all of them
+        file_systems: by their ids, with `tags`; all have a mount target in the VPC
     """
     disks = volumes or {}
     its_disks: Invokes = {
@@ -113,13 +116,33 @@ def network_answers(
             "ids": ["i-0123456789abcdef0"] if asked(args, "block-device-mapping.volume-id") in disks else [],
         },
     }
+    shared = file_systems or {}
+    its_files: Invokes = {
+        "aws:efs/getFileSystem:getFileSystem": lambda args: file_system_answer(
+            args["fileSystemId"], **shared.get(args["fileSystemId"], {})
+        ),
+        "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": lambda args: {
+            "id": REGION,
+            "ids": [f"eni-{id_}" for id_ in shared if fnmatch(mount_target(id_), asked(args, "description"))],
+        },
+        "aws:ec2/getNetworkInterface:getNetworkInterface": lambda args: {
+            "id": args["id"],
+            "description": mount_target(args["id"].removeprefix("eni-")),
+        },
+    }
     return {
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
         "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr, "tags": tags or {}},
         "aws:ec2/getSubnets:getSubnets": lambda args: _ids_of(subnets, args),
         "aws:ec2/getSubnet:getSubnet": lambda args: subnets[args["id"]],
         **(its_disks if disks else {}),
+        **(its_files if shared else {}),
     }
+
+
+def mount_target(file_system: str) -> str:
+    """What EFS writes beside the network interface of a file system's mount target."""
+    return f"EFS mount target for {file_system} (fsmt-0123456789abcdef0)"
 
 
 def _ids_of(these: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +163,7 @@ def volume_answer(volume: str, **differently: Any) -> dict[str, Any]:
         "availabilityZone": f"{REGION}a",
         "encrypted": True,
         "size": 100,
+        "snapshotId": "",
         "tags": {},
     }
     return {"id": volume, "volumeId": volume, **fitting, **differently}

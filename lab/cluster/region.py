@@ -17,6 +17,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any, Final
 
 from lab.aws import answers, resources
@@ -159,6 +160,7 @@ class LabRegion(Provider):
             "aws:efs/getFileSystem:getFileSystem": self._file_system,
             "aws:ec2/getInstances:getInstances": self._instances,
             "aws:ec2/getNetworkInterfaces:getNetworkInterfaces": self._mount_targets,
+            "aws:ec2/getNetworkInterface:getNetworkInterface": self._mount_target,
             "aws:ec2/getVpcs:getVpcs": functools.partial(self._found, VPC),
             "aws:ec2/getVpc:getVpc": lambda asked: self._get(VPC, asked["id"]),
             "aws:ec2/getSubnets:getSubnets": functools.partial(self._found, SUBNET),
@@ -200,10 +202,18 @@ class LabRegion(Provider):
         return {"id": "", "ids": ids}
 
     def _mount_targets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The network interfaces of a file system's mount targets; all in the one VPC."""
-        name = answers.asked(asked, "description").strip("*")
-        found = [one.id for one in self._of(MOUNT_TARGET) if one.inputs["fileSystemId"] == name]
+        """The network interfaces of a file system's mount targets, or of all; all in the one VPC."""
+        wanted = answers.asked(asked, "description")
+        targets = self._of(MOUNT_TARGET)
+        found = [
+            one.id for one in targets if fnmatch(answers.mount_target(one.inputs["fileSystemId"]), wanted)
+        ]
         return {"id": "", "ids": [f"eni-{id_.removeprefix('fsmt-')}" for id_ in found]}
+
+    def _mount_target(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The network interface of a mount target."""
+        target = self._get(MOUNT_TARGET, f"fsmt-{asked['id'].removeprefix('eni-')}")
+        return {"id": asked["id"], "description": answers.mount_target(target["fileSystemId"])}
 
     def _found(self, type_: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """What has these tags; of what is in a VPC all is in the one."""

@@ -161,6 +161,7 @@ class FakeWebUI:
             return 200, DATASTORE, {}
         if what == "remove":
             del self.calculations[one.id]
+            return self._json({"success": str(one.id)})  # as the engine says it
         return self._json({"success": f"{what} {one.id}"})
 
     def _result(self, number: int, kind: str) -> tuple[int, bytes, dict[str, str]]:

@@ -917,7 +917,20 @@ def test_share_unshare_and_remove_ask_for_just_that(ann: World) -> None:
         assert ann.webui.asked[-1] == f"POST /v1/calc/1/{action}"
 
 
+def test_remove_says_what_it_has_done(ann: World) -> None:
+    ann.oq("run", ann.job())
+    assert ann.oq("remove", "1") == "calculation 1 is removed, with its results\n"
+
+
 # --- the cluster ---
+
+
+def test_outputs_of_an_update_that_has_not_ended_are_to_be_waited_for(world: World) -> None:
+    unfinished = world.path / "unfinished.json"
+    unfinished.write_text('{"region": "eu-central-1"}')
+    world.oq("use", "--outputs", unfinished, status=1)
+    assert "there is no masterInstanceId, workerGroupName, secretName" in world.errors
+    assert "pulumi up makes one, or wait until it has ended" in world.errors
 
 
 def test_diag_has_no_secret_even_if_a_program_printed_one(ann: World) -> None:

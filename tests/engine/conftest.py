@@ -21,6 +21,7 @@ from lab.region.stack import Stack, find_pulumi, served
 AMI = "ami-0123456789abcdef0"
 SUBNET = "aws:ec2/subnet:Subnet"
 VOLUME = "aws:ebs/volume:Volume"
+EFS = "aws:efs/fileSystem:FileSystem"
 # The settings from which each is changed alone. With an image, an address and spot capacity, all others can be.
 SETTINGS: dict[str, object] = {"amiId": AMI, "alarmEmail": "seismology@example.org", "workerSpot": True}
 
@@ -107,7 +108,7 @@ def cluster(
 
 @pytest.fixture(scope="session")
 def shown(cluster: Stack) -> Invokes:
-    """What AWS shows of its network and volumes."""
+    """What AWS shows of its network, volumes and file system."""
     return network_of(cluster.resources())
 
 
@@ -119,13 +120,16 @@ def stack(cluster: Stack, shown: Invokes, region: Region, tmp_path: Path) -> Sta
 
 
 def network_of(resources: Mapping[str, Any]) -> Invokes:
-    """AWS's answers about the network and the volumes of a cluster that exists."""
+    """AWS's answers about the network, the volumes and the file system of a cluster that exists."""
     vpc = resources["Vpc:network-vpc"]
+    shared = {one["id"]: {"tags": one["inputs"]["tags"]} for one in resources.values() if one["type"] == EFS}
     subnets, volumes = (
         {one["id"]: one["inputs"] for one in resources.values() if one["type"] == type_}
         for type_ in (SUBNET, VOLUME)
     )
-    return network_answers(vpc["id"], vpc["inputs"]["cidrBlock"], subnets, vpc["inputs"]["tags"], volumes)
+    return network_answers(
+        vpc["id"], vpc["inputs"]["cidrBlock"], subnets, vpc["inputs"]["tags"], volumes, shared
+    )
 
 
 @pytest.fixture

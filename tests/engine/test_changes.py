@@ -12,7 +12,7 @@ from components.changes import Change
 from components.settings import KEYS
 from lab.aws.answers import INVOKES
 from lab.region.stack import CommandError, Stack, Step
-from tests.engine.conftest import AMI, SETTINGS, Region
+from tests.engine.conftest import AMI, SETTINGS, Region, network_of
 
 # For each setting, another value than the one that it has.
 OTHER: dict[str, object] = {
@@ -68,8 +68,7 @@ def _other_tag(key: str) -> Callable[[Step], bool]:
     return lambda step: updated(step) and step.old["tags"].get(key) != step.new["tags"].get(key)
 
 
-# By which step of the engine each change is known; KEPT_IN_STATE by the state alone, for no step tells of an option,
-# and REFUSED by there being none.
+# By which step of the engine each change is known, and REFUSED by there being none.
 KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.MASTER_REPLACED: _is(INSTANCE, "replace"),
     Change.MASTER_RESIZED: _is(INSTANCE, "update", "instanceType"),
@@ -85,6 +84,11 @@ KNOWN_BY: dict[Change, Callable[[Step], bool]] = {
     Change.BACKUPS: _is("aws:dlm/lifecyclePolicy:LifecyclePolicy", "update"),
     Change.MAILS: lambda step: step.type == "aws:sns/topicSubscription:TopicSubscription",
     Change.BUDGET: lambda step: step.type == "aws:budgets/budget:Budget",
+    Change.KEPT_IN_STATE: lambda step: (
+        step.type in DATA
+        and step.op == "update"
+        and step.old["tags"].get(facts.KEPT_TAG) != step.new["tags"][facts.KEPT_TAG]
+    ),
     Change.WAIT: lambda step: step.type == "command:local:Command" and step.op in ("update", "delete"),
     Change.WAY_OUT: _is("aws:ec2/natGateway:NatGateway", "delete"),
 }
@@ -97,7 +101,7 @@ def changes(steps: Sequence[Step]) -> set[Change]:
 
 def test_each_setting_has_another_value_and_each_change_a_step_by_which_it_is_known() -> None:
     assert OTHER.keys() == KEYS.keys()
-    assert KNOWN_BY.keys() | {Change.KEPT_IN_STATE, Change.REFUSED} == set(Change)
+    assert KNOWN_BY.keys() | {Change.REFUSED} == set(Change)
     assert all(value != SETTINGS.get(key, KEYS[key].default) for key, value in OTHER.items())
 
 
@@ -122,10 +126,10 @@ def test_a_change_of_one_setting_does_what_its_rule_says_in_preview_and_up(
     after = stack.resources()
     assert _asked_by(steps, _kept(before)) == set(region.asked)
     assert stack.preview() == []
-    # An option alone has changed: of a resource that is there before and after, and that no step touches.
-    touched = {step.label for step in steps}
-    if (_kept(after) ^ _kept(before)) & (before.keys() & after.keys() - touched):
-        found.add(Change.KEPT_IN_STATE)
+    # The program learns by the tag alone what Pulumi keeps.
+    data = {label: one for label, one in after.items() if one["type"] in DATA}
+    kept = {label for label, one in data.items() if one["inputs"]["tags"][facts.KEPT_TAG] == "true"}
+    assert kept == _kept(data)
     assert found == KEYS[key].changes, [(step.op, step.label, set(step.changed)) for step in steps]
 
 
@@ -138,6 +142,58 @@ def test_a_volume_that_would_shrink_is_refused_before_anything_is_touched(
         with pytest.raises(CommandError, match=r"homeVolumeGb = 99: the volume has 100 GiB"):
             command()
     assert region.asked == []
+
+
+@pytest.mark.parametrize("key", ["homeVolumeId", "varVolumeId", "fileSystemId"])
+def test_data_that_pulumi_would_delete_are_replaced_only_after_an_update_that_keeps_them(
+    key: str, stack: Stack, region: Region
+) -> None:
+    """Pulumi goes by the state: an update which says for the first time that they are kept would delete them."""
+    stack.configure(**SETTINGS, keepDataOnDestroy=False)
+    stack.up()
+    before = stack.resources()
+    region.invokes = {**INVOKES, **network_of(before)}
+    asked_for = {"keepDataOnDestroy": True, key: OTHER[key]}
+    stack.configure(**SETTINGS, **asked_for)
+    region.asked.clear()
+    for command in (stack.preview, stack.up):
+        with pytest.raises(CommandError, match=rf"{key} = {OTHER[key]}: .* would be deleted, since Pulumi"):
+            command()
+    assert region.asked == []
+    stack.configure(**SETTINGS)
+    stack.up()
+    region.invokes = {**INVOKES, **network_of(stack.resources())}
+    stack.configure(**SETTINGS, **asked_for)
+    region.asked.clear()
+    stack.up()
+    data = {label for label, one in before.items() if one["type"] in DATA}
+    assert {label for verb, label in region.asked if verb == "remove"} & data == set()
+    after = stack.resources()
+    assert [one for one in data if one not in after or after[one]["id"] != before[one]["id"]]
+
+
+def test_a_volume_is_made_from_the_same_snapshot_once_more_only_while_the_setting_names_it(
+    stack: Stack, region: Region
+) -> None:
+    """A replacement that is asked for by hand is made by the program's arguments, whatever it ignores of them."""
+    home = "Volume:storage-home"
+    snapshot = {"homeVolumeId": OTHER["homeVolumeId"]}
+    stack.configure(**SETTINGS, **snapshot)
+    stack.up()
+    stack.configure(**SETTINGS)
+    assert stack.preview() == []
+    first = stack.resources()[home]
+    stack.configure(**SETTINGS, **snapshot)
+    assert stack.preview() == []
+    region.asked.clear()
+    stack.up("--replace", first["urn"])
+    second = stack.resources()[home]
+    assert (second["id"] != first["id"], second["inputs"]["snapshotId"]) == (True, OTHER["homeVolumeId"])
+    assert ("remove", home) not in region.asked  # the former one is kept
+    stack.configure(**SETTINGS)
+    assert stack.preview() == []
+    stack.up("--replace", first["urn"])
+    assert "snapshotId" not in stack.resources()[home]["inputs"]  # blank, which the documentation warns of
 
 
 def _kept(resources: Mapping[str, Any]) -> set[str]:

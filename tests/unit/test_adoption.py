@@ -9,7 +9,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from components import userdata
+from components import facts, userdata
 from components.tags import of_stack
 from lab.aws import user_data
 from lab.aws.answers import (
@@ -33,6 +33,7 @@ GET_SNAPSHOT = "aws:ebs/getSnapshot:getSnapshot"
 GET_FILE_SYSTEM = "aws:efs/getFileSystem:getFileSystem"
 GET_INSTANCES = "aws:ec2/getInstances:getInstances"
 GET_INTERFACES = "aws:ec2/getNetworkInterfaces:getNetworkInterfaces"
+GET_INTERFACE = "aws:ec2/getNetworkInterface:getNetworkInterface"
 GET_VPCS = "aws:ec2/getVpcs:getVpcs"
 
 
@@ -63,7 +64,8 @@ def mount_targets(**interfaces: str) -> dict[str, Any]:
         asked = {one["name"]: one["values"] for one in args["filters"]}
         # As AWS's documentation and its console have it: "Mount target fsmt-… for file system fs-…", "EFS mount target
         # for fs-… (fsmt-…)".
-        assert (asked["description"], asked["requester-managed"]) == ([f"*{FILE_SYSTEM}*"], ["true"])
+        assert asked["requester-managed"] == ["true"]
+        assert asked["description"] in ([f"*{FILE_SYSTEM}*"], ["*fs-*"])
         return {
             "id": REGION,
             "ids": [eni for eni, vpc in interfaces.items() if vpc in asked.get("vpc-id", [vpc])],
@@ -73,7 +75,16 @@ def mount_targets(**interfaces: str) -> dict[str, Any]:
         assert args["tags"] == of_stack("test")
         return {"id": REGION, "ids": ["vpc_ours"] if "vpc_ours" in interfaces.values() else []}
 
-    return {**network_answers("vpc_ours", "10.20.0.0/16", {}), GET_INTERFACES: answer, GET_VPCS: vpcs}
+    def interface(args: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert interfaces[args["id"]] == "vpc_ours"
+        return {"id": args["id"], "description": f"Mount target fsmt-0abc for file system {FILE_SYSTEM}"}
+
+    return {
+        **network_answers("vpc_ours", "10.20.0.0/16", {}),
+        GET_INTERFACES: answer,
+        GET_INTERFACE: interface,
+        GET_VPCS: vpcs,
+    }
 
 
 # --- what is taken over -------------------------------------------------------------------------------------
@@ -159,6 +170,20 @@ def test_the_settings_of_the_output_are_accepted(record: Record) -> None:
     assert again.exports["takeDataBack"] == record().exports["takeDataBack"]
 
 
+def test_a_size_that_a_volume_taken_over_has_not_and_does_not_get_is_said() -> None:
+    small: Invokes = {GET_VOLUME: volume_answer(VOLUME_ID, size=90)}
+    for config in (
+        {"homeVolumeId": VOLUME_ID},  # the default asks for nothing
+        {"homeVolumeId": VOLUME_ID, "homeVolumeGb": "90"},
+        {"homeVolumeGb": "200"},
+        {"homeVolumeId": SNAPSHOT, "homeVolumeGb": "200"},
+    ):
+        assert run_program(config, invokes=small).warnings == []
+    (line,) = run_program({"homeVolumeId": VOLUME_ID, "homeVolumeGb": "200"}, invokes=small).warnings
+    assert line.startswith(f"homeVolumeGb = 200 does nothing: {VOLUME_ID}, which has 90 GiB, is taken over")
+    assert f"aws ec2 modify-volume --volume-id {VOLUME_ID} --size GB" in line
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -217,6 +242,41 @@ def test_data_that_the_stack_would_delete_are_not_adopted_by_it() -> None:
     (line,) = refused({"fileSystemId": FILE_SYSTEM, "keepDataOnDestroy": "false"}, file_system)
     assert "set keepDataOnDestroy to true and pulumi up, before you name it" in line
     run_program({"fileSystemId": FILE_SYSTEM}, invokes=file_system)
+
+
+def test_data_that_the_update_before_did_not_keep_are_not_replaced_by_one_that_is_to_keep_them(
+    record: Record,
+) -> None:
+    """Whoever sets keepDataOnDestroy to false wants them deleted, and is not in the way."""
+    recording = record(keepDataOnDestroy="false", varVolumeId=SNAPSHOT)
+    volumes = {one.id: one.inputs for one in recording.of_type(VOLUME)}
+    shared = recording.one(EFS)
+    vpc = recording.one("aws:ec2/vpc:Vpc")
+    disks: Invokes = network_answers(
+        vpc.id, "10.20.0.0/16", {}, {}, volumes, {shared.id: {"tags": shared.inputs["tags"]}}
+    )
+    home, var = (recording.one(VOLUME, f"storage-{name}").id for name in ("home", "var"))
+    other = {"homeVolumeId": SNAPSHOT, "varVolumeId": VOLUME_ID, "fileSystemId": FILE_SYSTEM}
+    lines = refused(other, disks)
+    for line, (key, value), present in zip(lines, other.items(), (home, var, shared.id), strict=True):
+        assert line.startswith(
+            f"  {key} = {value}: {present} would be deleted, since Pulumi goes by the keep"
+        )
+        assert "pulumi up once without this setting" in line
+    run_program({**other, "keepDataOnDestroy": "false"}, invokes=disks)
+    # What is there already, by the same setting, stays.
+    run_program({"varVolumeId": SNAPSHOT}, invokes=disks)
+    # The stack's own one, named in the update that is to keep it first.
+    (line,) = refused({"homeVolumeId": home}, disks)
+    assert line.startswith(f"  homeVolumeId = {home}: {home} would be deleted")
+    # At no machine of the stack: left of another one.
+    run_program({"homeVolumeId": SNAPSHOT}, invokes={**disks, GET_INSTANCES: {"id": REGION, "ids": []}})
+    kept = network_answers(
+        vpc.id, "10.20.0.0/16", {}, {},
+        {one.id: one.inputs for one in record().of_type(VOLUME)},
+        {shared.id: {"tags": record().one(EFS).inputs["tags"]}},
+    )  # fmt: skip
+    run_program(other, invokes=kept)
 
 
 def test_a_snapshot_larger_than_the_volume_is_refused_with_the_size_that_it_needs() -> None:
@@ -334,7 +394,9 @@ def test_snapshots_are_kept_as_long_as_is_asked_for_and_none_without_days(record
     none = record(backupDays="0")
     assert [one.name for type_ in (POLICY, BACKUP) for one in none.of_type(type_)] == []
     assert [one.name for one in none.resources if one.name.startswith("snapshots")] == []
-    assert {*none.one(VOLUME, "storage-home").inputs["tags"]} == {"Name", "Project", "Stack", "ManagedBy"}
+    assert {*none.one(VOLUME, "storage-home").inputs["tags"]} == {
+        "Name", "Project", "Stack", "ManagedBy", facts.KEPT_TAG,
+    }  # fmt: skip
 
 
 def test_what_was_taken_over_is_backed_up_too_and_its_own_backups_outlive_the_stack(record: Record) -> None:

@@ -74,6 +74,27 @@ def test_each_alarm_says_which_cluster_it_is_and_what_to_do(recording: Recording
         assert 100 < len(text) < 1024, name  # AWS's limit
 
 
+def test_the_advice_for_a_volume_that_was_taken_over_is_a_command_that_enlarges_it(
+    record: Record, recording: Recording
+) -> None:
+    volume, snapshot = "vol-0123456789abcdef0", "snap-0123456789abcdef0"
+    adopted = record(
+        alarmEmail=ADDRESS, homeVolumeId=volume, varVolumeId=snapshot, rabbitmqVolumeId=volume[:-1] + "1"
+    )
+    for name, id_ in (
+        ("disk-home", volume),
+        ("disk-rabbitmq", volume[:-1] + "1"),
+        ("broker", volume[:-1] + "1"),
+    ):
+        text = alarms(adopted)[name]["alarmDescription"]
+        assert f"aws ec2 modify-volume --volume-id {id_} --size GB" in text
+        assert "VolumeGb" not in text
+        assert len(text) < 1024
+    own = alarms(adopted)["disk-var"]["alarmDescription"]
+    assert own == alarms(recording)["disk-var"]["alarmDescription"]
+    assert "pulumi config set varVolumeGb GB && pulumi up" in own
+
+
 def test_each_alarm_is_on_after_whole_minutes_that_all_breach(recording: Recording) -> None:
     for name, alarm in alarms(recording).items():
         if name == "unready":

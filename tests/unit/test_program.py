@@ -480,6 +480,7 @@ def test_data_is_kept_on_destroy_only_when_asked_for_and_nothing_stands_in_its_w
     recording = record(**MODES[mode])
     data = [*recording.of_type(VOLUME), recording.one(EFS)]
     assert [one.retain_on_delete for one in data] == [keep] * 4
+    assert [one.inputs["tags"][facts.KEPT_TAG] for one in data] == ["true" if keep else "false"] * 4
     assert not [one.name for one in recording.resources if one.protect]
     assert not [one.name for one in recording.resources if one.retain_on_delete and one not in data]
 
