@@ -67,8 +67,8 @@ NAMES: Mapping[str, str] = {
     "openquake.server.urls": "urlpatterns",
     "openquake.server.wsgi": "application",
     "openquake.server.views": (
-        "JsonResponse calc_abort calc_remove calc_result calc_run calc_zip engine extract logs mp parallel readinput "
-        "settings tempfile utils"
+        "JsonResponse calc_abort calc_remove calc_result calc_run calc_zip engine extract logs mp on_same_fs parallel "
+        "readinput settings tempfile utils"
     ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }
