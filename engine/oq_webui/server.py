@@ -12,6 +12,7 @@ from django.db import connections
 from gunicorn.app.base import BaseApplication
 from oq_celery import turn
 
+from oq_webui.alive import alive
 from oq_webui.settings import DATA_UPLOAD_MAX_NUMBER_FILES
 
 # Like upstream's own server a thread for each request, so that one which exports or uploads for minutes stops no other.
@@ -58,7 +59,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         from openquake.server.wsgi import application
 
         connections.close_all()  # of this process, before it forks
-        return whole(application)
+        return alive(whole(application))
 
 
 def whole(application: Callable[..., Any]) -> Callable[..., Any]:
