@@ -35,8 +35,7 @@ ENGINE_DIR: Final = "/opt/openquake"
 DBSERVER_DIR: Final = "/var/lib/openquake"
 RABBITMQ_DIR: Final = "/var/lib/rabbitmq"
 CUSTOM_TMP: Final = "/var/tmp/openquake"  # noqa: S108 - scratch of the engine, sticky like /tmp
-WEBUI_SOCKET_DIR: Final = "/run/openquake"  # which nobody else can enter
-WEBUI_SOCKET: Final = f"{WEBUI_SOCKET_DIR}/socket"  # from nginx to gunicorn
+WEBUI_SOCKET: Final = "/run/openquake-webui/socket"  # from nginx to gunicorn
 WEBUI_ALIVE: Final = "/alive"  # the address that says that gunicorn answers, as oq_webui.alive has it
 WEBUI_SECRETS: Final = "/etc/openquake/webui.json"  # root's, handed to the WebUI alone
 # HTTPS: what openquake-certificate.service prepares. The names in the directory are oq_webui.certificate's.

@@ -132,16 +132,6 @@ def test_code_in_attributes_runs_on_no_page_but_upstreams_own(conf: str) -> None
     assert not any("add_header" in what for what in locations(conf).values())
 
 
-def test_the_socket_is_nginxs_alone(record: Record) -> None:
-    """Others on the master would try passwords as often as they like."""
-    files = node_files(record(), "master")
-    webui, nginx = (files[f"/etc/systemd/system/{name}"] for name in (facts.WEBUI_UNIT, facts.NGINX_UNIT))
-    (made,) = re.findall(r"^ExecStartPre=\+install -d (.*)$", webui, re.MULTILINE)
-    user = re.findall(r"^User=(.*)$", nginx, re.MULTILINE)[0]
-    assert made == f"-m 0710 -o {facts.OPENQUAKE_USER} -g {user} {facts.WEBUI_SOCKET_DIR}"
-    assert Path(facts.WEBUI_SOCKET).parent == Path(facts.WEBUI_SOCKET_DIR)
-
-
 def test_that_the_webui_answers_is_asked_by_an_address_that_is_nobodys_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
