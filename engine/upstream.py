@@ -69,7 +69,8 @@ NAMES: Mapping[str, str] = {
     "openquake.server.wsgi": "application",
     "openquake.server.views": (
         "JsonResponse calc_abort calc_remove calc_result calc_run calc_run_ini calc_run_scenario_from_ses calc_zip "
-        "engine extract jobs_from_inis logs mp parallel readinput settings tempfile utils validate_ini validate_zip"
+        "engine extract jobs_from_inis logs mp on_same_fs parallel readinput settings tempfile utils validate_ini "
+        "validate_zip"
     ),
     "openquake.server.utils": "get_username get_valid_users is_superuser",
 }

@@ -457,6 +457,7 @@ def extend_views(views: Any) -> None:
     where uploads do and goes with the answer, what is uploaded is not taken for results, and an upload has a name. What
     a job wants to be exported at its end nobody could fetch: it is exported when somebody asks for it, and not before.
     A file of the master has nobody computed or looked at: jobs are uploaded, and name what is uploaded with them.
+    Nobody's files are looked at to find out whether a client has the same: upstream opens whatever it is told.
     """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
     upstream_parallel = views.parallel
@@ -488,6 +489,13 @@ def extend_views(views: Any) -> None:
                 if dbcmd("get_job", job.id).status in UNFINISHED:
                     return answer({"error": str(error)}, status=403)
         return upstream_remove(request, calc_id)
+
+    upstream_same = views.on_same_fs
+
+    @functools.wraps(upstream_same)
+    def on_same_fs(request: Any) -> Any:
+        """A pipe would hold the view up for ever. Who is told "no" uploads the files."""
+        return answer({"success": False}) if request.method == "POST" else upstream_same(request)
 
     making = threading.local()
     upstream_run, upstream_create = views.calc_run, views.engine.create_jobs
@@ -574,7 +582,7 @@ def extend_views(views: Any) -> None:
 
     views.readinput = SimpleNamespace(**vars(views.readinput) | {"get_oqparam": get_oqparam})
     views.calc_run, views.engine.create_jobs = calc_run, create_jobs
-    views.calc_abort, views.calc_remove = calc_abort, calc_remove
+    views.calc_abort, views.calc_remove, views.on_same_fs = calc_abort, calc_remove, on_same_fs
     views.parallel = SimpleNamespace(calc_dir=calc_dir)
     views.tempfile = SimpleNamespace(
         mkdtemp=in_place(tempfile.mkdtemp), mkstemp=in_place(tempfile.mkstemp), gettempdir=tempfile.gettempdir

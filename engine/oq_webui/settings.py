@@ -67,9 +67,9 @@ EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
 DISABLE_VERSION_WARNING = True
 SUPPRESS_PERMISSION_DENIED_WARNINGS = True
 
-MIDDLEWARE = ("oq_webui.activity.Activity", *upstream.MIDDLEWARE)
+INSTALLED_APPS = ("oq_webui", *upstream.INSTALLED_APPS)  # first, so that its templates are
+MIDDLEWARE = ("oq_webui.origins.OwnPages", "oq_webui.activity.Activity", *upstream.MIDDLEWARE)
 if upstream.LOCKDOWN:
-    INSTALLED_APPS = ("oq_webui", *upstream.INSTALLED_APPS)  # first, so that its templates are
     ROOT_URLCONF = "oq_webui.urls"
     MIDDLEWARE = (*MIDDLEWARE, "oq_webui.owners.OwnersOnly")
     # Of several clusters, whose port forwards are all at 127.0.0.1, a browser sends each the sessions of all.

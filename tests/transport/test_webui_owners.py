@@ -6,6 +6,7 @@ That nginx and gunicorn hand requests on to these views is shown in the lab.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -449,3 +450,62 @@ def test_no_address_opens_a_path_of_the_master(tmp_path: Path) -> None:
         "look('get', '/v1/calc/jobs_from_inis', ini=str(secret))",
     )
     assert found == [[400, False], *[[403, False]] * 5]
+
+
+ORIGINS = (
+    "person = Client(SERVER_NAME='localhost')",
+    "person.force_login(get_user_model().objects.get(username='ann'))",
+    "def say(path, method='post', **headers):",
+    "    headers = {'HTTP_' + name: value for name, value in headers.items()}",
+    "    print(getattr(person, method)(path, **headers).status_code)",
+)
+
+
+def test_pages_of_others_change_nothing_by_somebodys_session_and_programs_do(tmp_path: Path) -> None:
+    """A browser sends the session to every port of a name; QGIS and scripts say nothing of where they come from."""
+    share, add = "'/v1/calc/1/share'", "'/v1/calc/1/add_tag/mine', 'get'"
+    refused = [
+        f"say({share}, ORIGIN='http://localhost:9000')",
+        f"say({share}, ORIGIN='https://localhost')",
+        f"say({share}, ORIGIN='null')",
+        f"say({share}, SEC_FETCH_SITE='same-site')",
+        f"say({share}, SEC_FETCH_SITE='cross-site')",
+        "say('/accounts/ajax_login/', SEC_FETCH_SITE='cross-site')",
+        f"say({add}, SEC_FETCH_SITE='same-site')",
+        "say('/v1/calc/create_tag/mine', 'get', SEC_FETCH_SITE='cross-site')",
+        "say('/v1/calc/1/remove_tag/mine', 'get', SEC_FETCH_SITE='cross-site')",
+        "say('/v1/calc/1/set_preferred_job_for_tag/mine', 'get', SEC_FETCH_SITE='cross-site')",
+        "say('/v1/calc/list', 'get', ORIGIN='http://localhost:9000')",  # upstream lets everybody read that
+    ]
+    taken = [
+        "say('/v1/calc/create_tag/mine', 'get', SEC_FETCH_SITE='none')",
+        f"say({add}, SEC_FETCH_SITE='same-origin')",
+        f"say({share}, ORIGIN='http://localhost', SEC_FETCH_SITE='same-origin')",
+        "say('/v1/calc/1/unshare')",
+        "say('/engine/', 'get', SEC_FETCH_SITE='cross-site')",  # a link in a mail
+        "say('/v1/calc/list_tags', 'get', SEC_FETCH_SITE='cross-site')",
+    ]
+    found = office(tmp_path, *ORIGINS, *refused, *taken)
+    assert found == [403] * len(refused) + [200] * len(taken)
+
+
+def test_nobody_is_told_which_files_there_are_nor_held_up_by_one_that_is_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    ask = (
+        "fields = {'filename': sys.argv[2] + '/%s', 'checksum': 7929977}; "  # Adler-32 of an x
+        "print(json.dumps(client.post('/v1/on_same_fs', fields).json()))"
+    )
+    found = office(tmp_path, "import threading", *AS_ANN, ask % "there", *STUCK, ask % "pipe")
+    assert found == [{"success": False}] * 2
+
+
+AS_ANN = (
+    "client = Client(SERVER_NAME='localhost')",
+    "client.force_login(get_user_model().objects.get(username='ann'))",
+)
+STUCK = (
+    "timer = threading.Timer(60, os._exit, [1])",
+    "timer.daemon = True",
+    "timer.start()",
+)  # for ever, else

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
 import re
 import subprocess
@@ -18,6 +20,8 @@ from tests.unit.conftest import Record
 from tests.unit.node import node_files
 
 ENGINE = Path(__file__).parent.parent.parent / "engine"
+# Code in attributes of upstream's pages: a button's, and Select2's. tests/transport/test_webui_pages.py looks for more.
+UPSTREAMS_HANDLERS = (b"closeModal()", b"return false;")
 
 
 @pytest.fixture
@@ -82,9 +86,51 @@ def test_what_is_nginxs_own_stays_and_nothing_else_is_left_to_fill_in(conf: str)
     )  # Django compares it with where a form says it comes from
 
 
-def test_uploads_are_neither_limited_nor_collected_by_nginx(conf: str) -> None:
-    assert "client_max_body_size 0;" in conf
-    assert "proxy_request_buffering off;" in conf
+def locations(conf: str) -> dict[str, str]:
+    """What nginx does at which addresses: its `location`s, without those of plain HTTP."""
+    return dict(re.findall(r"\n        location ([^@{]+) \{(.*?)\n        \}", conf, re.DOTALL))
+
+
+def test_models_are_neither_limited_nor_collected_by_nginx_and_all_else_is(conf: str) -> None:
+    """A thread of the WebUI's would wait for whoever sends a byte a minute, with an account or without."""
+    found = locations(conf)
+    before = conf.partition("location")[0]
+    assert "client_max_body_size 64k;" in before
+    assert "client_body_buffer_size 64k;" in before  # in memory: /run is no place for what strangers send
+    assert "request_buffering" not in before
+    as_they_come = {name for name, what in found.items() if "proxy_request_buffering off;" in what}
+    assert as_they_come == {"= /v1/calc/run", "/v1/valid/"}
+    assert {name for name, what in found.items() if "client_max_body_size" in what} == as_they_come
+    assert "client_max_body_size 0;" in found["= /v1/calc/run"]
+
+
+@pytest.mark.parametrize(
+    ("location", "taken", "left"),
+    [
+        ("= /v1/calc/run", ["/v1/calc/run", "/v1/calc/run?x=/"], ["/v1/calc/run/", "//v1/calc/run"]),
+        ("/v1/valid/", ["/v1/valid/", "/v1/valid/?x"], ["/cookies/accept/a/../../../v1/valid/"]),
+    ],
+)
+def test_what_is_sent_as_it_comes_goes_to_no_other_address(
+    conf: str, location: str, taken: list[str], left: list[str]
+) -> None:
+    """nginx takes dots and slashes out of an address to find its location, and the WebUI does not."""
+    (wanted,) = re.findall(r'if \(\$request_uri !~ "?(.+?)"?\) \{\s+return 404;', locations(conf)[location])
+    assert all(re.match(wanted, address) for address in taken)
+    assert not any(re.match(wanted, address) for address in left)
+
+
+def test_code_in_attributes_runs_on_no_page_but_upstreams_own(conf: str) -> None:
+    (policy,) = re.findall(r'default "(.*)";', conf)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    hashes = [base64.b64encode(hashlib.sha256(code).digest()).decode() for code in UPSTREAMS_HANDLERS]
+    assert rules["script-src-attr"].split() == ["'unsafe-hashes'", *(f"'sha256-{one}'" for one in hashes)]
+    assert rules["frame-ancestors"] == "'self'"
+    (of_the_api,) = re.findall(r'~\^/v1/ "(.*)";', conf)
+    assert "default-src 'none'" in of_the_api
+    assert "sandbox" in of_the_api
+    # A location with a header of its own would have none of these.
+    assert not any("add_header" in what for what in locations(conf).values())
 
 
 @pytest.mark.parametrize(
