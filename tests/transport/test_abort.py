@@ -11,6 +11,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -322,6 +323,20 @@ def test_an_abort_ends_no_process_but_that_of_a_calculation(served: Served) -> N
 
 
 @as_root
+def test_somebodys_own_abort_ends_nothing_of_theirs_but_calculations(reached: Served) -> None:
+    as_nobody = ["setpriv", f"--reuid={NOBODY.pw_uid}", "--clear-groups", processes.ENGINE / "bin/oq"]
+    with other("sh", "-c", "echo; read x", user=NOBODY.pw_uid) as unrelated:
+        made_up(reached, 1, "nobody", unrelated.pid)
+        home = reached.directory / "home"
+        home.mkdir()
+        os.chown(home, NOBODY.pw_uid, -1)
+        env = reached.env | {"LOGNAME": "nobody", "HOME": str(home), "NUMBA_CACHE_DIR": str(home)}
+        done = processes.run([*as_nobody, "abort", "1"], env)
+        assert (done.returncode, unrelated.poll()) == (0, None), done.stderr
+        assert "Calculation 1 is aborted" in done.stdout
+
+
+@as_root
 def test_root_ends_a_users_calculation_in_no_name_but_theirs(served: Served) -> None:
     with other(*TITLED, user=NOBODY.pw_uid) as process:
         made_up(served, 1, "ann", process.pid)
@@ -335,60 +350,62 @@ def test_root_ends_a_users_calculation_in_no_name_but_theirs(served: Served) -> 
 
 @as_root
 def test_of_roots_processes_on_a_cluster_an_abort_ends_those_that_compute_and_no_other(
-    served: Served,
+    reached: Served,
 ) -> None:
     """The engine's Python runs services of root's on a master."""
     waits = (processes.ENGINE / "bin/python", "-c", "print(flush=True); input()")
-    with reachable(served), other(*waits) as service, other(*TITLED) as computes:
-        os.chown(served.directory, SOMEBODY, -1)
+    with other(*waits) as service, other(*TITLED) as computes:
+        os.chown(reached.directory, SOMEBODY, -1)
         for number, process in enumerate((service, computes), 1):
-            made_up(served, number, "root", process.pid)
-            assert oq(served, "abort", str(number)) == (0, f"Calculation {number} is aborted")
+            made_up(reached, number, "root", process.pid)
+            assert oq(reached, "abort", str(number)) == (0, f"Calculation {number} is aborted")
         assert service.poll() is None
         assert computes.wait(processes.DEADLINE) == -signal.SIGINT
-        os.chown(served.directory, 0, -1)
-        made_up(served, 3, "root", service.pid)
-        assert oq(served, "abort", "3") == (0, "Calculation 3 is aborted")
+        os.chown(reached.directory, 0, -1)
+        made_up(reached, 3, "root", service.pid)
+        assert oq(reached, "abort", "3") == (0, "Calculation 3 is aborted")
         assert service.wait(processes.DEADLINE) != 0
 
 
-@contextlib.contextmanager
-def reachable(served: Served) -> Iterator[None]:
-    """Let other users pass the directories of the tests, as they pass those of a master."""
-    closed = [path for path in served.directory.parents if not path.stat().st_mode & 0o001]
-    modes = {path: path.stat().st_mode for path in closed}
-    for path in closed:
-        path.chmod(0o711)
-    try:
-        yield
-    finally:
-        for path, mode in modes.items():
-            path.chmod(mode & 0o7777)
+@pytest.fixture
+def reached(broker: Broker) -> Iterator[Served]:
+    """A cluster whose directory other users reach, as they reach a master's."""
+    directory = Path(tempfile.mkdtemp(prefix="oqlab-"))
+    directory.chmod(0o755)
+    with serving(directory, broker) as made:
+        yield made
+    shutil.rmtree(directory)
 
 
 @as_root
-def test_what_root_deletes_is_where_results_are_and_its_users(served: Served, users: Users) -> None:
+def test_what_root_deletes_is_where_results_are_and_its_users(reached: Served) -> None:
     """A directory of somebody's home is not, whatever the database says."""
-    private, closed = users.directory / "private", served.data / "closed"
-    for path, user, mode in ((private, NOBODY.pw_uid, 0o700), (closed, 0, 0o700), (served.data, 0, 0o777)):
+    users = Users(reached, reached.directory.parent)
+    private, closed = users.directory / "private", reached.data / "closed"
+    for path, user, mode in ((private, NOBODY.pw_uid, 0o700), (closed, 0, 0o700), (reached.data, 0, 0o777)):
         path.mkdir(exist_ok=True)
         path.chmod(mode)
         os.chown(path, user, -1)
-    (served.data / "link").symlink_to(private)
-    places = [private, served.data / "link", served.data / "closed/../../../../private", closed, served.data]
+    (reached.data / "link").symlink_to(private)
+    places = [
+        private,
+        reached.data / "link",
+        reached.data / "closed/../../../../private",
+        closed,
+        reached.data,
+    ]
     for number, place in enumerate(places, 1):
         users.add(number, "nobody", "failed", place / f"calc_{number}")
         (place / f"calc_{number}.hdf5").touch()
         (place / f"calc_{number}").mkdir()
         (place / f"calc_{number}/rates.hdf5").touch()
         os.chown(place / f"calc_{number}", NOBODY.pw_uid, -1)
-    served.query("UPDATE job SET start_time=datetime('now', '-1 hour')")
-    os.chown(served.directory, SOMEBODY, -1)
-    with reachable(served):
-        status, said = oq(served, "purge", "failed", "--force")
+    reached.query("UPDATE job SET start_time=datetime('now', '-1 hour')")
+    os.chown(reached.directory, SOMEBODY, -1)
+    status, said = oq(reached, "purge", "failed", "--force")
     assert (status, "Removed 1 calculations" in said) == (0, True), said
-    assert set(served.statuses()) == {1, 2, 3, 4}
-    left = {path.name for place in (private, closed, served.data) for path in place.glob("calc_*")}
+    assert set(reached.statuses()) == {1, 2, 3, 4}
+    left = {path.name for place in (private, closed, reached.data) for path in place.glob("calc_*")}
     assert left == {f"calc_{number}{ending}" for number in (1, 2, 3, 4) for ending in ("", ".hdf5")}
     assert len(list(private.glob("*/rates.hdf5"))) == 3
 
@@ -406,16 +423,15 @@ def test_root_follows_no_link_to_orphans(served: Served, users: Users) -> None:
 
 
 @as_root
-def test_root_looks_at_the_database_as_whose_it_is(served: Served) -> None:
+def test_root_looks_at_the_database_as_whose_it_is(reached: Served) -> None:
     """SQLite makes files beside it, which nobody else could write."""
-    made_up(served, 1, "ann", 999_999)
-    served.query("UPDATE job SET status='executing'")
-    with reachable(served):
-        for path in (served.directory, *served.directory.glob("db.sqlite3*"), served.shared):
-            os.chown(path, NOBODY.pw_uid, -1)
-        done = processes.run([processes.ENGINE / "bin/oq-celery", "reap"], served.env)
+    made_up(reached, 1, "ann", 999_999)
+    reached.query("UPDATE job SET status='executing'")
+    for path in (reached.directory, *reached.directory.glob("db.sqlite3*"), reached.shared):
+        os.chown(path, NOBODY.pw_uid, -1)
+    done = processes.run([processes.ENGINE / "bin/oq-celery", "reap"], reached.env)
     assert "The process 999999 of calculation 1 is gone" in done.stdout, done.stderr
-    inputs = served.shared / "oq_celery_inputs"
+    inputs = reached.shared / "oq_celery_inputs"
     assert inputs.stat().st_uid == NOBODY.pw_uid
 
 
