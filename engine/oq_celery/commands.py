@@ -502,7 +502,7 @@ def extend_views(views: Any) -> None:
 
     @functools.wraps(upstream_run)
     def calc_run(request: Any) -> Any:
-        if not request.FILES:  # upstream's would take a path of this machine then
+        if request.method == "POST" and not request.FILES:  # upstream would take a path of this machine
             return answer({"error": UPLOAD_IT}, status=400)
         token = request.POST.get(UPLOAD_FIELD, "")
         making.token = token if re.fullmatch(r"[0-9a-f]{32}", token) else ""

@@ -113,12 +113,19 @@ ROUTES = (
 # Without a calculation's number; what starts a calculation starts it in the name of who asks, as the next tests show.
 POSTED = {
     "/v1/calc/run",
-    "/v1/calc/run_ini",
-    "/v1/calc/run_scenario_calc_from_ses_rupture/1",
-    "/v1/calc/validate_ini",
-    "/v1/calc/validate_zip",
     "/v1/on_same_fs",
     "/v1/valid/",
+}
+# They take a path of the server, or unpack on its disk: nobody may.
+REFUSED = {
+    f"/v1/calc/{name}"
+    for name in (
+        "jobs_from_inis",
+        "run_ini",
+        "run_scenario_calc_from_ses_rupture/1",
+        "validate_ini",
+        "validate_zip",
+    )
 }
 LOOKS = {"", "datastore", "download_png", "extract", "job_zip", "log", "outputs", "result", "results"}
 LOOKS |= {"status", "traceback"}
@@ -157,7 +164,7 @@ def test_what_else_upstream_takes_from_people_is_known(tmp_path: Path) -> None:
     """Each has been looked at for whose name and whose files it acts on."""
     found = office(tmp_path, *ROUTES, "ask_all('patch')")
     refused = {address for address, status, _ in found if status == 403 and not numbered(address)}
-    assert refused == {"/v1/calc/delete_tag/x", "/v1/calc/unset_preferred_job_for_tag/x"}
+    assert refused == REFUSED | {"/v1/calc/delete_tag/x", "/v1/calc/unset_preferred_job_for_tag/x"}
     for address, status, allowed in found:
         if not numbered(address) and address not in refused:
             # One is a page, by any method.
@@ -169,7 +176,7 @@ def test_what_else_upstream_takes_from_people_is_known(tmp_path: Path) -> None:
 def test_nobody_computes_in_anothers_name_or_takes_away_everybodys_tags(tmp_path: Path) -> None:
     run, before, after, made, unset, deleted, there, chiefs = office(
         tmp_path,
-        "ask('bob', 'run_scenario_calc_from_ses_rupture/1', job_owner='ann')",
+        "ask('bob', 'run', job_owner='ann')",
         "jobs = 'SELECT count(*) AS n FROM job'",
         "print(3)",
         "print(logs.dbcmd(jobs)[0].n)",
@@ -179,7 +186,7 @@ def test_nobody_computes_in_anothers_name_or_takes_away_everybodys_tags(tmp_path
         "print(json.dumps([tag.name for tag in logs.dbcmd('SELECT name FROM tag')]))",
         "ask('chief', 'delete_tag/national', 'get')",
     )
-    assert run[1] == 403, run
+    assert run[1:] == [403, "This calculation is another user's."]
     assert before == after
     assert made[1] == 200, made
     assert (unset[1], deleted[1]) == (403, 403), (unset, deleted)
