@@ -50,6 +50,7 @@ TRANSPORT_LANES := transport-jobs transport-workers transport-others transport-f
 FAULTS_TESTS := tests/transport/test_faults.py
 JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal tutorial,tests/transport/test_$(name).py)
 WORKERS_TESTS := $(foreach name,alarm clock copies payloads reconnection unable worker,tests/transport/test_$(name).py)
+transport-others: browser
 transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS) $(WORKERS_TESTS),--ignore=$(path))
 transport-jobs: TESTS := $(JOBS_TESTS)
 transport-workers: TESTS := $(WORKERS_TESTS)
@@ -141,7 +142,7 @@ lock: $(VENV)/.done ## write the hash-locked requirements anew from the .in file
 host-packages:
 	@lab/linux/install-host-packages
 
-# The demo needs none.
+# The demo needs none. The lab's tests and one of the transport's do.
 browser: host-packages
 	@lab/linux/install-host-packages tests/lab/packages.txt
 

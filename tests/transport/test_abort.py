@@ -324,7 +324,12 @@ def test_an_abort_ends_no_process_but_that_of_a_calculation(served: Served) -> N
 
 @as_root
 def test_somebodys_own_abort_ends_nothing_of_theirs_but_calculations(reached: Served) -> None:
-    as_nobody = ["setpriv", f"--reuid={NOBODY.pw_uid}", "--clear-groups", processes.ENGINE / "bin/oq"]
+    as_nobody: list[str | Path] = [
+        "setpriv",
+        f"--reuid={NOBODY.pw_uid}",
+        "--clear-groups",
+        processes.ENGINE / "bin/oq",
+    ]
     with other("sh", "-c", "echo; read x", user=NOBODY.pw_uid) as unrelated:
         made_up(reached, 1, "nobody", unrelated.pid)
         home = reached.directory / "home"

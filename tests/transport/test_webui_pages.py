@@ -29,7 +29,7 @@ TEXT = """"onfocus="fetch('/run')" autofocus <img src=x onerror="fetch('/run')">
 VISITOR = """<script>
 addEventListener("load", async () => {
   const until = async (there) => {
-    for (let n = 0; n < 100; n++) {
+    for (let n = 0; n < 3000; n++) {
       const found = there();
       if (found) return found;
       await new Promise((later) => setTimeout(later, 100));
@@ -126,7 +126,7 @@ def browser(url: str, home: Path) -> Iterator[None]:
     """Chromium without a window at an address, while the block lasts."""
     program = shutil.which("chromium")
     if program is None:
-        pytest.skip("missing here: chromium")
+        pytest.skip("missing here: chromium (make transport installs it)")
     # Its own sandbox refuses to be root's, and the only page is the tests' own.
     options = ["--headless=new", "--no-sandbox", "--disable-background-networking", f"--user-data-dir={home}"]
     with (home / "log").open("wb") as log:
@@ -150,7 +150,7 @@ def visited(page: str, home: Path) -> tuple[dict[str, Any], list[str]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         home.mkdir()
         with browser(f"http://127.0.0.1:{server.server_port}/page", home):
-            assert site.done.wait(90), (site.asked, site.said, (home / "log").read_text())  # type: ignore[attr-defined]
+            assert site.done.wait(processes.DEADLINE), (site.asked, site.said, (home / "log").read_text())  # type: ignore[attr-defined]
         server.shutdown()
     return site.said, site.asked  # type: ignore[attr-defined]
 
