@@ -7,6 +7,10 @@ VENV := .venv
 ENGINE_VENV := .venv-engine
 UV := $(VENV)/bin/uv
 
+# Some machines set it, and each of a thousand processes would compile the modules that it imports anew: those of
+# pulumi_aws take two seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit engine pulumi-cli policy-pack transport explore lab lab-cache vm vm-short bench faults qa docs check audit lock host-packages browser pictures clean
 
@@ -16,12 +20,11 @@ help: ## list the commands
 demo: $(VENV)/.done host-packages ## boot a master and two workers here, compute a hazard curve on them (SCALE=1: workers come and go by the alarms)
 	$(VENV)/bin/python -m lab demo $(if $(SCALE),--scale)
 
-# Side by side what keeps two cores busy together. First what computes, and what the second half would wait for; then
-# what waits for boots, drains and alarms half of its time, the longest first. The emulated machine has one core, which
-# it gets before the others do.
+# Side by side what keeps two cores busy together, so many at once, the next when one has ended: first what the others
+# wait for and what finds most faults, then the longest, and last the short ones that mostly wait, to fill in.
 test: ## all tiers of tests, and twenty runs of the explorer of faults
-	@$(SIDE_BY_SIDE) --jobs=7 unit policy-pack pulumi-cli lab-cache $(TRANSPORT_LANES)
-	@$(SIDE_BY_SIDE) --jobs=7 vm-short $(LAB_LANES) engine explore
+	@$(SIDE_BY_SIDE) --jobs=7 unit policy-pack pulumi-cli lab-cache $(CALCULATIONS_LANES) \
+		vm-short $(LAB_LANES) engine $(FAULTS_LANES) explore
 
 # Each line of a target that runs beside others begins with its name. The filter outlives a Ctrl-C.
 SIDE_BY_SIDE = $(MAKE) --no-print-directory BESIDE_OTHERS=yes
@@ -44,15 +47,19 @@ transport: ## oq_celery against a real RabbitMQ
 	@$(SIDE_BY_SIDE) --jobs=4 $(TRANSPORT_LANES)
 
 # Each with a RabbitMQ of its own: that of the nodes, and for the faults this machine's, too, which delivers differently
-# after them. A lane has the modules of a line; those that run calculations of the engine are the first's.
-TRANSPORT_LANES := transport-jobs transport-workers transport-others transport-faults \
-	$(if $(filter 0,$(shell id -u)),transport-host)
+# after them. A lane has the modules of a line; those that run calculations of the engine are the first three's.
+CALCULATIONS_LANES := transport-jobs transport-commands transport-others
+FAULTS_LANES := transport-workers transport-faults $(if $(filter 0,$(shell id -u)),transport-host)
+TRANSPORT_LANES := $(CALCULATIONS_LANES) $(FAULTS_LANES)
 FAULTS_TESTS := tests/transport/test_faults.py
-JOBS_TESTS := $(foreach name,abort inputs jobs qa_sample results terminal tutorial,tests/transport/test_$(name).py)
+JOBS_TESTS := $(foreach name,inputs jobs qa_sample results,tests/transport/test_$(name).py)
+COMMANDS_TESTS := $(foreach name,abort terminal tutorial,tests/transport/test_$(name).py)
 WORKERS_TESTS := $(foreach name,alarm clock copies payloads reconnection unable worker,tests/transport/test_$(name).py)
 transport-others: browser
-transport-others: TESTS := tests/transport $(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS) $(WORKERS_TESTS),--ignore=$(path))
+transport-others: TESTS := tests/transport \
+	$(foreach path,$(FAULTS_TESTS) $(JOBS_TESTS) $(COMMANDS_TESTS) $(WORKERS_TESTS),--ignore=$(path))
 transport-jobs: TESTS := $(JOBS_TESTS)
+transport-commands: TESTS := $(COMMANDS_TESTS)
 transport-workers: TESTS := $(WORKERS_TESTS)
 transport-faults: TESTS := $(FAULTS_TESTS)
 transport-host: TESTS := --rabbitmq=host $(FAULTS_TESTS)
@@ -89,7 +96,8 @@ pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, 
 vm: $(VENV)/.done host-packages ## nodes with Debian's own kernel, emulated: half an hour, needs root
 	$(VENV)/bin/python -m pytest tests/vm
 
-vm-short: $(VENV)/.done host-packages
+# Its nodes take the engine from the cache, which an emulated one would compile for an hour.
+vm-short: lab-cache
 	@exec $(PYTEST) -m "not whole" tests/vm $(WITH_NAME)
 
 bench: $(VENV)/.done $(ENGINE_VENV)/.done host-packages ## measure it against the engine's own modes: forty minutes, on a quiet machine
@@ -147,7 +155,9 @@ browser: host-packages
 	@lab/linux/install-host-packages tests/lab/packages.txt
 
 # What the engine's environment is made of.
-ENGINE_SOURCES := engine/requirements.txt engine/pyproject.toml $(wildcard engine/oq_celery/* engine/oq_fleet/* engine/oq_idle/* engine/oq_keys/* engine/oq_logs/* engine/oq_refresh/* engine/oq_webui/* engine/oq_webui/templates/*/*)
+ENGINE_SOURCES := $(filter-out %/__pycache__,engine/requirements.txt engine/pyproject.toml $(wildcard \
+	engine/oq_celery/* engine/oq_fleet/* engine/oq_idle/* engine/oq_keys/* engine/oq_logs/* engine/oq_refresh/* \
+	engine/oq_webui/* engine/oq_webui/templates/*/*))
 
 # Two `make` of one clone make an environment once: the second waits for the first.
 ifndef LOCKED
