@@ -97,7 +97,7 @@ class Status:
         ]
         if self.workers:
             workers = [
-                (w.name, str(w.processes), str(w.busy), printable(w.longest), w.longest and words(w.seconds))
+                (w.name, str(w.processes), str(w.busy), w.longest, w.longest and words(w.seconds))
                 for w in self.workers
             ]
             lines += ["", *_table(("worker", "processes", "busy", "longest task", "for"), workers)]
@@ -115,11 +115,7 @@ class Status:
         if not self.tasks:
             return []
         head = ("job", "user", "task", "done", "running", "waiting")
-        # What a master has written, which is a program of a user's.
-        return [
-            "",
-            *_table(head, [[printable(str(value)) for value in astuple(tasks)] for tasks in self.tasks]),
-        ]
+        return ["", *_table(head, [list(map(str, astuple(tasks))) for tasks in self.tasks])]
 
 
 def read(settings: Settings) -> Status:
@@ -224,7 +220,7 @@ def _read(path: Path) -> bytes:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]
-    ]
+    """A table of what workers and masters have said, which whoever knows the broker's password can be: a line each."""
+    lines = [head, *([printable(cell).replace("\n", "?") for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]

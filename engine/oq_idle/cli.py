@@ -186,9 +186,11 @@ def living() -> Iterator[tuple[str, int]]:
     """
     for path in Path("/proc").glob("[0-9]*/status"):
         try:
-            fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
+            # A process may give itself any bytes for a name.
+            text = path.read_bytes().decode(errors="replace")
         except OSError:  # it has gone just now
             continue
+        fields = dict(line.split(":", 1) for line in text.rstrip("\n").split("\n"))
         if fields["State"].split()[0] != "Z":
             yield fields["Name"].strip(), int(fields["Uid"].split()[0])
 

@@ -40,11 +40,16 @@ def older(moment: Moment, engine: str, apart: str, proc: Path = Path("/proc")) -
         return
     for directory in proc.glob("[0-9]*"):
         try:
-            name, _, rest = (directory / "stat").read_text().partition("(")[2].rpartition(")")
+            name, _, rest = _text(directory / "stat").partition("(")[2].rpartition(")")
             started = int(rest.split()[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
-            if started > moment.seconds or apart in (directory / "cgroup").read_text():
+            if started > moment.seconds or apart in _text(directory / "cgroup"):
                 continue
-            if f" {engine}/" in (directory / "maps").read_text():
+            if f" {engine}/" in _text(directory / "maps"):
                 yield f"{name} (process {directory.name})"
         except OSError:  # it has gone just now
             continue
+
+
+def _text(file: Path) -> str:
+    """What the kernel says of a process, whose name, and whose files' names, may be any bytes."""
+    return file.read_bytes().decode(errors="replace")

@@ -155,15 +155,17 @@ def test_what_others_have_written_is_no_command_to_a_terminal() -> None:
     code = r"""
         from types import SimpleNamespace
         from oq_celery.jobs import follow
-        from oq_celery.status import Status, Tasks
+        from oq_celery.status import Status, Tasks, Worker
         records = [SimpleNamespace(id=1, timestamp="now", level="INFO", message="\x1b]0;x\x07")]
         job = SimpleNamespace(status="complete")
         answers = {"get_job": lambda *_: job}
         print(*follow(lambda action, *_: job if action == "get_job" else [records.pop()] if records else [], 1))
-        print(Status("host", 0, 0, [], [Tasks(1, "ann\x1b[2J", "square")], None))
+        workers = [Worker("two\x1b[2J\\nthree", 1, 0)]
+        print(Status("host", 0, 0, workers, [Tasks(1, "ann\x1b[2J", "square")], None))
         """
     found = processes.python(code)
     assert found[0] == "[now #1 INFO] ?]0;x?"
+    assert any(line.startswith("two?[2J?three") for line in found)
     assert "ann?[2J" in found[-1]
 
 

@@ -81,6 +81,19 @@ def test_the_process_of_a_calculation_that_has_ended_needs_nothing_even_before_i
         assert calculation not in list(cli.living())
 
 
+@pytest.mark.parametrize("name", [b"caf\xc3", b"a\rb\x0cc\x85"])
+def test_a_process_may_have_any_bytes_for_a_name(name: bytes) -> None:
+    line = f"open('/proc/self/comm', 'wb').write({name!r}); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        assert (name.decode(errors="replace"), os.getuid()) in list(cli.living())
+        process.stdin.close()
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [

@@ -453,3 +453,14 @@ def test_only_older_processes_with_the_engine_may_have_the_old_password(tmp_path
     assert found == ["oq-job (1) (process 1)"]
     earlier = holders.Moment("another boot", 20)
     assert list(holders.older(earlier, facts.ENGINE_DIR, facts.DBSERVER_UNIT, tmp_path)) == []
+
+
+def test_a_process_with_any_bytes_for_a_name_or_a_file_holds_up_no_rotation(tmp_path: Path) -> None:
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("this\n")
+    process(tmp_path, 1, 10, f"{facts.ENGINE_DIR}/h5.so")
+    for file in "stat", "cgroup", "maps":
+        path = tmp_path / "1" / file
+        path.write_bytes(path.read_bytes().replace(b"oq-job", b"caf\xc3") + b"caf\xc3")
+    (found,) = holders.older(holders.Moment("this", 20), facts.ENGINE_DIR, facts.DBSERVER_UNIT, tmp_path)
+    assert found.endswith("(process 1)")
