@@ -165,7 +165,7 @@ def _unjustified(workload: Job, seen: Seen, hit: Counter[str], kind: str, text: 
         return "" if deaths >= int(match[1]) else f"{match[1]} deaths are named and {deaths} there were"
     if "was turned down by a worker" in text:
         return "" if files else "no worker was unable by a fault"
-    if "without a word" in text:
+    if "Their workers disappeared without notice" in text:
         return "" if sum(hit.values()) >= LENIENT else "so many workers did not leave"
     if files and _is_of_files(kind, text):
         return ""

@@ -66,7 +66,7 @@ NOT_DONE: Final = """## What is not tried
 - Steps of the clock: the transport measures time with the monotonic clock, which no step changes; the processes of a
   machine without time namespaces cannot be given a clock of their own.
 - Rare lengths of an outage (longer than a lease, a time-out of TCP, two heartbeats) come in one of twelve faults.
-- Delays that only clean up are shortened: files of lost masters go after two minutes here, not after ten.
+- Delays that only clean up are shortened: files of lost masters go after 90 seconds here, not after ten minutes.
 """
 
 

@@ -18,9 +18,9 @@ Death = Literal["", "kill", "exit", "exit with words"]
 # transport's thresholds cost less time than the faults do.
 MESSAGE_KB: Final = 256
 # Bytes above which an argument and a result travel by a file, and above which a whole message does (channel.py,
-# attempt.py); and 32 MB, above which a file is not read in one piece (spool.py).
+# attempt.py).
 THRESHOLDS: Final = (MESSAGE_KB * 256, MESSAGE_KB * 512, MESSAGE_KB * 1024)
-HUGE: Final = 33 * 2**20
+HUGE: Final = 33 * 2**20  # bytes of a result far beyond them
 MAX_ATTEMPTS: Final = 4  # the default of [celery] max_attempts
 # Of a task that nobody can do. With just MAX_ATTEMPTS the next one may succeed: a job waits until each worker has
 # tried.

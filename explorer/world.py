@@ -58,7 +58,7 @@ SHORT_DELAYS: Final = {
 }
 SWEEP_SECONDS: Final = 60.0  # for a look at directories that is due, on a busy machine
 READY_SECONDS: Final = 120.0  # for a worker to start and to consume, on a busy machine
-DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped; a worker may pause for 60 s
+DRAIN_SECONDS: Final = 75.0  # for messages of jobs that have ended to be dropped, on a busy machine
 
 
 def environment(config: Path, values: Config, temporary: Path) -> dict[str, str]:

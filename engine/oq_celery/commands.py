@@ -670,23 +670,22 @@ def _delete(
 def _purge(dbcmd: Callable[..., Any], jobs: Iterable[Any], force: bool) -> None:
     """List calculations with their size, or delete them."""
     found = list(jobs)
-    paths = [path for job in found for path in datastores(job) if path.exists()]
-    size = humansize(sum(path.stat().st_size for path in paths))
+    sizes = [sum(path.stat().st_size for path in datastores(job) if path.exists()) for job in found]
     if not force:
         for job in found:
             print(printable(f"{job.id} of {job.user_name}: {job.ds_calc_dir}.hdf5"))
-        print(f"Found {len(found)} calculations, {size}")
+        print(f"Found {len(found)} calculations, {humansize(sum(sizes))}")
         if found:
             print("Use --force to really delete them")
         return
-    removed = 0
-    for job in found:
+    removed = []
+    for job, size in zip(found, sizes, strict=True):
         try:
             _delete(dbcmd, job.id, job.user_name, running=False)
-            removed += 1
+            removed.append(size)
         except (Refused, OSError) as error:
             print(printable(str(error)), file=sys.stderr)
-    print(f"Removed {removed} calculations, {size}")
+    print(f"Removed {len(removed)} calculations, {humansize(sum(removed))}")
 
 
 def _purge_orphans(dbcmd: Callable[..., Any], datadir: Path, force: bool) -> None:

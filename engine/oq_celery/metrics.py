@@ -150,12 +150,14 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
     while True:
         started = time.monotonic()
         busy, found, values = False, "", list[Value]()
+        counted: list[Done | Failures] = []  # what is among the values
         try:
             now = status.read(celery)
             busy = bool(now.outstanding) or now.alarm is not None
             values += queue_values(now)
             done.add(now)
             values.append(("TasksDone", {}, done.count(), "Count"))
+            counted.append(done)
             found = "" if now.alarm is None else f"RabbitMQ takes no messages: {now.alarm}"
         except Exception as error:  # the broker's errors have no common base
             found = str(error) or type(error).__name__
@@ -163,6 +165,7 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
         try:
             failed = failures.count()
             values.append(("CalculationsFailed", {}, failed, "Count"))
+            counted.append(failures)
         except (OSError, sqlite3.Error) as error:  # such as of a disk that is in the values
             found = str(error)
         try:
@@ -172,8 +175,8 @@ def publish(client: Any, arguments: argparse.Namespace, celery: Any, failures: F
                     Namespace=arguments.namespace, MetricData=metric_data(values, dimensions)
                 )
                 published, worked = started, busy
-                failures.told()
-                done.told()
+                for one in counted:
+                    one.told()
         except Exception as error:  # nor have boto3's
             found = str(error) or type(error).__name__
         if found and found != trouble:

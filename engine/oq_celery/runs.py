@@ -334,12 +334,13 @@ def multispawn(
                 process, context, name = running.pop(cast(int, sentinel))
                 process.join()
                 ended += 1
-                if process.exitcode and (why := _died(process.exitcode)):
-                    line = f"The process {process.pid} of calculation {context.calc_id} {why}"
+                if process.exitcode:
+                    died = _died(process.exitcode)
+                    line = f"The process {process.pid} of calculation {context.calc_id} {died}"
                     status = "aborted" if process.exitcode == INTERRUPTED else "failed"
                     if end_others(dbcmd, [context], status, line):
                         logging.error("%s: %s", name, line)
-                elif not process.exitcode and logfinish:
+                elif logfinish:
                     logging.info("Finished job %s [%d of %d]", name, ended, len(allargs))
     except BaseException:
         _interrupt([process for process, _, _ in running.values()])

@@ -12,6 +12,7 @@ that file to it, passes on Ctrl-C, and ends as the child does. When the terminal
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 import tempfile
@@ -120,6 +121,8 @@ def _stay(child: int, sources: dict[int, int], waited: set[signal.Signals]) -> N
             copy.copy()
         if ended:
             break
+    for copy in copies.values():
+        copy.finish()
     code = os.waitstatus_to_exitcode(status)
     if code < 0:  # a shell tells by it that this was Ctrl-C
         if -code != signal.SIGKILL:
@@ -153,3 +156,10 @@ class _Copy:
                 return
             except OSError:  # the reader has gone, the calculation goes on
                 self._wanted = False
+
+    def finish(self) -> None:
+        """Copy all that is left, and wait where there is no room for it now."""
+        self.copy()
+        while self._wanted and os.pread(self._source, 1, self._offset):
+            select.select([], [self._target], [])
+            self.copy()

@@ -83,9 +83,9 @@ class ResourceType:
         return frozenset(forced)
 
 
-def arn(service: str, name: str, *, region: str = REGION, account: str = ACCOUNT) -> str:
+def arn(service: str, name: str, *, region: str = REGION) -> str:
     """An ARN of the lab's account."""
-    return f"arn:aws:{service}:{region}:{account}:{name}"
+    return f"arn:aws:{service}:{region}:{ACCOUNT}:{name}"
 
 
 def _prefixed(prefix: str) -> Callable[[Resource], str]:

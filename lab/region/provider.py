@@ -31,8 +31,8 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         asked: pairs of a verb (make, change, remove) and a resource's label, in order
     """
 
-    def __init__(self, invokes: answers.Invokes = answers.INVOKES) -> None:
-        self.invokes = invokes
+    def __init__(self) -> None:
+        self.invokes: answers.Invokes = answers.INVOKES
         self.asked: list[tuple[str, str]] = []
 
     # --- what a resource is on this machine ---

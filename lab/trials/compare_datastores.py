@@ -34,7 +34,7 @@ NOT_RESULTS = {
 
 def equal(one: Any, other: Any) -> bool:
     """Whether two values of a dataset are the same, bit by bit."""
-    if isinstance(one, bytes | str | int | float):
+    if isinstance(one, bytes | str):
         return bool(one == other)
     one, other = numpy.asarray(one), numpy.asarray(other)
     if one.shape != other.shape:
@@ -51,7 +51,10 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def distance(one: Any, other: Any) -> tuple[float, float] | None:
-    """The largest absolute and relative difference of two arrays; None when they are not numbers of one shape."""
+    """The largest absolute and relative difference of two arrays; None when they are not numbers of one shape.
+
+    Both are infinite where one of two numbers is.
+    """
     one, other = numpy.asarray(one), numpy.asarray(other)
     if one.dtype.names and other.dtype.names and set(one.dtype.names) == set(other.dtype.names):
         pairs = [
@@ -67,8 +70,8 @@ def distance(one: Any, other: Any) -> tuple[float, float] | None:
     with numpy.errstate(invalid="ignore"):  # infinity minus infinity
         absolute = numpy.nan_to_num(numpy.abs(one - other), posinf=numpy.inf)
     scale = numpy.maximum(numpy.abs(one), numpy.abs(other))
-    relative = absolute / numpy.where(scale > 0, scale, 1)
-    return float(absolute.max(initial=0)), float(numpy.nan_to_num(relative).max(initial=0))
+    relative = absolute / numpy.where((scale > 0) & numpy.isfinite(scale), scale, 1)
+    return float(absolute.max(initial=0)), float(relative.max(initial=0))
 
 
 def datasets(file: h5py.File) -> dict[str, h5py.Dataset]:

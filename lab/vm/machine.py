@@ -155,9 +155,12 @@ class VirtualMachine:
                 if time.monotonic() > deadline:
                     raise LabError(f"{self.name}: no answer to {line!r} in {timeout:.0f} s: {seen[-500:]}")
                 try:
-                    seen += connection.recv(65536).decode(errors="replace").replace("\r", "")
+                    said = connection.recv(65536)
                 except TimeoutError:
                     continue
+                if not said:
+                    raise LabError(f"{self.name}: it ended before its answer to {line!r}: {seen[-500:]}")
+                seen += said.decode(errors="replace").replace("\r", "")
         return int(found[2]), found[1]
 
     def succeed(self, line: str, timeout: float = 120) -> str:

@@ -536,6 +536,20 @@ def test_purge_and_reset_leave_the_calculations_of_others_alone(served: Served, 
     assert served.statuses() == {6: "executing"}
 
 
+def test_purge_counts_the_size_of_what_it_has_removed_alone(served: Served, users: Users) -> None:
+    for number, size in ((1, 2**20), (2, 2048)):
+        users.add(number, "ann", "failed", served.data / f"calc_{number}")
+        (served.data / f"calc_{number}.hdf5").write_bytes(bytes(size))
+    users.add(3, "bob", "complete", served.data / "calc_1")  # whose results those of 1 are, too
+    served.query("UPDATE job SET start_time='2020-01-01 00:00:00'")
+    status, found, errors = users.run("ann", "purge", "'failed'")
+    assert (status, errors, "Found 2 calculations, 1 MB" in found) == (0, "", True), found
+    status, found, errors = users.run("ann", "purge", "'failed', True")
+    assert (status, found) == (0, "Removed 1 calculations, 2 KB\n")
+    assert "Cannot delete calculation 1: its results are also those of calculation 3 (bob)" in errors
+    assert users.files() == {"1"}
+
+
 def test_with_a_calculation_go_those_that_start_from_it_if_they_are_ones_own_and_no_others(
     served: Served, users: Users
 ) -> None:

@@ -174,6 +174,16 @@ def turned_down() -> str:
     return verdict
 
 
+def gone_silent() -> str:
+    """What it says of a task of which all workers were heard no more."""
+    losses = Losses(1)
+    for attempt in range(LENIENT):
+        losses.silent("one", f"{attempt}")
+    verdict = losses.verdict(1)
+    assert verdict
+    return verdict
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "reasons"),
     [
@@ -187,6 +197,7 @@ def turned_down() -> str:
             f"Task #1 {turned_down()}",
             ["fill the shared directory"],
         ),
+        ("TransportError", f"Task #1 {gone_silent()}", ["partition a worker"] * checker.LENIENT),
         ("OSError", "[Errno 28] No space left on device: '/x/oq_celery'", ["fill the shared directory"]),
         (
             "LostWrite",

@@ -310,6 +310,42 @@ def test_a_calculation_that_fails_is_published_at_once(publish: Publish) -> None
     assert publish(status(0), status(0), "a failure", status(0)) == [0, 20]
 
 
+def test_what_could_not_be_counted_this_time_is_not_told_by_a_publication_without_it(
+    metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CloudWatch is away when a calculation fails and tasks end; it is back when broker and database are away."""
+    away = [ConnectionError("CloudWatch"), None, None]
+    tasks = [SimpleNamespace(job=1, user="ann", name="classical", done=5)]
+    working = SimpleNamespace(**vars(status(0, 1)) | {"tasks": tasks})
+    reads = [working, ConnectionError("broker"), working]
+    counts = [1, sqlite3.OperationalError("database is locked"), 1]
+    told: list[str] = []
+    published: list[dict[str, float]] = []
+
+    def next_of(given: list[Any]) -> Any:
+        if not given:
+            raise KeyboardInterrupt
+        found = given.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def put(**request: Any) -> None:
+        next_of(away)
+        published.append({metric["MetricName"]: metric["Value"] for metric in request["MetricData"]})
+
+    module = ModuleType("oq_celery")
+    vars(module).update(status=SimpleNamespace(read=lambda _: next_of(reads)))
+    monkeypatch.setitem(sys.modules, "oq_celery", module)
+    failures = SimpleNamespace(count=lambda: next_of(counts), told=lambda: told.append("failures"))
+    arguments = Namespace(dimension="Cluster", cluster="test", namespace="OpenQuake", busy=0, idle=0, disk=[])
+    with pytest.raises(KeyboardInterrupt):
+        metrics.publish(SimpleNamespace(put_metric_data=put), arguments, None, failures)
+    assert [one.get("TasksDone") for one in published] == [None, 5]
+    assert [one.get("CalculationsFailed") for one in published] == [None, 1]
+    assert told == ["failures"]
+
+
 def test_a_broker_that_is_away_is_reported_once_and_the_machine_goes_on_being_published(
     publish: Publish, said: list[set[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
