@@ -77,10 +77,10 @@ lab: ## real boots on this machine: needs root
 LAB_LANES := lab-life lab-cluster lab-client lab-webui lab-others lab-sleep
 lab-life: TESTS := tests/lab/test_life.py
 lab-cluster: TESTS := tests/lab/test_cluster.py
-lab-client: TESTS := $(foreach name,mails client autoscaling,tests/lab/test_$(name).py)
+lab-client: TESTS := tests/lab/test_mails.py tests/lab/test_client.py
 lab-webui: TESTS := tests/lab/test_webui.py
 lab-sleep: TESTS := tests/lab/test_sleep.py
-lab-others: TESTS := tests/lab $(foreach name,life cluster mails client autoscaling webui sleep,--ignore=tests/lab/test_$(name).py)
+lab-others: TESTS := tests/lab $(foreach name,life cluster mails client webui sleep,--ignore=tests/lab/test_$(name).py)
 .PHONY: $(LAB_LANES)
 lab-life: pulumi-cli
 $(LAB_LANES): lab-cache

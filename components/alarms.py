@@ -46,8 +46,8 @@ _DISPLAY_NAME: Final = 100  # characters that SNS takes
 class Watch:
     """An alarm on a metric: on when the largest value of each of the last `minutes` is at least `threshold`.
 
-    `missing` says whether minutes without data are like those, `while_on` whether they are so only while the master is
-    on, whatever the values are. `advice` is what the mail says.
+    `missing` says what minutes without data are, in CloudWatch's words; `while_on` that they are like those, but only
+    while the master is on, whatever the values are. `advice` is what the mail says.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Watch:
     advice: str
     dimensions: Mapping[str, str]
     namespace: str = facts.METRICS_NAMESPACE
-    missing: bool = False
+    missing: str = "notBreaching"
     while_on: bool = False
 
 
@@ -90,6 +90,7 @@ def watches(
                 f"sudo journalctl -u {facts.REFRESH_SERVICE} says so, docs/trouble.md what to do"
             ),
             dimensions={**own, facts.DISK_DIMENSION: mount},
+            missing="ignore",  # a master that sleeps is as full as before, of which there has been a mail
         )
         for mount in facts.VOLUME_MOUNTS
     ]
@@ -128,7 +129,7 @@ def watches(
                 "otherwise its console, by aws ec2 get-console-output"
             ),
             dimensions=own,
-            missing=True,
+            missing="breaching",
             while_on=may_be_off,
         ),
         Watch(
@@ -390,7 +391,7 @@ class Alarms(Component):
             period=_MINUTE,
             evaluation_periods=watch.minutes,
             datapoints_to_alarm=watch.minutes,
-            treat_missing_data="breaching" if watch.missing else "notBreaching",
+            treat_missing_data=watch.missing,
             alarm_actions=list(actions),
             tags=self.tags(watch.name),
             opts=self.child(depends_on=list(after)),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import pulumi
 import pulumi_aws as aws
 
 from components import adoption, facts, tags
@@ -18,10 +19,11 @@ _REMEDY = (
     "the data"
 )
 
-_NAMESAKES = (
+_NAMESAKE = (
     "another cluster in this account and region has this stack name, by which metrics, scaling, alarms and cost tags "
-    "are told apart. Destroy one of the two with its own state and create it again under another name; it can adopt "
-    "the data. Their networks"
+    "are told apart. If nothing of this one is made yet: pulumi stack rename NAME. Else destroy one of the two with "
+    "its own state and create it again under another name; it can adopt the data. (If it is this one, and its state "
+    "is lost: docs/trouble.md.)"
 )
 
 
@@ -30,22 +32,14 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
     no cluster yet.
 
     `key` is an ARN, "" for AWS's keys, None where that is not known. Without this, an update would begin to replace
-    network and volumes, and fail half-way, or end with blank volumes. Nor is there a second cluster of that name: the
-    first `up` of one cannot know, since what it finds may be its own, but each further one of either says so.
+    network and volumes, and fail half-way, or end with blank volumes. Nor is there a second cluster of that name,
+    whose settings would be taken for this one's.
     """
+    clusters = {vpc_id: ids for vpc_id in adoption.networks(stack) if (ids := _subnets(vpc_id, stack))}
+    if other := _of_another_state(sorted(clusters)):
+        return [Problem("stack", stack, f"{_NAMESAKE} {other}")]
     found = []
-    clusters = []
-    for vpc_id in adoption.networks(stack):
-        # Others may have subnets of theirs in it, in any zone: a transit gateway's, for one.
-        inside = asked(
-            f"the subnets of {vpc_id}",
-            aws.ec2.get_subnets,
-            filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
-            tags=tags.of_stack(stack),
-        )
-        if not inside.ids:  # left of an interrupted `up` or `destroy`: there is no cluster in it
-            continue
-        clusters.append(vpc_id)
+    for vpc_id, subnet_ids in clusters.items():
         vpc = asked(f"the VPC {vpc_id}", aws.ec2.get_vpc, id=vpc_id)
         present, wanted = vpc.cidr_block, str(settings.vpc_cidr)
         if present != wanted:
@@ -54,7 +48,7 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
         if key is not None and its_key != key:
             shown = its_key or "empty, for AWS's keys"
             found.append(Problem("kmsKeyId", key, f"it is {shown}; {_REMEDY}"))
-        subnets = [asked(f"the subnet {one}", aws.ec2.get_subnet, id=one) for one in inside.ids]
+        subnets = [asked(f"the subnet {one}", aws.ec2.get_subnet, id=one) for one in subnet_ids]
         # The master and its disks are in the zone of their subnet, the first one of the setting.
         masters = {one.availability_zone for one in subnets if one.tags.get("Name") == master_subnet(stack)}
         others = {one.availability_zone for one in subnets} - masters
@@ -63,9 +57,39 @@ def problems(settings: Settings, zones: Sequence[str], key: str | None, stack: s
             found.append(Problem("zones", list(zones), f"it is {present}; {_REMEDY}"))
     if clusters:
         found += _shrunk(settings, stack)
-    if len(clusters) > 1:
-        found.append(Problem("stack", stack, f"{_NAMESAKES}: {', '.join(sorted(clusters))}"))
     return found
+
+
+def _subnets(vpc_id: str, stack: str) -> Sequence[str]:
+    """The stack's subnets in a network: none if it is left of an interrupted `up` or `destroy`, and no cluster is in
+    it. Others may have subnets of theirs there, in any zone: a transit gateway's, for one.
+    """
+    answer = asked(
+        f"the subnets of {vpc_id}",
+        aws.ec2.get_subnets,
+        filters=[aws.ec2.GetSubnetsFilterArgs(name="vpc-id", values=[vpc_id])],
+        tags=tags.of_stack(stack),
+    )
+    return answer.ids
+
+
+def _of_another_state(vpc_ids: Sequence[str]) -> str:
+    """Which of the networks of the stack's name are not in the stack's own state, for people; "" if there is none."""
+    if not vpc_ids:
+        return ""
+    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
+    try:
+        # What this very stack had before this update; also after an `up` that was killed, unlike its outputs.
+        answer = pulumi.runtime.invoke("pulumi:pulumi:readStackResourceOutputs", {"stackName": name}).value
+    except Exception:  # a kind of state that cannot tell: then two networks tell, of which one is not ours
+        return "" if len(vpc_ids) == 1 else f"One of these networks is its: {', '.join(vpc_ids)}"
+    own = {
+        one["outputs"]["arn"].rpartition("/")[2]
+        for one in answer["outputs"].values()
+        if one["type"] == "aws:ec2/vpc:Vpc"
+    }
+    others = [one for one in vpc_ids if one not in own]
+    return f"Its network: {', '.join(others)}" if others else ""
 
 
 def _shrunk(settings: Settings, stack: str) -> Iterator[Problem]:

@@ -52,7 +52,16 @@ def _around_baselib(execute: _Exec, module: ModuleType) -> None:
     the user's own wish; hence the look before and the correction after.
     """
     chosen = os.environ.get(DISTRIBUTE)
-    execute(module)
+    from configparser import Error
+
+    try:
+        execute(module)
+    except (Error, ValueError) as error:  # ValueError: of a number that is none, or a file that is not UTF-8
+        files = [path for path in map(os.path.expanduser, module.config.paths) if os.path.exists(path)]  # noqa: PTH110 - pathlib would cost each start its time
+        sys.exit(
+            f"openquake.cfg cannot be read: {' '.join(str(error).split())}. Correct it, or remove it if it is yours "
+            f"(read: {', '.join(files)}; the last one wins)"
+        )
     from oq_celery import home
     from oq_celery.settings import SettingsError, use_celery
 

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -154,18 +154,30 @@ def extend_logs(logs: Any) -> None:
 
 
 def skip_taken(logs: Any) -> None:
-    """Take no number under which there are results already, as after a restore of the database from a snapshot.
+    """Take no number under which anybody has results already, as after a restore of the database from a snapshot.
 
-    Upstream takes it and says that the file is there, once for each; its record then is of somebody else's results,
-    and goes with them when it is deleted.
+    Upstream takes it and says that the file is there, once for each; its record then is of former results, and these
+    go with it when it is deleted. Of somebody else's it says nothing: two calculations have the number then, and the
+    one without a record cannot be brought back under it (`oq importcalc`).
     """
     taken = {
         int(number)
-        for path in Path(logs.get_datadir()).glob("calc_*")
+        for directory in _data_directories(logs)
+        for path in directory.glob("calc_*")
         if (number := path.name.removeprefix("calc_").partition(".")[0].removesuffix("_tmp")).isdecimal()
     }
     if taken and logs.dbcmd("last_number") + 1 in taken:
         logs.dbcmd("skip_numbers", max(taken))
+
+
+def _data_directories(logs: Any) -> Iterator[Path]:
+    """Where this process keeps results, and where all users of the cluster do, by upstream's rule for each of them."""
+    from openquake.baselib import config
+
+    shared = Path(config.directory.shared_dir)
+    yield Path(logs.get_datadir())
+    yield shared / "oqdata"  # of the user openquake, where the shared directory has that name
+    yield from shared.glob("*/oqdata")
 
 
 def _say_num_cores() -> None:

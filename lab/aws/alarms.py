@@ -1,8 +1,8 @@
 """Which mails the alarms send over what the nodes have published: no clock, no input.
 
 An alarm is on at the end of a period when its last `periods` whole periods all breach; a period without data breaches
-where the alarm says so. When it goes on, its topics send a mail to each subscriber; while it stays on they send no
-other one. (Where data are missing AWS also looks a few periods further back: left out.)
+where the alarm says so, or counts for nothing. When it goes on, its topics send a mail to each subscriber; while it
+stays on they send no other one. (Where data are missing AWS also looks a few periods further back: left out.)
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _goes_on(alarm: Alarm, samples: Iterable[Sample], since: float, now: float) 
     on, breaching = False, 0
     for period in range(int(since // alarm.period), int(now // alarm.period)):
         value = highest.get(period)
-        bad = alarm.missing if value is None else breaches(alarm, value)
+        if value is None and alarm.missing == "ignore":
+            continue
+        bad = alarm.missing == "breaching" if value is None else breaches(alarm, value)
         breaching = breaching + 1 if bad else 0
         if breaching >= alarm.periods and not on:
             yield float((period + 1) * alarm.period)

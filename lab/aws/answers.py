@@ -104,6 +104,8 @@ def network_answers(
         tags: of the VPC
         volumes: by their ids, with `size` and `tags`; the master has all of them
         file_systems: by their ids, with `tags`; all have a mount target in the VPC
+
+    The stack's state has the VPC.
     """
     disks = volumes or {}
     its_disks: Invokes = {
@@ -131,12 +133,31 @@ def network_answers(
         },
     }
     return {
+        READ_STATE: state_answer(vpc_id),
         "aws:ec2/getVpcs:getVpcs": {"id": REGION, "ids": [vpc_id]},
         "aws:ec2/getVpc:getVpc": {"id": vpc_id, "cidrBlock": cidr, "tags": tags or {}},
         "aws:ec2/getSubnets:getSubnets": lambda args: _ids_of(subnets, args),
         "aws:ec2/getSubnet:getSubnet": lambda args: subnets[args["id"]],
         **(its_disks if disks else {}),
         **(its_files if shared else {}),
+    }
+
+
+READ_STATE: Final = "pulumi:pulumi:readStackResourceOutputs"
+"""By which a program asks Pulumi for what a stack's state has. Pulumi's own engine answers this itself."""
+
+
+def state_answer(*vpc_ids: str) -> dict[str, Any]:
+    """Pulumi's answer where a stack's state has these VPCs."""
+    type_ = "aws:ec2/vpc:Vpc"
+    return {
+        "outputs": {
+            f"urn:pulumi:test::test::{type_}::{id_}": {
+                "type": type_,
+                "outputs": {"arn": arn("ec2", f"vpc/{id_}")},
+            }
+            for id_ in vpc_ids
+        }
     }
 
 
@@ -228,6 +249,7 @@ def ami_answer(
 
 
 INVOKES: Final[Invokes] = {
+    READ_STATE: state_answer(),
     "aws:index/getRegion:getRegion": {"id": REGION, "region": REGION},
     "aws:index/getPartition:getPartition": {"id": "aws", "partition": "aws", "dnsSuffix": "amazonaws.com"},
     "aws:index/getAvailabilityZones:getAvailabilityZones": {

@@ -173,7 +173,7 @@ class Alarm:
         period: seconds
         periods: how many periods are looked at, all of which must breach
         actions: the ARNs of what it calls
-        missing: whether a period without data breaches
+        missing: what a period without data is, in CloudWatch's words
         text: what it says to people
     """
 
@@ -186,7 +186,7 @@ class Alarm:
     period: int
     periods: int
     actions: tuple[str, ...]
-    missing: bool = False
+    missing: str = "notBreaching"
     text: str = ""
 
 

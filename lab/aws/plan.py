@@ -344,7 +344,7 @@ class _Reader:
                 raise LabError(f"{one.name}: the lab does not know {given['comparisonOperator']}")
             if given["datapointsToAlarm"] != given["evaluationPeriods"]:
                 raise LabError(f"{one.name}: the lab knows alarms that need all their periods to breach")
-            if given["treatMissingData"] not in ("breaching", "notBreaching"):
+            if given["treatMissingData"] not in ("breaching", "notBreaching", "ignore"):
                 raise LabError(f"{one.name}: the lab does not know {given['treatMissingData']} data")
             yield Alarm(
                 name=one.outputs["name"],
@@ -356,7 +356,7 @@ class _Reader:
                 period=given["period"],
                 periods=given["evaluationPeriods"],
                 actions=tuple(given["alarmActions"]),
-                missing=given["treatMissingData"] == "breaching",
+                missing=given["treatMissingData"],
                 text=given["alarmDescription"],
             )
 

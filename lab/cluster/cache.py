@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import shutil
+import subprocess
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +21,8 @@ ENGINES = Path(facts.ENGINE_IMAGE_DIR).relative_to(facts.NFS_DIR)
 """Where engine images are within the shared file system."""
 KEPT_ENGINES = 3
 """Engine images in the cache, of some 350 MB each."""
+SOURCES = "sources.sha256"
+"""The file in an engine's image that says what it was built from, as `build-image` writes it."""
 NODE_FACTS = "/etc/openquake/node.json"
 """The file in a node's user data that holds what its own program knows."""
 
@@ -40,12 +45,12 @@ def baked_packages(plan: Plan) -> Sequence[str]:
     return sorted(packages)
 
 
-def take_engines(paths: Paths, plan: Plan, place: Path) -> None:
+def take_engines(paths: Paths, plan: Plan, place: Path, say: Callable[[str], None]) -> None:
     """Put the engines that earlier labs have built of the plan's bundles into a directory."""
-    for kept in (_engine(paths, bundle) for bundle in plan.objects):
-        if kept.exists():
+    for bundle in plan.objects:
+        if _has(paths, bundle, say):
             place.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(kept, place)
+            shutil.copy2(_engine(paths, bundle), place)
 
 
 def keep(paths: Paths) -> None:
@@ -70,6 +75,27 @@ def kept_engine(paths: Paths, plan: Plan) -> Path:
     """Where the cache keeps the engine that the plan's bundle gives; what a retained file system has on AWS."""
     (bundle,) = plan.objects
     return _engine(paths, bundle)
+
+
+def has_engine(paths: Paths, plan: Plan, say: Callable[[str], None]) -> bool:
+    """Whether the cache has the engine that the plan's bundle gives."""
+    (bundle,) = plan.objects
+    return _has(paths, bundle, say)
+
+
+def _has(paths: Paths, bundle: S3Object, say: Callable[[str], None]) -> bool:
+    """Whether the cache has a bundle's engine; what only has its name is removed."""
+    kept = _engine(paths, bundle)
+    if not kept.exists():
+        return False
+    with zipfile.ZipFile(io.BytesIO(bundle.content)) as files:
+        lines = [f"{hashlib.sha256(files.read(name)).hexdigest()}  ./{name}\n" for name in files.namelist()]
+    found = subprocess.run(["unsquashfs", "-cat", kept, SOURCES], capture_output=True)
+    if found.returncode == 0 and found.stdout == "".join(sorted(lines)).encode():
+        return True
+    say(f"{kept} was not built from these sources: removing it")
+    kept.unlink(missing_ok=True)
+    return False
 
 
 def _engine(paths: Paths, bundle: S3Object) -> Path:

@@ -215,7 +215,8 @@ def _image_layers(lab: Lab, say: Say) -> list[Path]:
     if not lab.cold:
         # Where nobody gets out, the image of the nodes carries it; else it is on a file system that was kept.
         own = baked / facts.BAKED_ENGINE_DIR.lstrip("/")
-        cache.take_engines(paths, plan, lab.file_system() / cache.ENGINES if plan.official_image else own)
+        place = lab.file_system() / cache.ENGINES if plan.official_image else own
+        cache.take_engines(paths, plan, place, say)
     return [baked, *layers] if baked.exists() else layers
 
 

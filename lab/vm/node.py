@@ -53,7 +53,7 @@ def boot_master(paths: Paths, plan: Plan, say: Say) -> Master:
     """
     image = _image(paths, plan, say)
     lab = _open(paths, plan, say)
-    cache.take_engines(paths, plan, lab.file_system() / cache.ENGINES)
+    cache.take_engines(paths, plan, lab.file_system() / cache.ENGINES, say)
     (instance,) = plan.instances
     node = Node(
         instance.name, instance.id, None, instance.subnet, instance.address, instance.template, cpus=()

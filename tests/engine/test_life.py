@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.aws.answers import INVOKES, Invokes
 from lab.base import REPOSITORY
 from lab.linux.host import wait_until
 from lab.region import provider
@@ -211,6 +212,20 @@ def test_wrong_settings_are_one_error_and_nothing_is_made(command: str, empty: S
         assert line in text
     assert "Traceback" not in text
     assert region.asked == []
+
+
+@pytest.mark.parametrize("command", ["preview", "up"])
+def test_a_second_cluster_of_a_name_is_refused_before_anything_is_made(
+    command: str, empty: Stack, cluster: Stack, shown: Invokes, region: Region
+) -> None:
+    """With a state of its own, in a file. How Pulumi Cloud tells what a state has is not shown here."""
+    region.invokes = {**INVOKES, **shown}
+    with pytest.raises(CommandError) as refused:
+        empty.run(command, *(["--yes", "--skip-preview"] if command == "up" else []))
+    (line,) = [line for line in str(refused.value).splitlines() if "stack = test: another cluster" in line]
+    assert cluster.resources()["Vpc:network-vpc"]["id"] in line
+    assert "Traceback" not in str(refused.value)
+    assert empty.resources() == {}
 
 
 @pytest.mark.parametrize(

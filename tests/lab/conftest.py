@@ -134,7 +134,7 @@ def have_engine(paths: Paths) -> None:
     paths.cache.mkdir(parents=True, exist_ok=True)
     with (paths.cache / "engine.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if cache.kept_engine(paths, plan).exists():
+        if cache.has_engine(paths, plan, print):
             return
         try:
             cluster.wait_until_ready(build.up(paths, plan, print), print)

@@ -136,7 +136,7 @@ def test_nobody_gets_to_a_worker(nfs_cluster: Lab) -> None:
 
 def test_nobody_on_the_internet_gets_in(nfs_cluster: Lab) -> None:
     """The lab's router lets nothing in from there, as AWS does where no node has a public address. That none has one is
-    what the plan asks for: `tests/lab/test_model.py`.
+    what the plan asks for: `tests/unit/test_model.py`.
     """
     for node in nfs_cluster.nodes.values():
         assert reached(nfs_cluster, "world", node.address) == set(), node.name

@@ -64,11 +64,23 @@ def test_an_alarm_is_on_when_all_its_minutes_breach_and_sends_one_mail(watched: 
     disk = watched["disk-home"]
     assert disk.periods == 3
     assert told(disk, {0: 81, 1: 79, 2: 80, 3: 80, 4: 90, 5: 90}, 10) == [5]
-    assert told(disk, {0: 80, 1: 80, 3: 80, 4: 80}, 10) == []  # a minute without data is none that breaches
+    memory = watched["memory"]
+    assert memory.periods == 5
+    gap = dict.fromkeys((0, 1, 2, 3, 5, 6, 7, 8), 95)
+    assert told(memory, gap, 10) == []  # a minute without data is none that breaches
 
 
 def test_an_alarm_that_goes_off_and_on_again_sends_another_mail(watched: dict[str, Alarm]) -> None:
     assert told(watched["failed"], {1: 1, 2: 2, 3: 0, 4: 0, 5: 1}, 10) == [2, 6]
+
+
+def test_a_master_that_wakes_with_a_disk_as_full_as_before_sends_no_other_mail(
+    watched: dict[str, Alarm],
+) -> None:
+    """Until the disk has been less full."""
+    slept = dict.fromkeys((0, 1, 2, 3, 60, 61, 62, 63), 85)
+    assert told(watched["disk-home"], slept, 70) == [3]
+    assert told(watched["disk-home"], slept | {59: 70}, 70) == [3, 63]
 
 
 def test_what_happens_in_the_minute_in_which_the_alarms_are_made_is_told(watched: dict[str, Alarm]) -> None:

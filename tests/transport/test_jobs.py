@@ -100,22 +100,33 @@ def test_a_webui_that_starts_leaves_running_calculations_alone(tmp_path: Path, b
 def test_a_restored_database_gives_no_number_of_results_that_are_there(
     tmp_path: Path, broker: Broker, served: bool
 ) -> None:
-    """Of a snapshot that is older than the results, or of no calculation at all."""
+    """Of a snapshot that is older than the results, or of no calculation at all; whoever's they are.
+
+    Not where a user's directory may not be read: root reads all.
+    """
     port = processes.free_port()
     changes = {"dbserver.host": "localhost", "dbserver.port": str(port)} if served else {}
     with harness.cluster(tmp_path / "oqlab-restored", broker, **changes) as cluster:
         if served:
             cluster.start("oq", "dbserver", "start", LOGNAME="openquake")
             wait_until(lambda: processes.answers(port), "the DbServer")
-        for number in (1, 2, 7):
-            (cluster.data / f"calc_{number}.hdf5").write_text("results")
+        anns, openquakes = cluster.shared / "ann/oqdata", cluster.shared / "oqdata"
+        there = [
+            cluster.data / "calc_1.hdf5",
+            anns / "calc_2.hdf5",
+            openquakes / "calc_3.hdf5",
+            anns / "calc_7",
+        ]
+        for path in there:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("results")
         ini = harness.qa_job("classical/case_01", tmp_path)
         for number in (8, 9):
             job = cluster.run(ini, OQ_DISTRIBUTE="no")
             assert (job.status, [path.name for path in job.datastores]) == (0, [f"calc_{number}.hdf5"]), (
                 job.output
             )
-        assert {path.read_text() for path in cluster.data.glob("calc_[127].hdf5")} == {"results"}
+        assert {path.read_text() for path in there} == {"results"}
         assert sorted(status(cluster)) == [8, 9]
 
 

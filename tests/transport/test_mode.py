@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -131,6 +132,34 @@ def test_wrong_settings_are_all_reported_at_once_and_without_a_traceback(
             f"(read: {harness.QA_TESTS.parent}/engine/openquake.cfg, {cluster.directory}/openquake.cfg;"
             in result.stderr
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"num_cores = 4\n", "line: 1"),
+        (b"[distribution]\nnum_cores 4\n", "[line 2]"),
+        (b"[distribution]\nnum_cores = 4\nnum_cores = 8\n", "[line 3]"),
+        (b"[distribution]\nserialize_jobs = many\n", "serialize_jobs"),
+        (b"[distribution]\n# Universit\xe9\n", "byte 0xe9"),
+    ],
+    ids=["no section", "no equals sign", "twice", "no number", "another encoding"],
+)
+def test_a_file_of_the_users_that_cannot_be_read_is_one_line_that_names_it(
+    text: bytes, words: str, tmp_path: Path
+) -> None:
+    """Of the one that is not UTF-8 without the number of the line."""
+    own = tmp_path / "openquake.cfg"
+    own.write_bytes(text)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OQ_")}
+    result = processes.run(
+        [processes.ENGINE / "bin/oq-celery", "status"], environment | {"HOME": str(tmp_path)}
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert str(own) in line
+    assert words in line
+    assert "Correct it" in line
 
 
 class Node:

@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from lab.aws.answers import INVOKES, Invokes, asked, network_answers
+from lab.aws.answers import INVOKES, READ_STATE, Invokes, Refused, asked, network_answers, state_answer
 from lab.aws.recorder import run_program
 from lab.aws.recording import Recording
 from lab.aws.resources import REGION
@@ -89,11 +89,35 @@ def test_the_cluster_is_found_by_the_tags_of_its_stack() -> None:
     assert asked == [{"tags": {"Project": "openquake-cluster", "Stack": "mine"}}]
 
 
-def test_two_clusters_of_one_name_are_refused_with_their_networks(answers: Invokes) -> None:
+def with_vpcs(answers: Invokes, *vpcs: str) -> Invokes:
+    """These answers where there are these VPCs; the state has vpc-1."""
+    return {**answers, GET_VPCS: {"id": REGION, "ids": vpcs}, READ_STATE: state_answer("vpc-1")}
+
+
+def test_two_clusters_of_one_name_are_refused_with_the_network_of_the_other(answers: Invokes) -> None:
     """They would start workers by each other's queue."""
-    (line,) = refused({}, {**answers, GET_VPCS: {"id": REGION, "ids": ["vpc-2", "vpc-1"]}})
+    (line,) = refused({}, with_vpcs(answers, "vpc-2", "vpc-1"))
     assert line.startswith("  stack = test: another cluster in this account and region has this stack name")
-    assert line.endswith(" Their networks: vpc-1, vpc-2")
+    assert line.endswith(" Its network: vpc-2")
+
+
+def test_the_first_up_of_a_second_cluster_of_a_name_is_refused(answers: Invokes) -> None:
+    """The settings of the other one are not said to be this one's. Whether Pulumi's engine answers so, tests/engine
+    shows.
+    """
+    (line,) = refused({"vpcCidr": "10.21.0.0/16"}, with_vpcs(answers, "vpc-2"))
+    assert line.startswith("  stack = test: another cluster in this account and region has this stack name")
+    assert "pulumi stack rename NAME" in line
+    assert line.endswith(" Its network: vpc-2")
+
+
+def test_where_pulumi_does_not_say_what_the_state_has_one_network_is_the_clusters(answers: Invokes) -> None:
+    def refuse(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        raise Refused("a stack reference's name should be of another form")
+
+    assert run_program({}, invokes={**with_vpcs(answers, "vpc-1"), READ_STATE: refuse}).of_type(VPC)
+    (line,) = refused({}, {**with_vpcs(answers, "vpc-2", "vpc-1"), READ_STATE: refuse})
+    assert line.endswith(" One of these networks is its: vpc-1, vpc-2")
 
 
 def test_a_network_that_an_interrupted_up_has_left_is_no_second_cluster(answers: Invokes) -> None:
@@ -111,7 +135,7 @@ def with_remains(answers: Invokes, *vpcs: str) -> Invokes:
     def subnets(args: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"id": REGION, "ids": []} if asked(args, "vpc-id") == "vpc-left" else its(args)
 
-    return {**answers, GET_VPCS: {"id": REGION, "ids": vpcs}, GET_SUBNETS: subnets}
+    return {**with_vpcs(answers, *vpcs), GET_SUBNETS: subnets}
 
 
 def test_a_network_that_is_left_alone_fixes_no_setting(answers: Invokes) -> None:
