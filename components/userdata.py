@@ -173,7 +173,12 @@ def values(node: Node) -> dict[str, Any]:
         # By which the group of workers is found.
         found_by = (f" --tag {key}={value}" for key, value in of_stack(node.stack).items())
         extra["group_options"] = f"--region {node.region}{''.join(found_by)}"
+        extra["webui_check"] = (
+            f"{facts.ENGINE_DIR}/bin/oq-webui check {node.master_address} {facts.WEBUI_PORT}"
+        )
         https = _https(node)
+        if node.webui_certificate:
+            extra["webui_check"] += f" --certificate {facts.WEBUI_TLS_DIR}"
         extra |= https if node.webui_certificate else dict.fromkeys(https, "")
         extra["home_unit"], extra["var_unit"], extra["rabbitmq_volume_unit"] = map(
             volume_unit, (facts.HOME_MOUNT, facts.VAR_MOUNT, facts.RABBITMQ_DIR)
@@ -187,10 +192,8 @@ def values(node: Node) -> dict[str, Any]:
 
 
 def _https(node: MasterNode) -> dict[str, str]:
-    """What the units of the WebUI and of nginx, and oq-node status, have besides, where port 8800 speaks HTTPS."""
+    """What the units of the WebUI and of nginx have besides, where port 8800 speaks HTTPS."""
     return {
-        "certificate_check": f"{facts.ENGINE_DIR}/bin/oq-webui check-certificate --directory {facts.WEBUI_TLS_DIR} "
-        f"{node.master_address} {facts.WEBUI_PORT}",
         "certificate_unit": facts.CERTIFICATE_UNIT,
         "certificate_timer": facts.CERTIFICATE_RENEWAL_TIMER,
         "certificate_renewal": facts.CERTIFICATE_RENEWAL_SERVICE,

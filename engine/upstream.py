@@ -40,13 +40,14 @@ NAMES: Mapping[str, str] = {
     "openquake.commonlib.datastore": "DataStore get_datadir get_oq read",
     "openquake.commonlib.dbapi": "Db Row Table db",
     "openquake.commonlib.logs": "LogContext dbcmd get_datadir getpass zeromq",
-    "openquake.commonlib.readinput": "_normalize get_input_files get_oqparam unzip_rename",
+    "openquake.commonlib.readinput": "_normalize get_input_files get_oqparam unzip_rename valid",
     "openquake.engine.engine": (
         "_PID _PPID _run create_jobs logs manage_signals parallel register_signals run_calc run_jobs setproctitle"
     ),
     "openquake.hazardlib.gsim.base": "registry",
     "openquake.hazardlib.gsim.coeffs_table": "CoeffsTable",
     "openquake.hazardlib.source.multi_fault": "SECTIONS",
+    "openquake.hazardlib.valid": "gsim to_toml toml",
     # the commands and the WebUI's views that abort and delete
     "openquake.commands.abort": "main",
     "openquake.commands.collect_jobs": "logs main",

@@ -371,8 +371,8 @@ def problems() -> list[str]:
     for unit, port in services().items():
         if not answers(FACTS["master_address"], port):
             found.append(f"{unit} does not answer on {port}")
-    if FACTS["certificate_check"] and not mount_problems(FACTS["nfs_dir"], FACTS["engine_dir"]):
-        found += run(*FACTS["certificate_check"].split()).splitlines()
+    if FACTS["webui"] and not mount_problems(FACTS["nfs_dir"], FACTS["engine_dir"]):
+        found += run(*FACTS["webui_check"].split()).splitlines()
     return found or broker_alarms()
 
 

@@ -39,6 +39,9 @@ INPUTS = "inputs"  # of a calculation that was uploaded, in its directory; upstr
 # Of the form that starts a calculation: 32 hexadecimal digits that nobody else has sent.
 UPLOAD_FIELD = "upload"
 UPLOAD_IT = "Upload the job with all its files to /v1/calc/run: what is wrong with it is in its log then"
+NO_NOTICES = (
+    "notify_to: the cluster writes to no address. Leave it out, and ask /v1/calc/<number>/status how it ends"
+)
 WEBUI_REMEDY = "`oq abort {0}` as that user, or `sudo oq abort {0}`"
 # Finished calculations of a user, or of everybody for root; the newest first, since others may depend on older ones.
 _FINISHED = """SELECT id, user_name, ds_calc_dir FROM job WHERE (user_name=?x OR ?x=0) AND status IN (?X)
@@ -457,6 +460,7 @@ def extend_views(views: Any) -> None:
     where uploads do and goes with the answer, what is uploaded is not taken for results, and an upload has a name. What
     a job wants to be exported at its end nobody could fetch: it is exported when somebody asks for it, and not before.
     A file of the master has nobody computed or looked at: jobs are uploaded, and name what is uploaded with them.
+    Nobody has the master write to an address of theirs at the end of a calculation.
     Nobody's files are looked at to find out whether a client has the same: upstream opens whatever it is told.
     """
     dbcmd, answer = views.logs.dbcmd, views.JsonResponse
@@ -504,6 +508,10 @@ def extend_views(views: Any) -> None:
     def calc_run(request: Any) -> Any:
         if request.method == "POST" and not request.FILES:  # upstream would take a path of this machine
             return answer({"error": UPLOAD_IT}, status=400)
+        if request.POST.get(
+            "notify_to"
+        ):  # upstream would have this machine write to any address that it reaches
+            return answer({"error": NO_NOTICES}, status=400)
         token = request.POST.get(UPLOAD_FIELD, "")
         making.token = token if re.fullmatch(r"[0-9a-f]{32}", token) else ""
         try:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 _thread = threading.local()  # `directory`, where an upload is that this thread looks at
 
@@ -34,12 +35,13 @@ def only(directory: Path) -> Iterator[None]:
 
 
 def extend_readinput(readinput: Any) -> None:
-    """Change `openquake.commonlib.readinput`: what `only` says holds before a file that a job file names is opened, and
-    of those that its models name before the calculation begins. Unpacking a model touches nothing outside of its
-    folder, where upstream renames what has the name of a member, `../../…` too.
+    """Change `openquake.commonlib.readinput`: what `only` says holds before a file that a job file names is opened, or
+    one that a ground motion model is given, and of those that other models name before the calculation begins.
+    Unpacking a model touches nothing outside of its folder, where upstream renames what has the name of a member,
+    `../../…` too.
     """
     upstream_normalize, upstream_unzip = readinput._normalize, readinput.unzip_rename
-    upstream_input_files = readinput.get_input_files
+    upstream_input_files, upstream_gsim = readinput.get_input_files, readinput.valid.gsim
 
     @functools.wraps(upstream_normalize)
     def normalize(key: str, fnames: Iterable[Any], base_path: str) -> Any:
@@ -52,7 +54,26 @@ def extend_readinput(readinput: Any) -> None:
     def get_input_files(oqparam: Any) -> Any:
         found = upstream_input_files(oqparam)
         _check(found)
+        if tree := oqparam.inputs.get("gsim_logic_tree"):
+            # Those too of a file's further trees, which are read when the calculation has begun.
+            for model in ElementTree.parse(tree).iter():  # noqa: S314 - upstream has read it
+                if model.tag.rpartition("}")[2] == "uncertaintyModel":
+                    check_arguments(model, Path(tree).parent)
         return found
+
+    def check_arguments(model: Any, folder: str | Path) -> None:
+        """Refuse files outside, whatever the argument is called that names one: upstream lists few, and opens others
+        from where this process stands.
+        """
+        if getattr(_thread, "directory", None):
+            given = list(_texts(readinput.valid.toml.loads(readinput.valid.to_toml(model))))
+            _check(Path(folder, text) for text in given)
+            _check(text for text in given if os.path.exists(text))  # noqa: PTH110 - a text may be too long for a path
+
+    @functools.wraps(upstream_gsim)
+    def gsim(value: Any, basedir: str = "") -> Any:
+        check_arguments(value, basedir)
+        return upstream_gsim(value, basedir)
 
     @functools.wraps(upstream_unzip)
     def unzip_rename(zpath: str, name: str) -> Any:
@@ -64,7 +85,16 @@ def extend_readinput(readinput: Any) -> None:
         return upstream_unzip(zpath, name)
 
     readinput._normalize, readinput.unzip_rename = normalize, unzip_rename
-    readinput.get_input_files = get_input_files
+    readinput.get_input_files, readinput.valid.gsim = get_input_files, gsim
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in what TOML says."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _check(paths: Iterable[str | Path]) -> None:

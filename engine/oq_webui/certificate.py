@@ -85,7 +85,7 @@ def problems(directory: Path, host: str, port: int) -> list[str]:
     if problem.exists():
         return [f"the WebUI's certificate: {problem.read_text().strip()}"]
     try:
-        context = _trusting(directory / CERTIFICATE)
+        context = trusting(directory / CERTIFICATE)
         with (
             socket.create_connection((host, port), _CONNECT_SECONDS) as connection,
             context.wrap_socket(connection),
@@ -204,7 +204,7 @@ def _try(pair: Path) -> None:
             ) from None
         raise CertificateError(f"OpenSSL cannot use it: {_reason(error)}") from None
     try:
-        _shake_hands(server, _trusting(pair))
+        _shake_hands(server, trusting(pair))
     except ssl.SSLError as error:
         raise CertificateError(f"on {datetime.now(UTC):%Y-%m-%d} {_reason(error)}") from None
 
@@ -230,7 +230,7 @@ def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
             continue
 
 
-def _trusting(certificate: Path) -> ssl.SSLContext:
+def trusting(certificate: Path) -> ssl.SSLContext:
     """A client that trusts the first certificate of a file, whatever name it has, for as long as it is valid."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

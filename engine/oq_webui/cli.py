@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from oq_webui import certificate
+from oq_webui import answers, certificate
 
 
 def main() -> None:
@@ -68,16 +68,16 @@ def main() -> None:
     )
     renew.add_argument("address", help="of this machine, by which people reach it")
     renew.set_defaults(run=_renew)
-    check = commands.add_parser(
-        "check-certificate", help="print what is wrong with HTTPS (oq-node status does)"
-    )
-    check.add_argument("--directory", required=True, type=Path, help="where it is prepared")
+    check = commands.add_parser("check", help="print why people get no page (oq-node status does)")
     check.add_argument("address")
     check.add_argument("port", type=int)
+    check.add_argument(
+        "--certificate",
+        type=Path,
+        help="the directory where what HTTPS needs is prepared; plain HTTP without",
+    )
     check.set_defaults(
-        run=lambda given: print(
-            *certificate.problems(given.directory, given.address, given.port), sep="\n", end=""
-        )
+        run=lambda given: print(*_problems(given.certificate, given.address, given.port), sep="\n", end="")
     )
     given = parser.parse_args()
     given.run(given)
@@ -104,6 +104,14 @@ def _filled(name: str, values: Mapping[str, str]) -> str:
     text = resources.files("oq_webui").joinpath(name).read_text()
     # nginx's own variables stay: they have no braces.
     return re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], text)
+
+
+def _problems(prepared: Path | None, host: str, port: int) -> list[str]:
+    if prepared is None:
+        return answers.problems(host, port, None)
+    return certificate.problems(prepared, host, port) or answers.problems(
+        host, port, certificate.trusting(prepared / certificate.CERTIFICATE)
+    )
 
 
 def _renew(given: argparse.Namespace) -> None:

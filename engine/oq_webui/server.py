@@ -35,6 +35,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """gunicorn's settings."""
         for name, value in {
             "bind": f"unix:{self.socket}",
+            # Nobody else of this machine passes by nginx, whose group the unit gives it.
+            "umask": 0o117,
             "proc_name": "oq-webui",
             "worker_class": "gthread",
             "workers": PROCESSES,
@@ -46,7 +48,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "graceful_timeout": 30,
             "keepalive": 0,
             "control_socket_disable": True,
-            # nginx alone reaches the socket.
+            # nginx alone says by whom and how a request has come.
             "forwarded_allow_ips": "*",
             "post_request": _reap_calculations,
             "worker_exit": _leave_the_calculations,

@@ -49,16 +49,26 @@ OFFICE = """
 """
 
 
-def office(directory: Path, *requests: str) -> list[Any]:
-    """What some lines of code print after that, as JSON."""
+def configuration(directory: Path) -> Path:
+    """The file by which the WebUI has its database and all that people upload below a directory."""
     config = directory / "openquake.cfg"
     config.write_text(
         f"[celery]\nuse_celery = true\n[amqp]\nhost = 127.0.0.1\nuser = oq\npassword = none\n"
         f"[dbserver]\nfile = {directory}/db.sqlite3\nhost = 127.0.0.1\nmulti_user = false\n"
         f"[directory]\nshared_dir = {directory}\n"
     )
+    return config
+
+
+def office(directory: Path, *requests: str) -> list[Any]:
+    """What some lines of code print after that, as JSON."""
     code = OFFICE + "".join(f"    {line}\n" for line in requests)
-    return [*map(json.loads, processes.python(code, processes.ROOT / "engine", directory, config=config))]
+    return [
+        *map(
+            json.loads,
+            processes.python(code, processes.ROOT / "engine", directory, config=configuration(directory)),
+        )
+    ]
 
 
 def test_an_administrator_aborts_and_removes_everybodys_calculations_and_others_their_own(
@@ -416,6 +426,70 @@ def test_nor_does_a_file_that_came_with_it(tmp_path: Path) -> None:
         "look('source_model_logic_tree_file = ../tree/ssmLT.xml', {'tree/ssmLT.xml': tree})",
     )
     assert said.startswith(f"Not among the files that were uploaded: {tmp_path}/secret.csv. A job"), said
+
+
+MODELS = """<?xml version='1.0'?><nrml xmlns='http://openquake.org/xmlns/nrml/0.5'>TREES</nrml>"""
+TREE = """<logicTree logicTreeID='lt1'><logicTreeBranchSet uncertaintyType='gmpeModel' branchSetID='bs1'
+applyToTectonicRegionType='*'><logicTreeBranch branchID='b1'><uncertaintyModel>MODEL</uncertaintyModel>
+<uncertaintyWeight>1</uncertaintyWeight></logicTreeBranch></logicTreeBranchSet></logicTree>"""
+SADIGH = TREE.replace("MODEL", "SadighEtAl1997")
+LOOK_AT_MODEL = "look('gsim_logic_tree_file = gmmLT.xml', {'in/gmmLT.xml': %r.replace('MODEL', %s)})"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "f'[ChiouYoungs2014]\\ndelta_gamma_tab = {str(secret)!r}'",  # which upstream opens, and does not list
+        "f'[ChiouYoungs2014]\\ndelta_gamma_tab = {os.path.relpath(secret)!r}'",  # from where the server stands
+        "f'[ChiouYoungs2014]\\ndelta_gamma_tab = {outside!r}'",
+        "f'[GMPETable]\\n\"gmpe_table\" = {outside!r}'",
+        "f'[ModifiableGMPE]\\ngmpe = {{GMPETable = {{gmpe_table = {outside!r}}}}}'",
+        "f'[ModifiableGMPE.gmpe.GMPETable]\\ngmpe_table = {outside!r}'",
+    ],
+)
+@pytest.mark.parametrize("trees", [TREE, SADIGH + TREE], ids=["one", "second"])
+def test_nor_is_a_ground_motion_model_given_one_by_whatever_argument(
+    tmp_path: Path, trees: str, model: str
+) -> None:
+    (said,) = office(tmp_path, *LOOKED_AT, LOOK_AT_MODEL % (MODELS.replace("TREES", trees), model))
+    assert said.startswith(f"Not among the files that were uploaded: {tmp_path}/"), said
+    assert "secret.csv. A job" in said
+
+
+def test_nor_is_the_one_ground_motion_model_of_a_job(tmp_path: Path) -> None:
+    (said,) = office(
+        tmp_path,
+        *LOOKED_AT,
+        "look(f'gsim = [ChiouYoungs2014]\\n  delta_gamma_tab = {str(secret)!r}', {})",
+    )
+    assert said.startswith(f"Not among the files that were uploaded: {tmp_path}/secret.csv. A job"), said
+
+
+def test_what_a_ground_motion_model_has_in_the_upload_is_its_own(tmp_path: Path) -> None:
+    """That the engine takes such a file is shown by its own jobs, which the lab computes (make qa)."""
+    (found,) = office(
+        tmp_path,
+        *LOOKED_AT,
+        f"tree = {MODELS.replace('TREES', SADIGH + TREE)!r}",
+        "tree = tree.replace('MODEL', '[GMPETable]\\ngmpe_table = \"../tables/table.hdf5\"')",
+        "look('gsim_logic_tree_file = gmmLT.xml', {'in/gmmLT.xml': tree, 'tables/table.hdf5': 'x'})",
+    )
+    assert "in/gmmLT.xml" in str(found), found
+
+
+def test_the_master_writes_to_no_address_that_an_upload_names(tmp_path: Path) -> None:
+    """It would reach its own ports and the machine's metadata."""
+    [(status, said)], count = office(
+        tmp_path,
+        *UPLOADED,
+        "form = {'archive': archive({'job.ini': INI}), 'notify_to': 'http://169.254.169.254/'}",
+        "answer = client.post('/v1/calc/run', form)",
+        "print(json.dumps([[answer.status_code, answer.json().get('error')]]))",
+        "print(logs.dbcmd('SELECT count(*) AS n FROM job')[0].n)",
+    )
+    assert status == 400
+    assert said.startswith("notify_to: the cluster writes to no address. Leave it out")
+    assert count == 3  # those that there are before
 
 
 def test_files_in_other_folders_of_an_upload_are_its_own(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pwd
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from oq_fleet import watch
 from oq_fleet.watch import Fleet
 from oq_idle import cli, gate
 from oq_idle.gate import Gate
+from oq_webui import answers
 from oq_webui.activity import Activity
 
 from components import facts
@@ -232,6 +233,18 @@ def test_what_has_begun_between_two_looks_keeps_the_master_on(look: Look) -> Non
 # --- the WebUI's requests ---
 
 
+class Request(str):
+    """A request; it has the headers of nobody in particular."""
+
+    headers: Mapping[str, str] = {}
+
+
+class Status(Request):
+    """The master's own, of `oq-node status`."""
+
+    headers: Mapping[str, str] = {"User-Agent": answers.AGENT}
+
+
 @pytest.fixture
 def activity(monkeypatch: pytest.MonkeyPatch, webui: Gate) -> Activity:
     """Django's middleware in the WebUI's unit; its answers can be closed."""
@@ -244,7 +257,7 @@ def activity(monkeypatch: pytest.MonkeyPatch, webui: Gate) -> Activity:
 def test_a_request_that_is_not_answered_yet_keeps_the_master_on(
     look: Look, activity: Activity, webui: Gate
 ) -> None:
-    answer = activity("an upload")
+    answer = activity(Request("an upload"))
     os.utime(webui.file, (NOW - 10**6, NOW - 10**6))  # it takes long
     assert look("30", 10**6) == []
     with pytest.raises(SystemExit, match="answering a request"):
@@ -253,11 +266,16 @@ def test_a_request_that_is_not_answered_yet_keeps_the_master_on(
     assert powers_off(look("30", 10**6))
 
 
+def test_who_asks_the_master_how_it_is_does_not_keep_it_on(look: Look, activity: Activity) -> None:
+    activity(Status("a page")).close()
+    assert powers_off(look("30", 10**6))
+
+
 def test_a_request_that_comes_while_it_looks_waits_and_is_answered_if_the_master_stays(
     activity: Activity, webui: Gate
 ) -> None:
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(activity("a job")))
+    thread = threading.Thread(target=lambda: answers.append(activity(Request("a job"))))
     with webui.closed() as empty:
         assert empty
         thread.start()
@@ -275,7 +293,7 @@ def test_a_request_that_comes_while_it_looks_is_refused_if_the_master_goes(
     monkeypatch.setitem(sys.modules, "django.http", django)
     accepted: list[Any] = []
     activity._get_response = accepted.append
-    thread = threading.Thread(target=lambda: refusals.append(activity("a job")))
+    thread = threading.Thread(target=lambda: refusals.append(activity(Request("a job"))))
     refusals: list[Any] = []
 
     def comes_now(*_: Any) -> Iterator[str]:
@@ -287,7 +305,7 @@ def test_a_request_that_comes_while_it_looks_is_refused_if_the_master_goes(
     assert powers_off(look("30", 10**6, _cluster=comes_now))
     thread.join(10)
     assert [status for _, status in refusals] == [503]
-    assert activity("another")[1] == 503
+    assert activity(Request("another"))[1] == 503
     assert accepted == []
 
 
@@ -305,7 +323,7 @@ def test_a_power_off_that_has_failed_lets_requests_in_again(
     monkeypatch.setattr("oq_idle.gate.time.time", lambda: barred + gate.STALE_SECONDS)
     assert webui.enter() is None
     monkeypatch.setattr("oq_idle.gate.time.time", lambda: barred + gate.STALE_SECONDS + 1)
-    for request in ("the first", "the next"):
+    for request in map(Request, ("the first", "the next")):
         answer = activity(request)
         assert answer.request == request
         answer.close()
@@ -343,10 +361,10 @@ def test_the_webui_leaves_the_time_of_requests_where_it_is_looked_for(
     unit = node_files(record(), "master")[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
     assert f"RuntimeDirectory={cli.WEBUI.name}\n" in unit
     os.utime(webui.file, (NOW, NOW))
-    activity("one").close()
+    activity(Request("one")).close()
     assert webui.asked() > NOW
     os.utime(webui.file, (NOW, NOW))
-    activity("two").close()
+    activity(Request("two")).close()
     assert webui.asked() == NOW  # not for each of many
     monkeypatch.delenv("RUNTIME_DIRECTORY")
     assert Activity(lambda _request: "answer")("three") == "answer"

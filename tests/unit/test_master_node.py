@@ -131,6 +131,7 @@ def test_a_renewal_of_the_certificate_that_has_failed_is_a_problem(
     for name in ("mount_problems", "unit_problems", "broker_alarms"):
         monkeypatch.setattr(master.module, name, lambda *_: [])
     monkeypatch.setattr(master.module, "answers", lambda *_: True)
+    monkeypatch.setattr(master.module, "run", lambda *_: "")
     monkeypatch.setattr(master.module, "failed_units", lambda *units: list(units))
     for renewal in ([], [facts.CERTIFICATE_RENEWAL_SERVICE]):
         monkeypatch.setitem(master.module.FACTS, "certificate_renewal", "".join(renewal))
@@ -143,6 +144,7 @@ def said_by_broker(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[
     for name in ("mount_problems", "unit_problems", "failed_units"):
         monkeypatch.setattr(master.module, name, lambda *_: [])
     monkeypatch.setattr(master.module, "answers", lambda *_: True)
+    monkeypatch.setattr(master.module, "run", lambda *_: "")
 
     def problems(*script: str) -> list[str]:
         run = subprocess.run
@@ -164,14 +166,21 @@ def said_by_broker(master: Master, monkeypatch: pytest.MonkeyPatch) -> Callable[
     ("mounted", "printed", "problems"),
     [
         (True, "", []),
-        (True, "the WebUI's certificate: expired", ["the WebUI's certificate: expired"]),
+        (True, "the WebUI answers 502", ["the WebUI answers 502"]),
         (False, "", ["/opt/openquake is not mounted"]),  # and with it the program that looks
     ],
 )
-def test_a_master_with_a_bad_certificate_is_not_ready(
-    record: Record, monkeypatch: pytest.MonkeyPatch, mounted: bool, printed: str, problems: list[str]
+@pytest.mark.parametrize("certificate", ["self", ""])
+def test_a_master_whose_webui_gives_no_page_or_has_a_bad_certificate_is_not_ready(
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: str,
+    mounted: bool,
+    printed: str,
+    problems: list[str],
 ) -> None:
-    with node_module("master", node_facts(record(webuiCertificate="self"), "master")) as module:
+    """Its port is nginx's, which answers for a server that is dead."""
+    with node_module("master", node_facts(record(webuiCertificate=certificate), "master")) as module:
         engine = [] if mounted else ["/opt/openquake is not mounted"]
         monkeypatch.setattr(
             module, "mount_problems", lambda *paths: engine if facts.ENGINE_DIR in paths else []
@@ -188,8 +197,18 @@ def test_a_master_with_a_bad_certificate_is_not_ready(
 
         monkeypatch.setattr(module, "run", run)
         assert module.problems() == problems
-    check = (f"{facts.ENGINE_DIR}/bin/oq-webui", "check-certificate", "--directory", facts.WEBUI_TLS_DIR)
-    assert asked == ([(*check, "10.20.0.10", str(facts.WEBUI_PORT))] if mounted else [])
+    check = [f"{facts.ENGINE_DIR}/bin/oq-webui", "check", "10.20.0.10", str(facts.WEBUI_PORT)]
+    check += ["--certificate", facts.WEBUI_TLS_DIR] if certificate else []
+    assert asked == ([(*check,)] if mounted else [])
+
+
+def test_a_master_without_a_webui_asks_for_no_page(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node_module("master", node_facts(record(webui="false"), "master")) as module:
+        for name in ("mount_problems", "unit_problems", "failed_units", "broker_alarms"):
+            monkeypatch.setattr(module, name, lambda *_: [])
+        monkeypatch.setattr(module, "answers", lambda *_: True)
+        monkeypatch.setattr(module, "run", None)
+        assert module.problems() == []
 
 
 @pytest.mark.parametrize("certificate", ["self", ""])
@@ -334,6 +353,7 @@ def test_a_master_whose_looks_after_itself_fail_is_not_ready(
     for name in ("mount_problems", "unit_problems", "broker_alarms"):
         monkeypatch.setattr(master.module, name, lambda *_: [])
     monkeypatch.setattr(master.module, "answers", lambda *_: True)
+    monkeypatch.setattr(master.module, "run", lambda *_: "")
     monkeypatch.setattr(master.module.subprocess, "run", run)
     assert master.module.problems() == []
     for unit in (facts.REFRESH_SERVICE, facts.REAP_SERVICE):

@@ -193,6 +193,16 @@ def test_the_webui_alone_is_handed_its_secrets_and_its_restart_ends_no_calculati
     assert "KillMode=process\n" in unit
 
 
+def test_nginx_alone_reaches_the_webuis_socket(record: Record) -> None:
+    """By its group, which root gives the socket; gunicorn makes it for its own and that."""
+    written = files(configs(record())["master"])
+    assert (
+        f"ExecStartPost=+chgrp www-data {facts.WEBUI_SOCKET}\n"
+        in written[f"/etc/systemd/system/{facts.WEBUI_UNIT}"]
+    )
+    assert "Group=www-data\n" in written[f"/etc/systemd/system/{facts.NGINX_UNIT}"]
+
+
 HTTPS = ("self", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:webui-AbC123")
 
 

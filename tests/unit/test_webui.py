@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.server
 import importlib
 import re
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,3 +214,79 @@ def test_the_secrets_are_read_once_from_the_open_file_that_systemd_hands_to_this
         check=False,
     )
     assert done.stdout.splitlines() == [f"{found} {found}", f"[] {left}"], done.stderr
+
+
+class Front(http.server.BaseHTTPRequestHandler):
+    """What answers on the port; a status of 0 is no answer, and 1 none of HTTP."""
+
+    status: int
+    asked: list[tuple[str, str]]
+
+    def do_GET(self) -> None:
+        self.asked.append((self.path, self.headers["User-Agent"]))
+        if self.status == 1:
+            self.wfile.write(b"SSH-2.0\r\n")
+        elif self.status:
+            self.send_response(self.status)
+            self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What `oq-webui check` prints."""
+    monkeypatch.syspath_prepend(ENGINE)
+    monkeypatch.setattr(sys, "argv", ["oq-webui", "check", "127.0.0.1", *words])
+    importlib.import_module("oq_webui.cli").main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (200, ""),
+        (302, ""),  # to where people log in
+        (502, "the WebUI answers 502 Bad Gateway instead of a page (sudo journalctl"),
+        (500, "the WebUI answers 500 Internal Server Error"),
+        (400, "the WebUI answers 400 Bad Request"),
+        (0, "the WebUI does not answer: Remote end closed connection"),
+        (1, "the WebUI does not answer: SSH-2.0"),
+    ],
+)
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_webui_that_gives_no_page_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    tls: bool,
+    status: int,
+    words: str,
+) -> None:
+    """Of a real WebUI the lab's tests ask it, and tests/transport/test_webui_server.py."""
+    front = type("Answering", (Front,), {"status": status, "asked": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), front) as server:
+        where = [str(server.server_port)]
+        if tls:
+            monkeypatch.syspath_prepend(ENGINE)
+            module = importlib.import_module("oq_webui.certificate")
+            module.renew(module.OWN, ["127.0.0.1"], tmp_path / "tls", tmp_path / "kept")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tmp_path / "tls/pair.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            where += ["--certificate", str(tmp_path / "tls")]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = checked(monkeypatch, capsys, *where)
+        server.shutdown()
+    assert said.startswith(words)
+    assert bool(said) == bool(words)
+    assert front.asked == [("/engine/", "oq-node status")]  # type: ignore[attr-defined]
+
+
+def test_where_nobody_listens_is_no_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # so that nobody else listens there meanwhile
+        said = checked(monkeypatch, capsys, str(closed.getsockname()[1]))
+    assert "the WebUI does not answer: [Errno 111] Connection refused" in said
