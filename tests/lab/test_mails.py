@@ -6,7 +6,7 @@ fails, and when it falls silent.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -49,7 +49,7 @@ def _short(name: str) -> str:
     return name.removeprefix("alarms-").rpartition("-")[0]
 
 
-def told(alarm: Alarm, values: dict[int, float], minutes: int) -> list[float]:
+def told(alarm: Alarm, values: Mapping[int, float], minutes: int) -> list[float]:
     """The minutes at whose end an alarm sends a mail, when it has these values in some minutes."""
     samples = [
         Sample(NOW + 60 * minute + 7, alarm.namespace, alarm.metric, alarm.dimensions, value)

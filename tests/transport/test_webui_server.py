@@ -64,8 +64,8 @@ class Site:
 
     def check(self) -> str:
         """What `oq-webui check` prints."""
-        command = [ENGINE / "bin/oq-webui", "check", "127.0.0.1", str(self.port)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(ENGINE / "bin/oq-webui"), "check", "127.0.0.1", str(self.port)]
+        return str(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def left(self) -> int:
         """Bytes in files of nginx's, and in those of uploads."""

@@ -169,15 +169,6 @@ def test_a_volume_that_would_shrink_is_refused_and_one_that_stays_or_grows_is_no
     assert run_program({"homeVolumeGb": "101"}, invokes=with_disks).of_type(VOLUME)
 
 
-def test_a_volume_that_would_shrink_is_named_once_however_many_networks_there_are(
-    with_disks: Invokes,
-) -> None:
-    lines = refused(
-        {"homeVolumeGb": "99"}, {**with_disks, GET_VPCS: {"id": REGION, "ids": ["vpc-1", "vpc-2"]}}
-    )
-    assert [line.split()[0] for line in lines] == ["homeVolumeGb", "stack"]
-
-
 def test_a_volume_that_no_machine_of_the_stack_has_says_nothing_of_a_size(with_disks: Invokes) -> None:
     """Such a one may be left of a former cluster of the same name."""
     answers = {**with_disks, GET_INSTANCES: {"id": REGION, "ids": []}}

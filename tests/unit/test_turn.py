@@ -28,5 +28,5 @@ def test_a_database_that_is_busy_for_whatever_reason_is_asked_again(
         error.sqlite_errorname, error.sqlite_errorcode = name, getattr(sqlite3, name)
         raise error
 
-    monkeypatch.setattr(turn.sqlite3, "connect", connect)
+    monkeypatch.setattr(sqlite3, "connect", connect)
     assert turn._waits(Path("db.sqlite3"), 5) is waits
