@@ -160,7 +160,7 @@ def test_what_others_have_written_is_no_command_to_a_terminal() -> None:
         job = SimpleNamespace(status="complete")
         answers = {"get_job": lambda *_: job}
         print(*follow(lambda action, *_: job if action == "get_job" else [records.pop()] if records else [], 1))
-        workers = [Worker("two\x1b[2J\\nthree", 1, 0)]
+        workers = [Worker("two\x1b[2J\nthree", 1, 0)]
         print(Status("host", 0, 0, workers, [Tasks(1, "ann\x1b[2J", "square")], None))
         """
     found = processes.python(code)
