@@ -72,7 +72,9 @@ def test_what_comes_through_the_webui_waits_without_the_engine_and_begins_in_its
     assert all(memory(one) < memory(process(served, 1)) / 5 for one in waiting)
     assert Path(f"/proc/{waiting[0]}/comm").read_text().startswith("oq-job-")  # by which the unit ends it
     assert served.post(4, "abort") == (200, {"success": "Calculation 4 is aborted"})
-    assert served.post(1, "abort") == (200, {"success": "Calculation 1 is aborted"})
+    status, said = served.post(1, "abort")  # which may have to kill it, on a busy machine
+    assert status == 200
+    assert said["success"].startswith("Calculation 1 is aborted")
     served.waits(3)
     assert served.statuses() == {1: "aborted", 2: "executing", 3: "executing", 4: "aborted"}
     assert process(served, 3) == waiting[0]
