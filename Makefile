@@ -96,7 +96,7 @@ pictures: $(VENV)/.done host-packages browser ## the pictures of docs/webui.md, 
 vm: $(VENV)/.done host-packages ## nodes with Debian's own kernel, emulated: half an hour, needs root
 	$(VENV)/bin/python -m pytest tests/vm
 
-# Its nodes take the engine from the cache, which an emulated one would compile for an hour.
+# Its nodes take the engine from the cache: an emulated processor would be long at compiling one.
 vm-short: lab-cache
 	@exec $(PYTEST) -m "not whole" tests/vm $(WITH_NAME)
 

@@ -508,9 +508,7 @@ def extend_views(views: Any) -> None:
     def calc_run(request: Any) -> Any:
         if request.method == "POST" and not request.FILES:  # upstream would take a path of this machine
             return answer({"error": UPLOAD_IT}, status=400)
-        if request.POST.get(
-            "notify_to"
-        ):  # upstream would have this machine write to any address that it reaches
+        if request.POST.get("notify_to"):  # upstream has this machine write to whatever address that is
             return answer({"error": NO_NOTICES}, status=400)
         token = request.POST.get(UPLOAD_FIELD, "")
         making.token = token if re.fullmatch(r"[0-9a-f]{32}", token) else ""

@@ -147,9 +147,7 @@ def _waits(database: Path, below: int) -> bool:
         ) as opened:
             return opened.execute(_AHEAD, (socket.gethostname(), below)).fetchone() is not None
     except sqlite3.OperationalError as error:
-        if (
-            error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-        ):  # the code itself, without the reason above it
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:  # without the reason, in the bits above
             return True  # looks again
         print(f"{database}: {error}: the DbServer is asked", file=sys.stderr)
         return False

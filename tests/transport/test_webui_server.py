@@ -157,7 +157,7 @@ def test_who_has_another_account_of_the_machine_does_not_pass_by_nginx(site: Sit
 
 @contextmanager
 def slow_clients(site: Site, begin: bytes) -> Iterator[list[socket.socket]]:
-    """Clients that have sent the beginning of a request, and go on with a byte for as long as the block lasts."""
+    """Clients that have sent the beginning of a request, and wait as long as the block lasts."""
     with contextlib.ExitStack() as stack:
         clients = [
             stack.enter_context(socket.create_connection(("127.0.0.1", site.port))) for _ in range(SLOW)

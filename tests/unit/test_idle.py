@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -63,17 +64,26 @@ def test_what_a_master_runs_by_itself_does_not_need_it() -> None:
     assert list(cli.of_processes(own, people=True)) == []
 
 
-def test_the_process_of_a_calculation_that_has_ended_needs_nothing_even_before_its_parent_asks_for_it() -> (
-    None
-):
-    number = os.getpid()
-    line = f"import pathlib; pathlib.Path('/proc/self/comm').write_text('oq-job-{number}'); print(); input()"
+@contextmanager
+def called(name: bytes) -> Iterator[subprocess.Popen[str]]:
+    """A process that has this name, until it is told a line or the block ends."""
+    line = (
+        f"import sys; open('/proc/self/comm', 'wb').write({name!r}); print(flush=True); sys.stdin.readline()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdin is not None
         process.stdout.readline()
+        yield process
+
+
+def test_the_process_of_a_calculation_that_has_ended_needs_nothing_even_before_its_parent_asks_for_it() -> (
+    None
+):
+    number = os.getpid()
+    with called(f"oq-job-{number}".encode()) as process:
+        assert process.stdin is not None
         calculation = f"oq-job-{number}", os.getuid()
         assert calculation in list(cli.living())
         process.stdin.write("\n")
@@ -84,15 +94,8 @@ def test_the_process_of_a_calculation_that_has_ended_needs_nothing_even_before_i
 
 @pytest.mark.parametrize("name", [b"caf\xc3", b"a\rb\x0cc\x85"])
 def test_a_process_may_have_any_bytes_for_a_name(name: bytes) -> None:
-    line = f"open('/proc/self/comm', 'wb').write({name!r}); print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        process.stdout.readline()
+    with called(name):
         assert (name.decode(errors="replace"), os.getuid()) in list(cli.living())
-        process.stdin.close()
 
 
 @pytest.mark.parametrize(

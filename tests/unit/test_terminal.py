@@ -11,7 +11,6 @@ from pathlib import Path
 ENGINE = Path(__file__).parent.parent.parent / "engine"
 SPOKEN = 300_000  # more than a pipe holds
 PROGRAM = f"""
-import sys
 from oq_celery import terminal
 
 terminal._has_terminal = lambda: True
