@@ -210,11 +210,15 @@ def _slow_master(scene: Scene, fault: Fault) -> bool:
 
 
 def _files_away(scene: Scene, fault: Fault) -> bool:
+    """Nothing is found in it, and nobody can make it anew, as nobody can on a node below the mount point of root's."""
     with scene.world.files_lock:
-        away = scene.world.shared.with_name("away")
-        scene.world.shared.rename(away)
+        shared = scene.world.shared
+        away = shared.with_name("away")
+        shared.rename(away)
+        shared.symlink_to("nowhere")
         time.sleep(fault.seconds)
-        away.rename(scene.world.shared)
+        shared.unlink()
+        away.rename(shared)
     return True
 
 

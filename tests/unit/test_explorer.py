@@ -6,9 +6,12 @@ import copy
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oq_celery.losses import LENIENT, Losses
 
-from explorer import checker, ledger, runs, schedule, workload
+from explorer import checker, injector, ledger, runs, schedule, workload
 from explorer.checker import Left, Seen, Struck
 from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
@@ -24,6 +27,7 @@ from explorer.workload import Task, Workload
 from lab.base import REPOSITORY
 from lab.trials import matrix
 from tests.transport import fork_server, rabbitmq
+from tests.transport.processes import wait_until
 
 SEEDS = st.integers(0, 10**9)
 SIMPLE = Workload(
@@ -334,6 +338,20 @@ def test_a_process_that_has_outlived_its_master_is_seen() -> None:
         finally:
             os.kill(left, signal.SIGKILL)
     assert list(runs._of_sessions({master.pid + 1})) == []
+
+
+def test_a_shared_directory_that_is_away_is_not_made_anew_by_who_misses_it(tmp_path: Path) -> None:
+    """As the engine makes its data directory, with what leads there; so it could not come back."""
+    world: Any = SimpleNamespace(shared=tmp_path / "shared", files_lock=threading.Lock())
+    (kept := world.shared / "kept").mkdir(parents=True)
+    fault = Fault("take the shared directory away", Trigger("begin", 1, 0.0), 0, 1.0, 1)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(injector.strike, injector.Scene(world, [], lambda _job: [], 0), fault)
+        wait_until(lambda: not kept.exists(), "the directory to go")
+        with pytest.raises(FileNotFoundError):
+            os.makedirs(world.shared / "data/calculations")  # noqa: PTH103  as the engine does
+        assert (taken.result().hit, taken.result().detail) == (True, "")
+    assert kept.exists()
 
 
 def test_whatever_is_left_is_seen() -> None:
