@@ -206,7 +206,8 @@ class AlarmsArgs:
     """Who gets the mails, and what is watched besides what the master publishes.
 
     `volume_sources` are those of Storage. A master that `stops_itself` is no matter for a mail while it is off. The
-    alarms exist after everything in `after`: a cluster that is being made is silent, too.
+    alarms on silence and on workers that do not become ready exist after everything in `after`: a cluster that is being
+    made is silent, too.
     """
 
     email: str
@@ -237,12 +238,12 @@ class Alarms(Component):
             if watch.while_on:
                 self._silent_while_on(watch, args, topic)
             else:
-                self._alarm(watch, [topic.arn], args.after)
+                self._alarm(watch, [topic.arn], args.after if watch.missing == "breaching" else ())
         machine = {"InstanceId": args.instance_id}
         recover = f"arn:aws:automate:{args.region}:ec2:recover"
         for watch in status_checks():
             actions = [recover] if watch.metric == SYSTEM_CHECK else []
-            self._alarm(watch, [*actions, topic.arn], args.after, dimensions=machine)
+            self._alarm(watch, [*actions, topic.arn], dimensions=machine)
         self._unready(args, topic)
         self.register_outputs({"topicArn": topic.arn})
 
@@ -375,7 +376,7 @@ class Alarms(Component):
         self,
         watch: Watch,
         actions: Sequence[pulumi.Input[str]],
-        after: Sequence[pulumi.Resource],
+        after: Sequence[pulumi.Resource] = (),
         dimensions: Mapping[str, pulumi.Input[str]] | None = None,
     ) -> None:
         """An alarm that calls `actions`; `dimensions` stand for the watch's where they are not known yet."""

@@ -30,7 +30,9 @@ _POLL_SECONDS: Final = 10
 _ANSWER_POLL_SECONDS: Final = 1
 # SSM forgets a command that the agent has not picked up in this time; 30 is the least that it takes.
 _DELIVERY_SECONDS: Final = 30
-# Invocation states after which nothing more comes.
+_ANSWER_SECONDS: Final = 2 * _DELIVERY_SECONDS
+# The state of a command that the agent has picked up, and those after which nothing more comes.
+_RUNNING: Final = "InProgress"
 _FINAL: Final = frozenset({"Success", "Cancelled", "TimedOut", "Failed"})
 # What SSM says while the agent has not registered yet, and in the moment before an invocation exists.
 _NOT_YET: Final = frozenset({"InvalidInstanceId", "InvocationDoesNotExist"})
@@ -58,7 +60,8 @@ class Answer:
 class Node:
     """A node, asked through SSM. `client` is boto3's SSM client; clock and sleep count in seconds.
 
-    `trouble` is why AWS could not be asked last; nothing where it could.
+    Of the last command, `trouble` is why AWS could not be asked, nothing where it could, and `busy` is whether the node
+    had begun with it when it was given up.
     """
 
     client: Any
@@ -66,10 +69,12 @@ class Node:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     trouble: str = ""
+    busy: bool = False
 
     def run(self, command: str) -> Answer | None:
         """Run a shell command; None if the node's agent, or AWS, does not answer (yet)."""
         self.trouble = ""
+        self.busy = False
         try:
             sent = self.client.send_command(
                 InstanceIds=[self.instance_id],
@@ -80,7 +85,7 @@ class Node:
         except (ClientError, *_UNREACHED) as error:
             self.trouble = _passing(error)
             return None
-        deadline = self.clock() + 2 * _DELIVERY_SECONDS
+        deadline = self.clock() + _ANSWER_SECONDS
         while self.clock() < deadline:
             self.sleep(_ANSWER_POLL_SECONDS)
             try:
@@ -91,6 +96,7 @@ class Node:
                 self.trouble = _passing(error)
                 continue
             self.trouble = ""
+            self.busy = result["Status"] == _RUNNING
             if result["Status"] in _FINAL:
                 if result["ResponseCode"] < 0:  # the command never ran
                     return None
@@ -116,7 +122,7 @@ def wait(node: Node, minutes: float, report: Callable[[str], None]) -> None:
     state = ""
     while True:
         answer = node.run(f"{facts.NODE_PROGRAM} status")
-        now = f"AWS does not answer: {node.trouble}" if node.trouble else _state(answer)
+        now = _state(node, answer)
         if answer is not None and answer.status == 0:
             report("ready")
             return
@@ -128,10 +134,16 @@ def wait(node: Node, minutes: float, report: Callable[[str], None]) -> None:
         node.sleep(_POLL_SECONDS)
 
 
-def _state(answer: Answer | None) -> str:
+def _state(node: Node, answer: Answer | None) -> str:
     """What an answer of the status command says, in one line."""
+    if node.trouble:
+        return f"AWS does not answer: {node.trouble}"
     if answer is None:
-        return "the SSM agent does not answer"
+        return (
+            f"the status command has not ended after {_ANSWER_SECONDS} s: the node is busy, or short of memory"
+            if node.busy
+            else "the SSM agent does not answer"
+        )
     try:
         problems = json.loads(answer.output)["problems"]
     except (ValueError, KeyError, TypeError):

@@ -110,6 +110,19 @@ def test_it_is_patient_with_an_agent_that_is_not_there_yet_and_says_each_state_o
     assert said == ["the SSM agent does not answer", "not ready: RabbitMQ is starting", "ready"]
 
 
+def test_a_node_that_does_not_finish_its_status_is_not_taken_for_one_without_an_agent(ssm: Ssm) -> None:
+    command = ssm.sends()
+    for state in ("Pending", *["InProgress"] * 59):
+        ssm.answers(command, -1, "", state=state)
+    ssm.runs(0, READY)
+    reports: list[str] = []
+    wait(ssm.node, 30, reports.append)
+    assert reports == [
+        "the status command has not ended after 60 s: the node is busy, or short of memory",
+        "ready",
+    ]
+
+
 def test_a_command_that_never_reached_the_node_is_sent_again(ssm: Ssm) -> None:
     said: list[str] = []
     ssm.answers(ssm.sends(), -1, "", state="TimedOut")
