@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from explorer.checker import Struck
@@ -21,6 +23,7 @@ from tests.transport.rabbitmq import ANSWER_SECONDS
 END_SECONDS: Final = 60.0  # for a worker that was asked to end: longer than any task
 WAIT_SECONDS: Final = 20.0  # that a fault waits at most for its byte or its message
 QUEUE_SECONDS: Final = 0.05  # between two looks at the queue
+AT_FDCWD, RENAME_EXCHANGE = -100, 1 << 1  # fcntl.h, linux/fs.h
 
 
 @dataclass
@@ -214,12 +217,20 @@ def _files_away(scene: Scene, fault: Fault) -> bool:
     with scene.world.files_lock:
         shared = scene.world.shared
         away = shared.with_name("away")
-        shared.rename(away)
-        shared.symlink_to("nowhere")
+        away.symlink_to("nowhere")
+        _exchange(shared, away)
         time.sleep(fault.seconds)
-        shared.unlink()
-        away.rename(shared)
+        _exchange(shared, away)
+        away.unlink()
     return True
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two names change places, with no moment in which there is but one of them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one))
 
 
 def _cover_files(scene: Scene, fault: Fault) -> bool:

@@ -408,6 +408,8 @@ def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
     for seed, _, test in ledger.FOUND:
         assert f"| {seed} |" in page
         assert (REPOSITORY / ledger.TESTS / test).exists()
+    for seed, what in ledger.OPEN:
+        assert f"- seed {seed}: {what}." in page
 
 
 @pytest.mark.parametrize(
