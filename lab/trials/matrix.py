@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -238,9 +238,8 @@ def run_case(lab: Lab, case: Case, job_ini: Path, undisturbed: Run, tasks: int, 
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run_job, lab, job_ini, None, show=False, limit=JOB_SECONDS)
         moments = [pool.submit(_strike, lab, begin, job, fault, tasks) for fault in case.faults]
+        _replace_the_last(lab, case, moments)
         struck = tuple(fault for fault in (moment.result() for moment in moments) if fault)
-        if not any(_lives(lab, node.name) for node in lab.staying()):
-            fleet.scale(lab, WORKERS)  # as the group does by itself
         try:
             run = job.result()
             seconds = run.seconds
@@ -256,6 +255,23 @@ def run_case(lab: Lab, case: Case, job_ini: Path, undisturbed: Run, tasks: int, 
     elif left := _left(lab, later, struck):
         trouble = f"left: {' '.join(left)}"
     return Result(case, seconds, struck, trouble)
+
+
+def _replace_the_last(lab: Lab, case: Case, moments: Sequence[Future[Fault | None]]) -> None:
+    """Until all faults have come to their moment, start workers where none lives, as the group does by itself.
+
+    Such a moment may be one in which a task runs, which takes a worker. Faults that change the group do so first.
+    """
+    changes = [moment for fault, moment in zip(case.faults, moments, strict=True) if fault.kind.name in ALONE]
+    waiting = {*moments}
+    while True:
+        waiting = wait(waiting, timeout=1).not_done
+        if all(moment.done() for moment in changes) and not any(
+            _lives(lab, node.name) for node in lab.staying()
+        ):
+            fleet.scale(lab, WORKERS)
+        if not waiting:
+            return
 
 
 def _strike(lab: Lab, begin: float, job: Future[Run], fault: Fault, tasks: int) -> Fault | None:

@@ -25,6 +25,7 @@ from explorer.ledger import Entry
 from explorer.schedule import Fault, Trigger
 from explorer.workload import Task, Workload
 from lab.base import REPOSITORY
+from lab.cluster import fleet
 from lab.trials import matrix
 from tests.transport import fork_server, rabbitmq
 from tests.transport.processes import wait_until
@@ -381,6 +382,30 @@ def test_on_the_lab_all_kinds_of_faults_and_jobs_come() -> None:
     assert {case.job.name for case in cases} == {job.name for job in matrix.JOBS}
 
 
+def test_on_the_lab_a_last_worker_is_replaced_before_the_fault_that_waits_for_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab: Any = SimpleNamespace(staying=lambda: [SimpleNamespace(name="worker-1")])
+    replaced = threading.Event()
+
+    def strike(_lab: Any, _begin: float, _job: Any, fault: matrix.Fault, _tasks: int) -> Any:
+        return fault if fault.kind.name != "restart RabbitMQ" or replaced.wait(5) else None
+
+    monkeypatch.setattr(matrix, "_strike", strike)
+    monkeypatch.setattr(matrix, "_lives", lambda _lab, _name: replaced.is_set())
+    monkeypatch.setattr(matrix, "_left", lambda *_: [])
+    monkeypatch.setattr(matrix, "compare", lambda *_: SimpleNamespace(absolute=0))
+    monkeypatch.setattr(matrix, "run_job", lambda *_, **__: SimpleNamespace(seconds=float(replaced.wait(10))))
+    monkeypatch.setattr(fleet, "scale", lambda _lab, _number: replaced.set())
+    kinds = {kind.name: kind for kind in matrix.KINDS}
+    faults = tuple(
+        matrix.Fault(kinds[name], 0.0, 0.0) for name in ("scale in", "kill a worker", "restart RabbitMQ")
+    )
+    nothing: Any = None
+    result = matrix.run_case(lab, matrix.Case(1, matrix.JOBS[0], faults), Path(), nothing, 9, set())
+    assert (result.struck, result.trouble, result.seconds) == (faults, "", 1.0)
+
+
 def test_the_page_has_the_figures_of_both_tiers_and_the_seeds_of_failures(tmp_path: Path) -> None:
     data = tmp_path / "faults.json"
     good = Entry(1, ("mixed", "mixed"), ("kill a worker", "kill a worker"), "equal")
@@ -408,7 +433,7 @@ def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
     for seed, _, test in ledger.FOUND:
         assert f"| {seed} |" in page
         assert (REPOSITORY / ledger.TESTS / test).exists()
-    for seed, what in ledger.OPEN:
+    for seed, what in ledger.KNOWN:
         assert f"- seed {seed}: {what}." in page
 
 
