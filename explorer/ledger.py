@@ -74,7 +74,7 @@ KNOWN: Final = (
         "started another one only after its third fault, which waited for a task to run",
     ),
 )
-"""What is known of seeds with something wrong in the newest figures that no test holds."""
+"""What is known of the seeds with something wrong in the newest figures."""
 NOT_DONE: Final = """## What is not tried
 
 - Steps of the clock: the transport measures time with the monotonic clock, which no step changes; the processes of a

@@ -140,6 +140,23 @@ def test_a_decision_that_refers_to_another_one_refers_to_one_that_exists() -> No
 
 
 # Of the units' journals the account of a Session Manager shell sees nothing without sudo, and is told so in no error.
+@pytest.mark.parametrize("name", ["decisions.md", "operations.md"])
+def test_figures_that_are_repeated_are_those_of_the_newest_benchmarks(name: str) -> None:
+    """Seconds, percent, and MB a second; that one is said of what it was measured of, this does not show."""
+    benchmarks = (tables.PROJECT / "docs/benchmarks.md").read_text()
+    measured = set(re.findall(r"\d+(?:\.\d+)?", benchmarks))
+    (date,) = re.findall(r"^- ([\d-]+), `make bench`", benchmarks, re.M)
+    parts = [
+        part
+        for part in (tables.PROJECT / "docs" / name).read_text().split("\n\n")
+        if "(benchmarks.md" in part
+    ]
+    said = {one for part in parts for one in re.findall(r"\d+(?:\.\d+)?(?= (?:s\b|%|MB/s))", part)}
+    assert said
+    assert said <= measured
+    assert set(re.findall(r"\(benchmarks\.md\), ([\d-]+)", "".join(parts))) <= {date}
+
+
 JOURNAL = re.compile(r"(?<!sudo\s)journalctl -[tuk]")
 
 

@@ -437,6 +437,11 @@ def test_the_page_names_what_was_found_with_tests_that_are_there() -> None:
         assert f"- seed {seed}: {what}." in page
 
 
+def test_what_is_known_is_of_seeds_that_went_wrong_in_the_newest_figures() -> None:
+    tiers = ledger.read(REPOSITORY / "docs/faults.json").values()
+    assert {seed for seed, _ in ledger.KNOWN} <= {seed for tier in tiers for seed, _ in tier.failures}
+
+
 @pytest.mark.parametrize(
     ("answer", "queues"),
     [

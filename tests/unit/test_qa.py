@@ -156,7 +156,7 @@ def test_the_page_counts_every_job_and_names_those_that_are_not_equal() -> None:
     versions = {"engine": "3", "oq_celery": "1", "python": "3.13"}
     text = page(jobs, {result.ini: result for result in results}, versions, "make qa", "2026-01-31")
     assert (
-        "**1 are equal bit for bit, 1 differ for a reason that is given below, 1 cannot be run by upstream"
+        "**1 are equal bit for bit, 1 differs for a reason that is given below, 1 cannot be run by upstream"
         in text
     )
     assert "1 are none of these" in text

@@ -74,8 +74,9 @@ def _summary(results: Sequence[Result]) -> str:
     counts = Counter(result.outcome for result in results)
     faults = sum(number for outcome, number in counts.items() if outcome not in GOOD)
     datasets = sum(result.equal for result in results)
+    differ = "differs" if counts[CLOSE] == 1 else "differ"
     return (
-        f"**{counts[EQUAL]} are equal bit for bit, {counts[CLOSE]} differ for a reason that is given below, "
+        f"**{counts[EQUAL]} are equal bit for bit, {counts[CLOSE]} {differ} for a reason that is given below, "
         f"{counts[REFUSED]} cannot be run by upstream either, {faults} are none of these.** "
         f"{datasets} datasets are equal."
     )
